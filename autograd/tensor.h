@@ -1,0 +1,51 @@
+/*
+ * tensor.h -- the one data structure that every other module talks about.
+ *
+ * A tensor is a contiguous row-major block of numbers plus its gradient.  There are no strides, no
+ * views and no reference counts: a tensor lives in an arena (that of a tape: until ag_tape_reset();
+ * that of a parameter store: until it is freed).  The struct is open because layers read its shape and
+ * tests its data; only autograd/ writes its fields.
+ */
+#ifndef AG_TENSOR_H
+#define AG_TENSOR_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum ag_dtype { AG_F32, AG_F64, AG_I32 } ag_dtype;
+
+enum { AG_MAX_DIMS = 4 };
+
+typedef struct ag_shape {
+    int     ndim;                    /* 0 for a scalar */
+    int64_t dim[AG_MAX_DIMS];        /* elements; dim[ndim-1] varies fastest */
+} ag_shape;
+
+typedef struct ag_tensor {
+    ag_shape shape;
+    int64_t  size;                   /* elements: product of dim[], 1 for a scalar */
+    ag_dtype dtype;
+    void    *data;                   /* [size], in the memory of the tape's device */
+    void    *grad;                   /* [size], dloss/dthis; NULL until backward (parameters: always set) */
+    bool     needs_grad;             /* a parameter, or computed from one */
+    bool     grad_written;           /* grad holds a sum already; else its bytes are garbage */
+    bool     grad_kept;              /* grad outlives the backward of its producer (leaf, parameter) */
+    const char *name;                /* of a parameter: "blocks.0.attn.qkv.weight"; else NULL */
+} ag_tensor;
+
+size_t  ag_dtype_size(ag_dtype d);                       /* bytes */
+int64_t ag_shape_size(const ag_shape *s);
+bool    ag_shape_equal(const ag_shape *a, const ag_shape *b);
+/* "[2,3]" into buf; returns buf. */
+const char *ag_shape_text(const ag_shape *s, char buf[96]);
+
+/* ag_shape of the arguments: AG_SHAPE(2, 3) */
+#define AG_SHAPE(...)                                                                   \
+    ((ag_shape){ (int)(sizeof((int64_t[]){ __VA_ARGS__ }) / sizeof(int64_t)), { __VA_ARGS__ } })
+
+/* size of the last dimension (1 for a scalar), and how many such rows there are */
+int64_t ag_cols(const ag_tensor *x);
+int64_t ag_rows(const ag_tensor *x);
+
+#endif
