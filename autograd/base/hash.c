@@ -36,32 +36,46 @@ static inline void store_be32(uint8_t *p, uint32_t x)
     p[3] = (uint8_t)x;
 }
 
-static void compress(uint32_t h[8], const uint8_t block[64])
+/* One round, the eight words renamed instead of moved: d and h are the two that change. */
+static inline void sha_round(uint32_t a, uint32_t b, uint32_t c, uint32_t *d, uint32_t e,
+                             uint32_t f, uint32_t g, uint32_t *h, uint32_t kw)
 {
-    uint32_t w[64], s[8];
+    const uint32_t t1 = *h + (ror(e, 6) ^ ror(e, 11) ^ ror(e, 25)) + (g ^ (e & (f ^ g))) + kw;
+    *d += t1;
+    *h = t1 + (ror(a, 2) ^ ror(a, 13) ^ ror(a, 22)) + ((a & b) | (c & (a | b)));
+}
+
+static void compress(uint32_t state[8], const uint8_t block[64])
+{
+    uint32_t w[64];
     for (int t = 0; t < 16; t++) w[t] = load_be32(block + 4 * t);
     for (int t = 16; t < 64; t++) {
         const uint32_t s0 = ror(w[t - 15], 7) ^ ror(w[t - 15], 18) ^ w[t - 15] >> 3;
         const uint32_t s1 = ror(w[t - 2], 17) ^ ror(w[t - 2], 19) ^ w[t - 2] >> 10;
         w[t] = w[t - 16] + s0 + w[t - 7] + s1;
     }
-    memcpy(s, h, sizeof s);
-    for (int t = 0; t < 64; t++) {
-        const uint32_t a = s[0], b = s[1], c = s[2], e = s[4];
-        const uint32_t t1 = s[7] + (ror(e, 6) ^ ror(e, 11) ^ ror(e, 25)) +
-                            ((e & s[5]) ^ (~e & s[6])) + K[t] + w[t];
-        const uint32_t t2 = (ror(a, 2) ^ ror(a, 13) ^ ror(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
-        for (int i = 7; i > 0; i--) s[i] = s[i - 1];
-        s[4] += t1;
-        s[0] = t1 + t2;
+    uint32_t a = state[0], b = state[1], c = state[2], d = state[3];
+    uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
+    for (int t = 0; t < 64; t += 8) {
+        const uint32_t *k = K + t, *x = w + t;
+        sha_round(a, b, c, &d, e, f, g, &h, k[0] + x[0]);
+        sha_round(h, a, b, &c, d, e, f, &g, k[1] + x[1]);
+        sha_round(g, h, a, &b, c, d, e, &f, k[2] + x[2]);
+        sha_round(f, g, h, &a, b, c, d, &e, k[3] + x[3]);
+        sha_round(e, f, g, &h, a, b, c, &d, k[4] + x[4]);
+        sha_round(d, e, f, &g, h, a, b, &c, k[5] + x[5]);
+        sha_round(c, d, e, &f, g, h, a, &b, k[6] + x[6]);
+        sha_round(b, c, d, &e, f, g, h, &a, k[7] + x[7]);
     }
-    for (int i = 0; i < 8; i++) h[i] += s[i];
+    state[0] += a; state[1] += b; state[2] += c; state[3] += d;
+    state[4] += e; state[5] += f; state[6] += g; state[7] += h;
 }
 
 void ag_sha256_init(ag_sha256 *s)
 {
     static const uint32_t h0[8] = {
-        0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
+        0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+        0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
     };
     memcpy(s->h, h0, sizeof h0);
     s->bytes = 0;
@@ -108,8 +122,8 @@ void ag_sha256_hex(const uint8_t digest[32], char hex[65])
 
 /* ---- CRC-32C -------------------------------------------------------------------------------- */
 
-/* crc_table[k][b]: the remainder of byte b with k zero bytes behind it, polynomial 0x1EDC6F41 with its
- * bits reversed. */
+/* crc_table[k][b]: the remainder of byte b with k zero bytes behind it, polynomial 0x1EDC6F41 with
+ * its bits reversed. */
 static uint32_t crc_table[8][256];
 static pthread_once_t crc_once = PTHREAD_ONCE_INIT;
 

@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,8 +63,8 @@ int ag_file_read(const char *path, size_t max_size, char **ret_data, size_t *ret
     if (rc) return rc;
     if (size > max_size || size == SIZE_MAX) {
         close(fd);
-        return ag_err_set(err, AG_EINPUT, "'%s' is too large: %zu bytes, the limit is %zu", path, size,
-                          max_size);
+        return ag_err_set(err, AG_EINPUT, "'%s' is too large: %zu bytes, the limit is %zu", path,
+                          size, max_size);
     }
     char *data = malloc(size + 1);
     if (!data)
@@ -119,15 +120,15 @@ static int place_init(place *p, const char *path, ag_err *err)
     if (!*p->name) return ag_err_set(err, AG_EIO, "cannot write '%s': no file name", path);
     const int dir_len = slash ? (slash == path ? 1 : (int)(slash - path)) : 1;
     const int n = snprintf(p->dir, sizeof p->dir, "%.*s", dir_len, slash ? path : ".");
-    const int t = snprintf(p->temp, sizeof p->temp, "%.*s.%s.tmp-%ld", slash ? (int)(slash - path) + 1 : 0,
-                           path, p->name, (long)getpid());
+    const int t = snprintf(p->temp, sizeof p->temp, "%.*s.%s.tmp-%ld",
+                           slash ? (int)(slash - path) + 1 : 0, path, p->name, (long)getpid());
     if (n < 0 || t < 0 || n >= (int)sizeof p->dir || t >= (int)sizeof p->temp)
         return ag_err_set(err, AG_EIO, "cannot write '%s': %s", path, strerror(ENAMETOOLONG));
     return AG_OK;
 }
 
-/* True for a temporary file of this name whose writer is gone.  Our own process id counts as gone: in a
- * container every run may have the same one. */
+/* True for a temporary file of this name whose writer is gone.  Our own process id counts as gone:
+ * in a container every run may have the same one. */
 static bool is_leftover(const char *entry, const char *name)
 {
     const size_t n = strlen(name);
@@ -161,8 +162,9 @@ static int write_full(int fd, const char *data, size_t size)
     return 0;
 }
 
-/* Writes and syncs the temporary file.  Returns the name of the call that failed, errno set, or NULL.  A
- * failed fsync is final: the kernel may have dropped the pages, and a second call would report success. */
+/* Writes and syncs the temporary file.  Returns the name of the call that failed, errno set, or 0.
+ * A failed fsync is final: the kernel may have dropped the pages, and a second call would then
+ * report success. */
 static const char *write_temp(const char *temp, const void *data, size_t size)
 {
     const int fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
@@ -176,7 +178,7 @@ static const char *write_temp(const char *temp, const void *data, size_t size)
     return failed;
 }
 
-/* Makes a rename in dir survive a power cut.  EINVAL: a file system whose folders cannot be synced. */
+/* Makes a rename in dir survive a power cut.  EINVAL: a file system that cannot sync folders. */
 static int sync_dir(const char *dir)
 {
     const int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -188,13 +190,15 @@ static int sync_dir(const char *dir)
     return rc;
 }
 
-int ag_file_replace(const char *path, const void *data, size_t size, ag_err *err)
+/* keep may be NULL. */
+static int replace(const char *path, const char *keep, const void *data, size_t size, ag_err *err)
 {
     place p;
     const int rc = place_init(&p, path, err);
     if (rc) return rc;
     remove_leftovers(&p);
     const char *failed = write_temp(p.temp, data, size);
+    if (!failed && keep && rename(path, keep) && errno != ENOENT) failed = "rename the old one";
     if (!failed && rename(p.temp, path)) failed = "rename";
     if (failed) {
         const int e = errno;
@@ -203,21 +207,20 @@ int ag_file_replace(const char *path, const void *data, size_t size, ag_err *err
                           strerror(e));
     }
     if (sync_dir(p.dir))
-        return ag_err_set(err, AG_EIO, "'%s' is written, but its folder cannot be synced: %s", path,
-                          strerror(errno));
+        return ag_err_set(err, AG_EIO, "'%s' is written, but its folder cannot be synced: %s",
+                          path, strerror(errno));
     return AG_OK;
 }
 
-int ag_file_rename(const char *from, const char *to, ag_err *err)
+int ag_file_replace(const char *path, const void *data, size_t size, ag_err *err)
 {
-    place p;
-    const int rc = place_init(&p, to, err);
-    if (rc) return rc;
-    if (rename(from, to))
-        return ag_err_set(err, AG_EIO, "cannot rename '%s' to '%s': %s", from, to, strerror(errno));
-    if (sync_dir(p.dir))
-        return ag_err_set(err, AG_EIO, "cannot sync the folder of '%s': %s", to, strerror(errno));
-    return AG_OK;
+    return replace(path, NULL, data, size, err);
+}
+
+int ag_file_replace_keep(const char *path, const char *keep, const void *data, size_t size,
+                         ag_err *err)
+{
+    return replace(path, keep, data, size, err);
 }
 
 /* ---- folders -------------------------------------------------------------------------------- */
@@ -263,8 +266,8 @@ static int locked_error(int fd, const char *dir, ag_err *err)
     if (!host || !isdigit((unsigned char)text[0]))
         return ag_err_set(err, AG_ELOCKED, "'%s' is in use by another process", dir);
     return ag_err_set(err, AG_ELOCKED,
-                      "'%s' is in use by process %ld on host '%s'; wait for it, stop it, or use another "
-                      "directory", dir, strtol(text, NULL, 10), host);
+                      "'%s' is in use by process %ld on host '%s'; wait for it, stop it, or use "
+                      "another directory", dir, strtol(text, NULL, 10), host);
 }
 
 int ag_dir_lock(const char *dir, ag_lock *ret_lock, ag_err *err)
