@@ -1,0 +1,106 @@
+/*
+ * op.h -- what an operation is: a name, a shape rule, a forward, a backward and the samples it is tested
+ * on.  One `const ag_op` per op, in the file under ops/ that has its mathematics; ops.def lists them.
+ *
+ * To add an op: ops/NAME.c with the ag_op and the function that models call, a line in ops.def, a prototype in ops.h.
+ * Gradient check, accumulation check, device against reference, error cases and the op page follow from the table.
+ */
+#ifndef AG_OP_H
+#define AG_OP_H
+
+#include "kernels.h"
+#include "tape.h"
+#include "tensor.h"
+
+enum { AG_MAX_IN = 4, AG_MAX_OUT = 2 };
+
+typedef struct ag_kv_cache ag_kv_cache;
+
+typedef union ag_attr {              /* the parameters of a call that are no tensors, by op */
+    struct { bool ta, tb; } matmul;
+    struct { ag_act act; } linear;
+    struct { double eps; } layernorm;
+    struct { bool log; } softmax;
+    struct { double alpha; } scale;                          /* scale, add_scalar, sum */
+    struct { double p; uint32_t site; } dropout;
+    struct { int64_t pos0; } embedding;                      /* position of column 0 of ids */
+    struct { int64_t heads, d_qk, d_v, q_pos0; bool causal;
+             double drop; uint32_t site; ag_kv_cache *cache; int layer; } attention;
+    struct { int64_t n; bool relaxed, hard; double temperature; uint32_t site; } controller;
+    ag_shape reshape;
+} ag_attr;
+
+typedef struct ag_call {             /* one call of an op: one record on the tape */
+    const struct ag_op *op;
+    ag_tensor *in[AG_MAX_IN];        /* NULL: an optional input that is absent */
+    ag_tensor *out[AG_MAX_OUT];
+    ag_attr    attr;
+    void      *saved;                /* what forward leaves for backward; [saved_bytes] */
+    ag_tape   *tape;
+    const ag_kernels *k;
+    const struct ag_scope_node *scope;
+} ag_call;
+
+typedef struct ag_sample {           /* inputs on which every test runs the op */
+    ag_shape in[AG_MAX_IN];
+    unsigned absent;                 /* bit i: optional input i is left out */
+    double   lo, hi, gap;            /* drawn from [lo,hi] without (-gap,gap) */
+    int32_t  int_lo, int_hi;         /* integer inputs are drawn from int_lo .. int_hi - 1 */
+    ag_attr  attr;
+    int      bad;                    /* 0, or the AG_E* code with which the op must refuse */
+    bool     surrogate;              /* backward is on purpose not the derivative (straight-through) */
+} ag_sample;
+
+typedef struct ag_op {
+    const char *name;
+    const char *doc;                 /* one line for the op page: formula, shapes */
+    int      n_in, n_out;
+    unsigned optional;               /* bit i: input i may be NULL */
+    unsigned integer_in;             /* bit i: input i holds int32 indices */
+    unsigned integer_out;            /* bit i: output i does */
+    bool     alias;                  /* out[0] shares the data of in[0]; there is no forward */
+    /* Set out[0 .. n_out-1], or return ag_fail() on inputs that do not fit. */
+    int  (*shape)(ag_call *c, ag_shape *out);
+    void (*forward)(ag_call *c);     /* the bytes of out are garbage before; may ag_fail() on bad indices */
+    void (*backward)(ag_call *c);    /* out[i]->grad is there; writes through ag_grad_of() and its like */
+    const char *nondiff;             /* why there is no backward; NULL if there is one */
+    size_t (*saved_bytes)(const ag_call *c);   /* NULL: none */
+    int64_t (*flops)(const ag_call *c);        /* of forward; NULL: one per element of out[0] */
+    int      id;                     /* index into kernels.unary_* / binary_*, those families only */
+    /* Fills sample i; false: there is no i-th.  ag_digit() decodes i into choices. */
+    bool (*sample)(int64_t i, ag_sample *s);
+} ag_op;
+
+#define AG_OP(name) extern const ag_op ag_op_##name;
+#include "ops.def"
+#undef AG_OP
+
+extern const ag_op *const ag_op_table[];
+extern const int ag_op_count;
+
+/* Runs op on the inputs (n_in of them, absent ones NULL), records it, returns out[0]; out[1] through ret_second
+ * unless that is NULL. */
+ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN], const ag_attr *attr,
+                    ag_tensor **ret_second);
+
+/* --- for backward functions ---------------------------------------------------------------------- */
+
+/* Where the gradient of input i goes, NULL if none is wanted.  *ret_acc: add to it, else overwrite it. */
+void *ag_grad_of(ag_call *c, int i, bool *ret_acc);
+/* The same for kernels that only add: cleared if it was garbage. */
+void *ag_grad_add(ag_call *c, int i);
+/* The gradient of out[0] is also that of input i: added, or handed over with its memory.  Do this last:
+ * out[0]->grad is gone afterwards. */
+void ag_grad_pass(ag_call *c, int i);
+/* Memory until the end of this forward or backward; NULL (and an error on the tape) if there is none. */
+void *ag_scratch(ag_tape *t, size_t bytes);
+
+/* The noise of a matrix of `rows` rows at a site, for this part of the batch. */
+ag_noise ag_noise_for(const ag_tape *t, uint32_t site, int64_t rows);
+
+size_t ag_real_size(const ag_call *c);         /* bytes of one number of the tape */
+
+/* The next digit, 0 .. n-1, of the mixed-radix number *i. */
+int ag_digit(int64_t *i, int n);
+
+#endif
