@@ -1,0 +1,255 @@
+/*
+ * simd.h -- the vector of one instruction set: its type, loads, sums, noise and functions.
+ *
+ * A fast kernel file is compiled once per instruction set with -DAG_ISA=base|avx2|avx512; AG_NAME(f) is then
+ * ag_f_<isa>.  vf is a GCC vector of VL floats, so + - * / and comparisons with scalars are C, and a * b + c
+ * contracts to an fma where there is one.  Intrinsics appear only where GCC 12 does badly.
+ */
+#ifndef AG_CPU_SIMD_H
+#define AG_CPU_SIMD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+#include "autograd/base/rng.h"
+
+#define AG_PASTE3(a, b, c) a##b##c
+#define AG_PASTE(a, b, c) AG_PASTE3(a, b, c)
+#define AG_NAME(f) AG_PASTE(ag_##f, _, AG_ISA)
+
+#if defined(__AVX512F__)
+enum { VL = 16 };
+#elif defined(__AVX2__)
+enum { VL = 8 };
+#else
+enum { VL = 4 };
+#endif
+
+#define AG_ALIGN_UP(n, to) (((n) + (to) - 1) / (to) * (to))
+
+typedef float    vf __attribute__((vector_size(VL * 4), may_alias));      /* VL floats */
+typedef int32_t  vi __attribute__((vector_size(VL * 4), may_alias));
+typedef uint32_t vu __attribute__((vector_size(VL * 4), may_alias));
+typedef uint64_t vul __attribute__((vector_size(VL * 4), may_alias));
+typedef float    vf_mem __attribute__((vector_size(VL * 4), may_alias, aligned(4)));   /* in memory */
+
+static inline vf   vset(float c) { return (vf){ 0 } + c; }
+static inline vu   vset_u(uint32_t c) { return (vu){ 0 } + c; }
+static inline vf   vload(const float *p) { return *(const vf_mem *)p; }
+static inline void vstore(float *p, vf x) { *(vf_mem *)p = x; }
+
+/* Lanes 0 .. n-1 (0 <= n <= VL); the others read as 0 and are not written. */
+#if defined(__AVX512F__)
+static inline vf vload_n(const float *p, int64_t n)
+{
+    return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+static inline void vstore_n(float *p, vf x, int64_t n)
+{
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x);
+}
+#elif defined(__AVX2__)
+static inline __m256i vmask_n(int64_t n)
+{
+    return (__m256i)((vi){ 0, 1, 2, 3, 4, 5, 6, 7 } < (int32_t)n);
+}
+static inline vf   vload_n(const float *p, int64_t n) { return (vf)_mm256_maskload_ps(p, vmask_n(n)); }
+static inline void vstore_n(float *p, vf x, int64_t n) { _mm256_maskstore_ps(p, vmask_n(n), (__m256)x); }
+#else
+static inline vf vload_n(const float *p, int64_t n)
+{
+    vf x = { 0 };
+    for (int64_t l = 0; l < VL; l++)
+        x[l] = l < n ? p[l] : 0.0f;
+    return x;
+}
+static inline void vstore_n(float *p, vf x, int64_t n)
+{
+    for (int64_t l = 0; l < VL; l++)
+        if (l < n)
+            p[l] = x[l];
+}
+#endif
+
+/* a * b + c, rounded once where the machine can */
+static inline vf vfma(vf a, vf b, vf c)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+/* a < b ? x : y per lane; y where a or b is NaN */
+static inline vf vselect(vf a, vf b, vf x, vf y)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_mask_blend_ps(_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ), (__m512)y,
+                                    (__m512)x);
+#elif defined(__AVX2__)
+    return (vf)_mm256_blendv_ps((__m256)y, (__m256)x, _mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LT_OQ));
+#else
+    const vi m = a < b;
+    return (vf)((m & (vi)x) | (~m & (vi)y));
+#endif
+}
+
+/* a > b ? a : b and a < b ? a : b: b where one is NaN, so put what may be NaN second */
+static inline vf vmax(vf a, vf b)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+    return (vf)_mm_max_ps((__m128)a, (__m128)b);
+#else
+    return vselect(b, a, a, b);
+#endif
+}
+
+static inline vf vmin(vf a, vf b)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+    return (vf)_mm_min_ps((__m128)a, (__m128)b);
+#else
+    return vselect(a, b, a, b);
+#endif
+}
+
+/* The sum of the lanes, by halves: lane l takes lane l + VL/2, and so on. */
+static inline float vsum(vf x)
+{
+#if defined(__AVX512F__)
+    const __m256 h = _mm256_add_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
+    const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+#elif defined(__AVX2__)
+    const __m128 q = _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+#else
+    const vf q = x;
+#endif
+    return (q[0] + q[2]) + (q[1] + q[3]);
+}
+
+/* The largest lane (NaN lanes may be lost). */
+static inline float vmaxall(vf x)
+{
+    for (int h = VL / 2; h > 0; h /= 2) {
+        vi other;
+        for (int l = 0; l < VL; l++)
+            other[l] = l ^ h;
+        x = vmax(__builtin_shuffle(x, other), x);
+    }
+    return x[0];
+}
+
+/* low and high words of the products of 32-bit lanes with m */
+static inline vu vmul_wide(vu x, uint32_t m, vu *ret_high)
+{
+#if defined(__AVX512F__)
+    const __m512i k = _mm512_set1_epi32((int)m), even = _mm512_mul_epu32((__m512i)x, k);
+    const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)x, 32), k);
+    *ret_high = (vu)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+    return (vu)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+#elif defined(__AVX2__)
+    const __m256i k = _mm256_set1_epi32((int)m), even = _mm256_mul_epu32((__m256i)x, k);
+    const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)x, 32), k);
+    *ret_high = (vu)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+    return (vu)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+#else
+    vu low;
+    for (int l = 0; l < VL; l++) {
+        const uint64_t p = (uint64_t)x[l] * m;
+        low[l] = (uint32_t)p;
+        (*ret_high)[l] = (uint32_t)(p >> 32);
+    }
+    return low;
+#endif
+}
+
+/* ag_philox of VL blocks from block on, which must be a multiple of VL: w[k] holds word k of each. */
+static inline void vphilox(uint64_t seed, uint32_t step, uint32_t site, uint64_t block, vu w[4])
+{
+    vu c0 = vset_u((uint32_t)block), c1 = vset_u((uint32_t)(block >> 32)), c2 = vset_u(site),
+       c3 = vset_u(step);
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    for (int l = 0; l < VL; l++)
+        c0[l] += (uint32_t)l;
+    for (int r = 0; r < 10; r++) {
+        vu h0, h1;
+        const vu l0 = vmul_wide(c0, 0xD2511F53u, &h0), l1 = vmul_wide(c2, 0xCD9E8D57u, &h1);
+        c0 = h1 ^ c1 ^ k0;
+        c2 = h0 ^ c3 ^ k1;
+        c1 = l1;
+        c3 = l0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    w[0] = c0; w[1] = c1; w[2] = c2; w[3] = c3;
+}
+
+/* Element group*64 .. +63 of the noise, in their order (rng.h): lane l of word k is element 16 k + l. */
+static inline void vnoise64(const ag_noise *z, uint64_t group, uint32_t bits[64])
+{
+    for (int s = 0; s < 16; s += VL) {
+        vu w[4];
+        vphilox(z->seed, z->step, z->site, group * 16 + (uint64_t)s, w);
+        for (int k = 0; k < 4; k++)
+            memcpy(bits + 16 * k + s, &w[k], sizeof w[k]);
+    }
+}
+
+/* The group of the first number of a row of a matrix with n columns. */
+static inline uint64_t ag_noise_group(const ag_noise *z, int64_t row, int64_t n)
+{
+    return (uint64_t)((z->row0 + row) * (ag_noise_stride(n) / 64));
+}
+
+static inline uint32_t ag_bits_of(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+
+static inline float ag_float_of(uint32_t u)
+{
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+/* ag_m_exp, ag_m_log, ag_m_tanh, ag_m_erf, ag_m_sigmoid, ag_m_gelu_*, ag_m_gelu_*_d on float */
+#define F float
+#define U uint32_t
+#define M(name) ag_m_##name
+#define BITS(x) ag_bits_of(x)
+#define FLOAT(u) ag_float_of(u)
+#define SELECT(a, b, x, y) ((a) < (b) ? (x) : (y))
+#define SPLAT(c) (c)
+#include "autograd/cpu/math_tmpl.h"
+
+/* vexp, vlog, vtanh, verf, vsigmoid, vgelu_*, vgelu_*_d on vf */
+#define F vf
+#define U vu
+#define M(name) v##name
+#define BITS(x) ((vu)(x))
+#define FLOAT(u) ((vf)(u))
+#define SELECT(a, b, x, y) vselect(a, b, x, y)
+#define SPLAT(c) vset(c)
+#if defined(__AVX512F__)
+#define SCALEF(p, n) ((vf)_mm512_scalef_ps((__m512)(p), (__m512)(n)))
+#endif
+#include "autograd/cpu/math_tmpl.h"
+
+#endif
