@@ -14,7 +14,7 @@
 
 enum { AG_MAX_IN = 4, AG_MAX_OUT = 2 };
 
-typedef struct ag_kv_cache ag_kv_cache;
+struct ag_kv_cache;
 
 typedef union ag_attr {              /* the parameters of a call that are no tensors, by op */
     struct { bool ta, tb; } matmul;
@@ -25,8 +25,8 @@ typedef union ag_attr {              /* the parameters of a call that are no ten
     struct { double p; uint32_t site; } dropout;
     struct { int64_t pos0; } embedding;                      /* position of column 0 of ids */
     struct { int64_t heads, d_qk, d_v, q_pos0; bool causal;
-             double drop; uint32_t site; ag_kv_cache *cache; int layer; } attention;
-    struct { int64_t n; bool relaxed, hard; double temperature; uint32_t site; } controller;
+             double drop; uint32_t site; struct ag_kv_cache *cache; int layer; } attention;
+    struct { int64_t n; bool relaxed, hard; double temperature; uint32_t site; } control;
     ag_shape reshape;
 } ag_attr;
 
@@ -58,6 +58,7 @@ typedef struct ag_op {
     unsigned optional;               /* bit i: input i may be NULL */
     unsigned integer_in;             /* bit i: input i holds int32 indices */
     unsigned integer_out;            /* bit i: output i does */
+    unsigned passes;                 /* bit i: input i gets the gradient of out[0] as it is (ag_grad_pass) */
     bool     alias;                  /* out[0] shares the data of in[0]; there is no forward */
     /* Set out[0 .. n_out-1], or return ag_fail() on inputs that do not fit. */
     int  (*shape)(ag_call *c, ag_shape *out);
@@ -98,6 +99,8 @@ void *ag_scratch(ag_tape *t, size_t bytes);
 /* The noise of a matrix of `rows` rows at a site, for this part of the batch. */
 ag_noise ag_noise_for(const ag_tape *t, uint32_t site, int64_t rows);
 
+/* For forward: AG_ERANGE on the tape unless every index of integer input i is in lo .. hi - 1. */
+int ag_check_index(ag_call *c, int i, int64_t lo, int64_t hi);
 size_t ag_real_size(const ag_call *c);         /* bytes of one number of the tape */
 
 /* The next digit, 0 .. n-1, of the mixed-radix number *i. */

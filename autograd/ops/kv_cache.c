@@ -1,0 +1,43 @@
+#include "kv_cache.h"
+
+#include "../base/arena.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+ag_kv_cache *ag_kv_cache_new(ag_dtype dtype, int layers, int64_t batch, int64_t capacity, int64_t d_k, int64_t d_v)
+{
+    ag_kv_cache *c = calloc(1, sizeof *c);
+    if (!c) return NULL;
+    const size_t rows = (size_t)layers * (size_t)batch * (size_t)capacity, one = ag_dtype_size(dtype);
+    *c = (ag_kv_cache){ .dtype = dtype, .layers = layers, .batch = batch, .capacity = capacity, .d_k = d_k,
+                        .d_v = d_v, .bytes = rows * (size_t)(d_k + d_v) * one };
+    c->k = ag_block_alloc(c->bytes);
+    if (!c->k) {
+        free(c);
+        return NULL;
+    }
+    c->v = c->k + rows * (size_t)d_k * one;
+    return c;
+}
+
+void ag_kv_cache_free(ag_kv_cache *c)
+{
+    if (!c) return;
+    ag_block_free(c->k, c->bytes);
+    free(c);
+}
+
+void ag_kv_cache_reset(ag_kv_cache *c, int64_t length)
+{
+    assert(length >= 0 && length <= c->length);
+    c->length = length;
+}
+
+int64_t ag_kv_cache_length(const ag_kv_cache *c) { return c->length; }
+
+void ag_kv_cache_advance(ag_kv_cache *c, int64_t n)
+{
+    assert(c->length + n <= c->capacity);
+    c->length += n;
+}

@@ -1,0 +1,129 @@
+/* reduce.c -- sum, mean, sums of rows, and the product with a number. */
+#include "../op.h"
+#include "../ops.h"
+
+static int scalar_shape(ag_call *c, ag_shape *out)
+{
+    (void)c;
+    out[0] = (ag_shape){ 0 };
+    return AG_OK;
+}
+
+/* sum: 1; mean: 1/n */
+static double weight(const ag_call *c)
+{
+    return c->op == &ag_op_sum ? 1 : c->in[0]->size ? 1 / (double)c->in[0]->size : 0;
+}
+
+static void sum_forward(ag_call *c) { c->k->sum(c->in[0]->size, weight(c), c->in[0]->data, c->out[0]->data); }
+
+static void sum_backward(ag_call *c)
+{
+    bool acc;
+    void *dx = ag_grad_of(c, 0, &acc);
+    c->k->add_scalar(c->in[0]->size, weight(c), c->out[0]->grad, dx, acc);
+}
+
+static bool sum_sample(int64_t i, ag_sample *s)
+{
+    static const ag_shape shapes[] = { { 0, { 0 } }, { 1, { 0 } }, { 1, { 1 } }, { 2, { 3, 35 } }, { 1, { 5000 } },
+                                       { 4, { 2, 3, 4, 5 } } };
+    if (i >= (int64_t)(sizeof shapes / sizeof *shapes)) return false;
+    *s = (ag_sample){ .in = { shapes[i] }, .lo = -1, .hi = 1 };
+    return true;
+}
+
+const ag_op ag_op_sum = {
+    .name = "sum", .doc = "y = sum of x", .n_in = 1, .n_out = 1, .shape = scalar_shape, .forward = sum_forward,
+    .backward = sum_backward, .sample = sum_sample,
+};
+
+const ag_op ag_op_mean = {
+    .name = "mean", .doc = "y = mean of x; 0 of nothing", .n_in = 1, .n_out = 1, .shape = scalar_shape,
+    .forward = sum_forward, .backward = sum_backward, .sample = sum_sample,
+};
+
+ag_tensor *ag_sum(ag_tape *t, ag_tensor *x)
+{
+    return ag_apply(t, &ag_op_sum, (ag_tensor *[AG_MAX_IN]){ x }, NULL, NULL);
+}
+
+ag_tensor *ag_mean(ag_tape *t, ag_tensor *x)
+{
+    return ag_apply(t, &ag_op_mean, (ag_tensor *[AG_MAX_IN]){ x }, NULL, NULL);
+}
+
+static int row_sum_shape(ag_call *c, ag_shape *out)
+{
+    if (c->in[0]->shape.ndim < 1)
+        return ag_fail(c->tape, AG_ESHAPE, "row_sum: a scalar has no last dimension");
+    out[0] = c->in[0]->shape;
+    out[0].dim[--out[0].ndim] = 0;
+    return AG_OK;
+}
+
+static void row_sum_forward(ag_call *c)
+{
+    c->k->row_sum(ag_rows(c->in[0]), ag_cols(c->in[0]), c->in[0]->data, c->out[0]->data);
+}
+
+static void row_sum_backward(ag_call *c)
+{
+    bool acc;
+    void *dx = ag_grad_of(c, 0, &acc);
+    c->k->row_add(ag_rows(c->in[0]), ag_cols(c->in[0]), c->out[0]->grad, dx, acc);
+}
+
+static bool row_sum_sample(int64_t i, ag_sample *s)
+{
+    static const int64_t M[] = { 1, 5, 0 }, N[] = { 0, 1, 17, 600 };
+    const int64_t m = M[ag_digit(&i, 3)], n = N[ag_digit(&i, 4)];
+    *s = (ag_sample){ .in = { AG_SHAPE(m, n) }, .lo = -1, .hi = 1 };
+    if (i == 1) s->in[0] = (ag_shape){ 0 }, s->bad = AG_ESHAPE;
+    return i < 2;
+}
+
+const ag_op ag_op_row_sum = {
+    .name = "row_sum", .doc = "y[..] = sum of x[..,n] over n", .n_in = 1, .n_out = 1, .shape = row_sum_shape,
+    .forward = row_sum_forward, .backward = row_sum_backward, .sample = row_sum_sample,
+};
+
+ag_tensor *ag_row_sum(ag_tape *t, ag_tensor *x)
+{
+    return ag_apply(t, &ag_op_row_sum, (ag_tensor *[AG_MAX_IN]){ x }, NULL, NULL);
+}
+
+static int scale_shape(ag_call *c, ag_shape *out)
+{
+    out[0] = c->in[0]->shape;
+    return AG_OK;
+}
+
+static void scale_forward(ag_call *c)
+{
+    c->k->scale(c->in[0]->size, c->attr.scale.alpha, c->in[0]->data, c->out[0]->data, false);
+}
+
+static void scale_backward(ag_call *c)
+{
+    bool acc;
+    void *dx = ag_grad_of(c, 0, &acc);
+    c->k->scale(c->in[0]->size, c->attr.scale.alpha, c->out[0]->grad, dx, acc);
+}
+
+static bool scale_sample(int64_t i, ag_sample *s)
+{
+    if (!sum_sample(i, s)) return false;
+    s->attr.scale.alpha = -1.5;
+    return true;
+}
+
+const ag_op ag_op_scale = {
+    .name = "scale", .doc = "y = alpha * x", .n_in = 1, .n_out = 1, .shape = scale_shape, .forward = scale_forward,
+    .backward = scale_backward, .sample = scale_sample,
+};
+
+ag_tensor *ag_scale(ag_tape *t, ag_tensor *x, double alpha)
+{
+    return ag_apply(t, &ag_op_scale, (ag_tensor *[AG_MAX_IN]){ x }, &(ag_attr){ .scale = { alpha } }, NULL);
+}

@@ -1,0 +1,536 @@
+#include "tape.h"
+
+#include "base/arena.h"
+#include "op.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct ag_scope_node {
+    const struct ag_scope_node *parent;
+    const char *name;
+    int64_t index;
+};
+
+/* A gradient that is done with: the next one of its size takes the memory, so backward works in few, warm
+ * buffers. */
+typedef struct spare { void *mem; size_t bytes; } spare;
+
+struct ag_tape_mark {
+    ag_mark meta, data;
+    int n, n_spare;
+    const struct ag_scope_node *scope;
+};
+
+struct ag_tape {
+    const ag_kernels *k;
+    ag_arena meta, data;             /* structs on the host; numbers on the device */
+    ag_call **call;                  /* in the order they ran: a topological order */
+    int n, cap;
+    spare *spares;
+    int n_spare, cap_spare;
+    ag_noise_key noise;
+    const struct ag_scope_node *scope;
+    int  error;                      /* the first one; 0 while all is well */
+    bool no_grad, watch;
+    char message[1024];
+    ag_tensor poison;                /* what a failed op returns: a NaN scalar */
+    double nan[2];
+};
+
+ag_tape *ag_tape_new(const ag_kernels *device)
+{
+    ag_tape *t = calloc(1, sizeof *t);
+    if (!t) return NULL;
+    t->k = device;
+    t->meta.chunk_min = (size_t)1 << 20;
+    t->data.chunk_min = (size_t)4 << 20;
+    t->noise.n_samples = 1;
+    return t;
+}
+
+void ag_tape_free(ag_tape *t)
+{
+    if (!t) return;
+    ag_arena_release(&t->meta);
+    ag_arena_release(&t->data);
+    free(t->call);
+    free(t->spares);
+    free(t);
+}
+
+void ag_tape_reset(ag_tape *t)
+{
+    ag_arena_reset(&t->meta);
+    ag_arena_reset(&t->data);
+    t->n = t->n_spare = 0;
+    t->scope = NULL;
+    t->error = AG_OK;
+    t->message[0] = '\0';
+}
+
+const ag_kernels *ag_tape_kernels(const ag_tape *t) { return t->k; }
+ag_dtype ag_tape_dtype(const ag_tape *t) { return t->k->dtype; }
+void ag_tape_noise(ag_tape *t, const ag_noise_key *key) { t->noise = *key; }
+void ag_tape_no_grad(ag_tape *t, bool on) { t->no_grad = on; }
+void ag_tape_watch(ag_tape *t, bool on) { t->watch = on; }
+int ag_error(const ag_tape *t) { return t->error; }
+const char *ag_error_message(const ag_tape *t) { return t->message; }
+int ag_tape_calls(const ag_tape *t) { return t->n; }
+const ag_call *ag_tape_call(const ag_tape *t, int i) { return t->call[i]; }
+
+int ag_tape_status(const ag_tape *t, ag_err *err)
+{
+    return t->error ? ag_err_set(err, t->error, "%s", t->message) : AG_OK;
+}
+
+ag_tape_memory ag_tape_bytes(const ag_tape *t)
+{
+    return (ag_tape_memory){ t->data.used, t->data.peak,
+                             ag_arena_reserved(&t->data) + ag_arena_reserved(&t->meta) };
+}
+
+/* --- scope and errors ------------------------------------------------------------------------------ */
+
+void ag_scope(ag_tape *t, const char *name, int64_t index)
+{
+    struct ag_scope_node *s = ag_arena_alloc(&t->meta, 1, sizeof *s);
+    if (!s) {
+        ag_fail(t, AG_ENOMEM, "out of memory for a scope");
+        return;
+    }
+    *s = (struct ag_scope_node){ t->scope, name, index };
+    t->scope = s;
+}
+
+void ag_scope_end(ag_tape *t)
+{
+    if (t->scope && !t->error) t->scope = t->scope->parent;
+}
+
+static int scope_text(const struct ag_scope_node *s, char *buf, size_t size)
+{
+    if (!s || !size) return 0;
+    int n = scope_text(s->parent, buf, size);
+    const char *comma = n ? ", " : "";
+    if ((size_t)n >= size) return n;
+    if (s->index < 0) n += snprintf(buf + n, size - (size_t)n, "%s%s", comma, s->name);
+    else n += snprintf(buf + n, size - (size_t)n, "%s%s %lld", comma, s->name, (long long)s->index);
+    return n < (int)size ? n : (int)size - 1;
+}
+
+const char *ag_call_scope(const ag_call *c, char *buf, size_t size)
+{
+    buf[0] = '\0';
+    scope_text(c->scope, buf, size);
+    return buf;
+}
+
+int ag_fail(ag_tape *t, int code, const char *fmt, ...)
+{
+    if (t->error) return t->error;   /* keep the first: the rest are its echoes */
+    va_list ap;
+    va_start(ap, fmt);
+    int n = vsnprintf(t->message, sizeof t->message, fmt, ap);
+    va_end(ap);
+    if (t->scope && n >= 0 && (size_t)n + 8 < sizeof t->message) {
+        n += snprintf(t->message + n, sizeof t->message - (size_t)n, " in ");
+        scope_text(t->scope, t->message + n, sizeof t->message - (size_t)n);
+    }
+    return t->error = code;
+}
+
+static ag_tensor *poison(ag_tape *t)
+{
+    if (t->k->dtype == AG_F64) t->nan[0] = t->nan[1] = (double)NAN;
+    else for (int i = 0; i < 2; i++) memcpy(&t->nan[i], &(float){ NAN }, sizeof(float));
+    t->poison = (ag_tensor){ .size = 1, .dtype = t->k->dtype, .data = &t->nan[0], .grad = &t->nan[1] };
+    return &t->poison;
+}
+
+/* --- tensors --------------------------------------------------------------------------------------- */
+
+static void *meta_alloc(ag_tape *t, size_t bytes)
+{
+    void *p = ag_arena_alloc(&t->meta, 1, bytes);
+    if (!p) ag_fail(t, AG_ENOMEM, "out of memory for the tape");
+    return p;
+}
+
+static void *data_alloc(ag_tape *t, int64_t n, ag_dtype dtype)
+{
+    void *p = ag_arena_alloc(&t->data, (size_t)n, ag_dtype_size(dtype));
+    if (!p)
+        ag_fail(t, AG_ENOMEM, "out of memory: %lld numbers wanted, %.1f MB in use; a smaller train.micro_batch "
+                "needs less", (long long)n, 1e-6 * (double)t->data.used);
+    return p;
+}
+
+static ag_tensor *tensor_new(ag_tape *t, const ag_shape *shape, ag_dtype dtype, void *data)
+{
+    ag_tensor *x = meta_alloc(t, sizeof *x);
+    if (!x) return NULL;
+    const int64_t size = ag_shape_size(shape);
+    if (!data) data = data_alloc(t, size, dtype);
+    if (!data) return NULL;
+    *x = (ag_tensor){ .shape = *shape, .size = size, .dtype = dtype, .data = data };
+    return x;
+}
+
+static ag_tensor *leaf_new(ag_tape *t, const ag_shape *shape, ag_dtype dtype, bool needs_grad)
+{
+    if (t->error) return NULL;
+    ag_tensor *x = tensor_new(t, shape, dtype, NULL);
+    if (x) x->needs_grad = x->grad_kept = needs_grad;
+    return x;
+}
+
+ag_tensor *ag_input(ag_tape *t, ag_shape shape, const float *src, bool needs_grad)
+{
+    ag_tensor *x = leaf_new(t, &shape, t->k->dtype, needs_grad);
+    if (!x) return poison(t);
+    if (x->dtype == AG_F32) memcpy(x->data, src, (size_t)x->size * sizeof *src);
+    else for (int64_t i = 0; i < x->size; i++) ((double *)x->data)[i] = (double)src[i];
+    return x;
+}
+
+ag_tensor *ag_input_f64(ag_tape *t, ag_shape shape, const double *src, bool needs_grad)
+{
+    ag_tensor *x = leaf_new(t, &shape, t->k->dtype, needs_grad);
+    if (!x) return poison(t);
+    if (x->dtype == AG_F64) memcpy(x->data, src, (size_t)x->size * sizeof *src);
+    else for (int64_t i = 0; i < x->size; i++) ((float *)x->data)[i] = (float)src[i];
+    return x;
+}
+
+ag_tensor *ag_input_i32(ag_tape *t, ag_shape shape, const int32_t *src)
+{
+    ag_tensor *x = leaf_new(t, &shape, AG_I32, false);
+    if (!x) return poison(t);
+    memcpy(x->data, src, (size_t)x->size * sizeof *src);
+    return x;
+}
+
+/* --- watching for NaN and infinity ------------------------------------------------------------------- */
+
+typedef struct range { double lo, hi; int64_t bad; } range;
+
+static range range_of(const ag_tensor *x, const void *data)
+{
+    range r = { INFINITY, -INFINITY, 0 };
+    for (int64_t i = 0; i < x->size; i++) {
+        const double v = x->dtype == AG_F64 ? ((const double *)data)[i] : (double)((const float *)data)[i];
+        if (!isfinite(v)) r.bad++;
+        else {
+            if (v < r.lo) r.lo = v;
+            if (v > r.hi) r.hi = v;
+        }
+    }
+    return r;
+}
+
+static void watch_fail(ag_tape *t, const ag_call *c, const ag_tensor *x, const char *what, int64_t bad)
+{
+    char text[512] = "", shape[96];
+    int n = 0;
+    for (int i = 0; i < c->op->n_in; i++) {
+        const ag_tensor *in = c->in[i];
+        if (!in || in->dtype == AG_I32) continue;
+        const range r = range_of(in, in->data);
+        n += snprintf(text + n, sizeof text - (size_t)n, "; input %d%s%s %s in [%.3g, %.3g]%s", i,
+                      in->name ? " " : "", in->name ? in->name : "", ag_shape_text(&in->shape, shape), r.lo,
+                      r.hi, r.bad ? " and not finite" : "");
+        if (n >= (int)sizeof text) break;
+    }
+    t->scope = c->scope;
+    ag_fail(t, AG_EDIVERGED, "%s: %lld of %lld values of %s %s are not finite%s", c->op->name, (long long)bad,
+            (long long)x->size, what, ag_shape_text(&x->shape, shape), text);
+}
+
+static void watch_forward(ag_tape *t, const ag_call *c)
+{
+    for (int i = 0; i < c->op->n_out; i++) {
+        if (c->out[i]->dtype == AG_I32) continue;
+        const range r = range_of(c->out[i], c->out[i]->data);
+        if (r.bad) watch_fail(t, c, c->out[i], "its output", r.bad);
+    }
+}
+
+static void watch_backward(ag_tape *t, const ag_call *c)
+{
+    for (int i = 0; i < c->op->n_in; i++) {
+        const ag_tensor *x = c->in[i];
+        if (!x || !x->grad || !x->grad_written) continue;
+        const range r = range_of(x, x->grad);
+        if (r.bad) watch_fail(t, c, x, x->name ? x->name : "the gradient of input", r.bad);
+    }
+}
+
+/* --- running an op ------------------------------------------------------------------------------------ */
+
+static int record(ag_tape *t, ag_call *c)
+{
+    if (t->n == t->cap) {
+        const int cap = t->cap ? 2 * t->cap : 256;
+        ag_call **p = ag_fault_now() ? NULL : realloc(t->call, (size_t)cap * sizeof(ag_call *));
+        if (!p) return ag_fail(t, AG_ENOMEM, "out of memory for the tape");
+        t->call = p;
+        t->cap = cap;
+    }
+    t->call[t->n++] = c;
+    return AG_OK;
+}
+
+static bool wants_grad(const ag_call *c)
+{
+    for (int i = 0; i < c->op->n_in; i++)
+        if (c->in[i] && c->in[i]->needs_grad) return true;
+    return false;
+}
+
+static int check_inputs(ag_tape *t, const ag_call *c)
+{
+    const ag_op *op = c->op;
+    for (int i = 0; i < op->n_in; i++) {
+        if (!c->in[i]) {
+            if (!(op->optional >> i & 1))
+                return ag_fail(t, AG_ESHAPE, "%s: input %d is missing", op->name, i);
+            continue;
+        }
+        const ag_dtype want = op->integer_in >> i & 1 ? AG_I32 : t->k->dtype;
+        if (c->in[i]->dtype != want)
+            return ag_fail(t, AG_ESHAPE, "%s: input %d holds %s numbers, wanted %s", op->name, i,
+                           c->in[i]->dtype == AG_I32 ? "int32" : c->in[i]->dtype == AG_F64 ? "f64" : "f32",
+                           want == AG_I32 ? "int32" : want == AG_F64 ? "f64" : "f32");
+    }
+    return AG_OK;
+}
+
+static int make_outputs(ag_tape *t, ag_call *c, bool needs_grad)
+{
+    ag_shape shape[AG_MAX_OUT] = { 0 };
+    const int r = c->op->shape(c, shape);
+    if (r < 0) return r;
+    for (int i = 0; i < c->op->n_out; i++) {
+        const bool integer = c->op->integer_out >> i & 1;
+        c->out[i] = tensor_new(t, &shape[i], integer ? AG_I32 : t->k->dtype, c->op->alias ? c->in[0]->data : NULL);
+        if (!c->out[i]) return t->error;
+        c->out[i]->needs_grad = needs_grad && !integer;
+    }
+    if (c->op->saved_bytes) {
+        c->saved = ag_arena_alloc(&t->data, 1, c->op->saved_bytes(c));
+        if (!c->saved) return ag_fail(t, AG_ENOMEM, "%s: out of memory", c->op->name);
+    }
+    return AG_OK;
+}
+
+ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN], const ag_attr *attr,
+                    ag_tensor **ret_second)
+{
+    if (ret_second) *ret_second = &t->poison;
+    if (t->error) return poison(t);
+
+    ag_call *c = meta_alloc(t, sizeof *c);
+    if (!c) return poison(t);
+    *c = (ag_call){ .op = op, .tape = t, .k = t->k, .scope = t->scope };
+    for (int i = 0; i < op->n_in; i++) c->in[i] = in[i];
+    if (attr) c->attr = *attr;
+
+    const bool needs_grad = wants_grad(c) && !t->no_grad;
+    if (needs_grad && !op->backward) {   /* never a silent hole in the gradient */
+        ag_fail(t, AG_EGRAD, "%s has no gradient: %s", op->name, op->nondiff);
+        return poison(t);
+    }
+    if (check_inputs(t, c) < 0 || make_outputs(t, c, needs_grad) < 0) return poison(t);
+
+    if (op->forward) {
+        const ag_mark scratch = ag_arena_mark(&t->data);
+        op->forward(c);
+        ag_arena_rewind(&t->data, scratch);
+    }
+    if (t->watch && !t->error) watch_forward(t, c);
+    if (t->error || (needs_grad && record(t, c) < 0)) return poison(t);
+    if (ret_second) *ret_second = c->out[1];
+    return c->out[0];
+}
+
+/* --- backward ------------------------------------------------------------------------------------------ */
+
+static void *grad_alloc(ag_tape *t, const ag_tensor *x)
+{
+    const size_t bytes = (size_t)x->size * ag_dtype_size(x->dtype);
+    for (int i = t->n_spare - 1; i >= 0; i--)
+        if (t->spares[i].bytes == bytes) {
+            void *mem = t->spares[i].mem;
+            t->spares[i] = t->spares[--t->n_spare];
+            return mem;
+        }
+    return data_alloc(t, x->size, x->dtype);
+}
+
+static void grad_release(ag_tape *t, ag_tensor *x)
+{
+    if (!x || !x->grad || x->grad_kept) return;
+    if (t->n_spare == t->cap_spare) {
+        const int cap = t->cap_spare ? 2 * t->cap_spare : 16;
+        spare *p = realloc(t->spares, (size_t)cap * sizeof *p);
+        if (!p) return;              /* not reused, then: no harm */
+        t->spares = p;
+        t->cap_spare = cap;
+    }
+    t->spares[t->n_spare++] = (spare){ x->grad, (size_t)x->size * ag_dtype_size(x->dtype) };
+    x->grad = NULL;
+    x->grad_written = false;
+}
+
+void *ag_grad_of(ag_call *c, int i, bool *ret_acc)
+{
+    ag_tensor *x = c->in[i];
+    *ret_acc = false;
+    if (!x || !x->needs_grad) return NULL;
+    if (!x->grad && !(x->grad = grad_alloc(c->tape, x))) return NULL;
+    *ret_acc = x->grad_written;
+    x->grad_written = true;
+    return x->grad;
+}
+
+void *ag_grad_add(ag_call *c, int i)
+{
+    bool acc;
+    void *g = ag_grad_of(c, i, &acc);
+    if (g && !acc) c->k->fill(c->in[i]->size, 0, g);
+    return g;
+}
+
+void ag_grad_pass(ag_call *c, int i)
+{
+    ag_tensor *x = c->in[i], *y = c->out[0];
+    if (!x || !x->needs_grad) return;
+    if (!x->grad && !y->grad_kept) {
+        x->grad = y->grad;
+        x->grad_written = true;
+        y->grad = NULL;
+        y->grad_written = false;
+        return;
+    }
+    bool acc;
+    void *g = ag_grad_of(c, i, &acc);
+    if (g) c->k->scale(x->size, 1, y->grad, g, acc);
+}
+
+void *ag_scratch(ag_tape *t, size_t bytes)
+{
+    void *p = ag_arena_alloc(&t->data, 1, bytes);
+    if (!p) ag_fail(t, AG_ENOMEM, "out of memory for %.1f MB of scratch", 1e-6 * (double)bytes);
+    return p;
+}
+
+/* An output that nothing used has gradient zero; a call none of whose outputs was used is skipped. */
+static bool outputs_ready(ag_tape *t, ag_call *c)
+{
+    bool used = false;
+    for (int i = 0; i < c->op->n_out; i++) used |= c->out[i]->grad_written;
+    if (!used) return false;
+    for (int i = 0; i < c->op->n_out; i++) {
+        ag_tensor *y = c->out[i];
+        if (y->grad_written || y->dtype == AG_I32) continue;
+        if (!y->grad && !(y->grad = grad_alloc(t, y))) return false;
+        c->k->fill(y->size, 0, y->grad);
+        y->grad_written = true;
+    }
+    return true;
+}
+
+/*
+ * The gradients of inputs are allocated before the scratch of the call, so that rewinding the scratch leaves them.
+ */
+static int reserve_grads(ag_tape *t, ag_call *c)
+{
+    for (int i = 0; i < c->op->n_in; i++) {
+        ag_tensor *x = c->in[i];
+        if (!x || !x->needs_grad || x->grad) continue;
+        if (c->op->passes >> i & 1) continue;    /* it gets the memory of out[0]->grad */
+        if (!(x->grad = grad_alloc(t, x))) return t->error;
+    }
+    return AG_OK;
+}
+
+static int replay(ag_tape *t)
+{
+    for (int i = t->n - 1; i >= 0; i--) {
+        ag_call *c = t->call[i];
+        if (outputs_ready(t, c) && !t->error && reserve_grads(t, c) == AG_OK) {
+            const ag_mark scratch = ag_arena_mark(&t->data);
+            c->op->backward(c);
+            ag_arena_rewind(&t->data, scratch);
+            if (t->watch && !t->error) watch_backward(t, c);
+        }
+        if (t->error) return t->error;
+        for (int j = 0; j < c->op->n_out; j++) grad_release(t, c->out[j]);
+    }
+    return AG_OK;
+}
+
+static int backward(ag_tape *t, ag_tensor *y, const void *dy, double scale)
+{
+    if (t->error) return t->error;
+    if (!y->needs_grad)
+        return ag_fail(t, AG_EGRAD, "backward: nothing that needs a gradient leads to this tensor");
+    if (!y->grad && !(y->grad = grad_alloc(t, y))) return t->error;
+    if (dy) t->k->scale(y->size, scale, dy, y->grad, y->grad_written);
+    else t->k->fill(y->size, scale, y->grad);
+    y->grad_written = true;
+    return replay(t);
+}
+
+int ag_backward(ag_tape *t, ag_tensor *loss, double scale)
+{
+    if (!t->error && loss->size != 1) {
+        char s[96];
+        return ag_fail(t, AG_ESHAPE, "backward: the loss has shape %s, wanted a scalar",
+                       ag_shape_text(&loss->shape, s));
+    }
+    return backward(t, loss, NULL, scale);
+}
+
+int ag_backward_from(ag_tape *t, ag_tensor *y, const void *dy) { return backward(t, y, dy, 1); }
+
+/* --- the rest --------------------------------------------------------------------------------------------- */
+
+const ag_tape_mark *ag_tape_mark_here(ag_tape *t)
+{
+    ag_tape_mark *m = t->error ? NULL : meta_alloc(t, sizeof *m);
+    if (m)
+        *m = (ag_tape_mark){ ag_arena_mark(&t->meta), ag_arena_mark(&t->data), t->n, t->n_spare, t->scope };
+    return m;
+}
+
+void ag_tape_rewind(ag_tape *t, const ag_tape_mark *m)
+{
+    if (!m) return;
+    const ag_tape_mark at = *m;
+    ag_arena_rewind(&t->meta, at.meta);
+    ag_arena_rewind(&t->data, at.data);
+    t->n = at.n;
+    t->n_spare = 0;                  /* they may lie beyond the mark */
+    t->scope = at.scope;
+}
+
+ag_noise ag_noise_for(const ag_tape *t, uint32_t site, int64_t rows)
+{
+    const int64_t per_sample = rows / (t->noise.n_samples > 0 ? t->noise.n_samples : 1);
+    return (ag_noise){ .seed = t->noise.seed, .step = t->noise.step, .site = site,
+                       .row0 = t->noise.sample0 * per_sample };
+}
+
+size_t ag_real_size(const ag_call *c) { return ag_dtype_size(c->k->dtype); }
+
+int ag_digit(int64_t *i, int n)
+{
+    const int d = (int)(*i % n);
+    *i /= n;
+    return d;
+}

@@ -1,0 +1,39 @@
+#include "tensor.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+size_t ag_dtype_size(ag_dtype d) { return d == AG_F64 ? 8 : 4; }
+
+int64_t ag_shape_size(const ag_shape *s)
+{
+    int64_t n = 1;
+    for (int i = 0; i < s->ndim; i++) n *= s->dim[i];
+    return n;
+}
+
+bool ag_shape_equal(const ag_shape *a, const ag_shape *b)
+{
+    if (a->ndim != b->ndim) return false;
+    for (int i = 0; i < a->ndim; i++)
+        if (a->dim[i] != b->dim[i]) return false;
+    return true;
+}
+
+const char *ag_shape_text(const ag_shape *s, char buf[96])
+{
+    int n = snprintf(buf, 96, "[");
+    for (int i = 0; i < s->ndim; i++)
+        n += snprintf(buf + n, (size_t)(96 - n), "%s%" PRId64, i ? "," : "", s->dim[i]);
+    snprintf(buf + n, (size_t)(96 - n), "]");
+    return buf;
+}
+
+int64_t ag_cols(const ag_tensor *x) { return x->shape.ndim ? x->shape.dim[x->shape.ndim - 1] : 1; }
+
+int64_t ag_rows(const ag_tensor *x)
+{
+    int64_t n = 1;
+    for (int i = 0; i + 1 < x->shape.ndim; i++) n *= x->shape.dim[i];
+    return n;
+}
