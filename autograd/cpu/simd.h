@@ -36,7 +36,7 @@ typedef uint32_t vu __attribute__((vector_size(VL * 4), may_alias));
 typedef uint64_t vul __attribute__((vector_size(VL * 4), may_alias));
 typedef float    vf_mem __attribute__((vector_size(VL * 4), may_alias, aligned(4)));   /* in memory */
 
-static inline vf   vset(float c) { return (vf){ 0 } + c; }
+static inline vf   vset(float c) { return c - (vf){ 0 }; }       /* c + 0 would not fold: -0 + 0 is 0 */
 static inline vu   vset_u(uint32_t c) { return (vu){ 0 } + c; }
 static inline vf   vload(const float *p) { return *(const vf_mem *)p; }
 static inline void vstore(float *p, vf x) { *(vf_mem *)p = x; }

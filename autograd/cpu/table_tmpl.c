@@ -1,0 +1,28 @@
+/*
+ * table_tmpl.c -- the f32 table of one instruction set, ag_kernels_<isa>_f32; the kernels are in gemm_tmpl.c,
+ * attention_tmpl.c, map_tmpl.c and rows_tmpl.c, compiled with the same -DAG_ISA.
+ */
+#include "autograd/cpu/fast.h"
+
+#define TEXT2(x) #x
+#define TEXT(x) TEXT2(x)
+#define TABLE AG_PASTE(ag_kernels, AG_ISA, f32)
+#define K(f) .f = AG_NAME(f)
+
+extern const ag_kernels TABLE;
+
+const ag_kernels TABLE = {
+    .name = TEXT(AG_ISA), .dtype = AG_F32,
+#define AG_UNARY(name, ...) .unary_fwd[AG_UNARY_##name] = AG_NAME(unary_fwd_##name), \
+                            .unary_bwd[AG_UNARY_##name] = AG_NAME(unary_bwd_##name),
+#include "autograd/unary.def"
+#undef AG_UNARY
+#define AG_BINARY(name, ...) .binary_fwd[AG_BINARY_##name] = AG_NAME(binary_fwd_##name), \
+                             .binary_bwd[AG_BINARY_##name] = AG_NAME(binary_bwd_##name),
+#include "autograd/binary.def"
+#undef AG_BINARY
+    K(gemm), K(act_bwd), K(fill), K(add), K(scale), K(add_scalar), K(sum), K(row_sum), K(row_add),
+    K(layernorm_fwd), K(layernorm_bwd), K(softmax_fwd), K(softmax_bwd), K(embedding_fwd), K(embedding_bwd),
+    K(gather_fwd), K(gather_bwd), K(pick_fwd), K(pick_bwd), K(argmax), K(dropout_fwd), K(dropout_bwd),
+    K(attention_fwd), K(attention_bwd), K(xent_fwd), K(xent_bwd), K(controller_fwd), K(controller_bwd),
+};
