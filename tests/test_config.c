@@ -1,0 +1,550 @@
+/*
+ * test_config.c -- the configuration: its table, its YAML, its messages.
+ *
+ * The malformed files of tests/cli/bad_configs stand beside the messages they must give.  Paths start at
+ * the root of the source, TULLE_SOURCE or the current folder.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "autograd/base/io.h"
+#include "autograd/base/rng.h"
+#include "train/schema.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static char root[4096];
+
+static void path_of(char *buf, size_t size, const char *rest)
+{
+    assert_true((size_t)snprintf(buf, size, "%s/%s", root, rest) < size);
+}
+
+static char *read_text(const char *path, size_t *ret_size)
+{
+    char *text;
+    ag_err err = {0};
+    if (ag_file_read(path, 1 << 24, &text, ret_size, &err)) fail_msg("%s", err.msg);
+    return text;
+}
+
+static int parse(train_config *c, const char *text, ag_err *err)
+{
+    *err = (ag_err){0};
+    return train_config_parse(c, text, strlen(text), "t.yaml", err);
+}
+
+static bool same_values(const train_config *a, const train_config *b)
+{
+    for (int i = 0; i < TRAIN_KEYS; i++)
+        if (train_keys[i].type != TRAIN_GROUP && !train_value_equal(a, b, i)) return false;
+    return true;
+}
+
+/* ---- the table ---- */
+
+static void test_table(void **state)
+{
+    (void)state;
+    for (int i = 0; i < TRAIN_KEYS; i++) {
+        const train_key *k = &train_keys[i];
+        assert_int_equal(train_key_find(k->path), i);            /* no path twice */
+        const size_t n = strlen(k->help);
+        assert_true(n > 5 && n < 96);
+        if (k->type != TRAIN_GROUP) assert_int_equal(k->help[n - 1], '.');
+        if (k->type == TRAIN_INT || k->type == TRAIN_REAL) {
+            double lo, hi;
+            char open, close;
+            assert_int_equal(sscanf(k->limits, "%c%lf, %lf%c", &open, &lo, &hi, &close), 4);
+            assert_true((open == '[' || open == '(') && (close == ']' || close == ')') && lo < hi);
+        }
+        int words = 0;
+        for (int w = 0; w < TRAIN_CHOICES; w++)
+            words += k->type == TRAIN_WORD && strcmp(train_words[w].list, k->limits) == 0;
+        assert_true((k->type == TRAIN_WORD) == (words > 0));
+    }
+    assert_int_equal(train_key_find("model.f"), -1);
+    assert_int_equal(train_key_find(""), -1);
+}
+
+static void test_defaults(void **state)
+{
+    (void)state;
+    train_config c;
+    ag_err err = {0};
+    memset(&c, 0xa5, sizeof c);
+    train_config_init(&c);
+    assert_int_equal(train_config_check(&c, &err), AG_OK);
+    assert_int_equal(c.model.d_model, 384);
+    assert_int_equal(c.model.type, TRAIN_MODEL_GPT);
+    assert_true(c.model.ff.quant_prob == 0.3);
+    assert_true(c.optim.lr == 1e-3);
+    assert_true(c.model.ff.controller_bias);
+    assert_string_equal(c.sample.prompt, "\n");
+    assert_int_equal(train_config_d_ff(&c), 1536);
+    assert_int_equal(train_config_d_lowrank(&c), 24);
+    c.model.ff.lowrank_rule = TRAIN_RANK_D_MODEL;
+    assert_int_equal(train_config_d_lowrank(&c), 6);
+    c.model.ff.d_lowrank = 5;
+    assert_int_equal(train_config_d_lowrank(&c), 5);
+    for (int i = 0; i < TRAIN_KEYS; i++) assert_int_equal(c.origin[i].from, TRAIN_FROM_DEFAULT);
+}
+
+static void test_explain(void **state)
+{
+    (void)state;
+    char *text;
+    ag_err err = {0};
+    for (int i = 0; i < TRAIN_KEYS; i++) {
+        assert_int_equal(train_config_explain(train_keys[i].path, &text, &err), AG_OK);
+        assert_memory_equal(text, train_keys[i].path, strlen(train_keys[i].path));
+        assert_non_null(strstr(text, train_keys[i].help));
+        free(text);
+    }
+    text = NULL;
+    assert_int_equal(train_config_explain("model.dmodel", &text, &err), AG_ECONFIG);
+    assert_string_equal(err.msg, "unknown key 'model.dmodel'\n  did you mean 'model.d_model'?");
+    assert_null(text);
+    err = (ag_err){0};
+    assert_int_equal(train_config_explain("optim.type", &text, &err), AG_OK);
+    assert_string_equal(text,
+        "optim.type\n  Update rule.\n  one of: adamw, adam, sgd\n  default: adamw\n"
+        "  may change on resume: no\n"
+        "    adamw         Adam with decoupled weight decay on matrices\n"
+        "    adam          Adam; weight decay is added to the gradient\n"
+        "    sgd           stochastic gradient descent with momentum\n");
+    free(text);
+}
+
+static void test_markdown(void **state)
+{
+    (void)state;
+    char *text, row[128];
+    ag_err err = {0};
+    assert_int_equal(train_config_markdown(&text, &err), AG_OK);
+    for (int i = 0; i < TRAIN_KEYS; i++) {
+        const bool group = train_keys[i].type == TRAIN_GROUP;
+        snprintf(row, sizeof row, group ? "## `%s`: " : "\n| `%s` | ", train_keys[i].path);
+        assert_non_null(strstr(text, row));
+    }
+    for (const char *p = text; *p; p = strchr(p, '\n') + 1) {    /* six bars in each row */
+        int bars = 0;
+        for (const char *q = p; *q != '\n'; q++) bars += *q == '|';
+        assert_true(bars == 0 || bars == 6);
+    }
+    free(text);
+}
+
+/* ---- values ---- */
+
+static void test_numbers(void **state)
+{
+    (void)state;
+    train_config c;
+    ag_err err;
+    static const struct { const char *text; double lr; } good[] = {
+        {"1e-3", 1e-3}, {"1E-3", 1e-3}, {".5", 0.5}, {"1.", 1.0}, {"+0.25", 0.25}, {"1_0.2_5", 10.25},
+        {"0.1", 0.1}, {"3.0000000000000004e-4", 3.0000000000000004e-4}, {"007", 7}, {"4.9e-324", 4.9e-324},
+    };
+    static const char *const bad[] = {"1e", "e3", "--1", "1_", "_1", "1__0", "1._5", "1 2", "0x1p-3",
+                                      "inf", "nan", "1e-3f", "1.2.3", "+", "1k", "0", "-0.1", "1e400"};
+    char text[128];
+    train_config_init(&c);
+    for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
+        snprintf(text, sizeof text, "optim:\n  lr: %s\n", good[i].text);
+        assert_int_equal(parse(&c, text, &err), AG_OK);
+        assert_true(c.optim.lr == good[i].lr);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        const train_config before = c;
+        snprintf(text, sizeof text, "optim:\n  lr: %s\n", bad[i]);
+        assert_int_equal(parse(&c, text, &err), AG_ECONFIG);
+        assert_memory_equal(&before, &c, sizeof c);              /* untouched on failure */
+        snprintf(text, sizeof text, "optim.lr=%s", bad[i]);
+        assert_int_equal(train_config_override(&c, text, NULL), AG_ECONFIG);
+    }
+    assert_int_equal(parse(&c, "train:\n  steps: 3_000\nrun:\n  seed: 9223372036854775807", &err), AG_OK);
+    assert_int_equal(c.train.steps, 3000);
+    assert_true(c.run.seed == INT64_MAX);
+    assert_int_equal(parse(&c, "run:\n  seed: 9223372036854775808", &err), AG_ECONFIG);
+    assert_int_equal(parse(&c, "run:\n  seed: -9223372036854775808", &err), AG_ECONFIG);
+}
+
+static void test_texts(void **state)
+{
+    (void)state;
+    train_config c;
+    ag_err err;
+    train_config_init(&c);
+    assert_int_equal(parse(&c, "run:\n  name: no\nsample:\n  prompt: \"a\\n\\\"b\\\" \\u00e9\"\n", &err),
+                     AG_OK);
+    assert_string_equal(c.run.name, "no");
+    assert_string_equal(c.sample.prompt, "a\n\"b\" \xc3\xa9");
+    assert_int_equal(parse(&c, "run: {name: 3, dir: \"\"}\n", &err), AG_OK);
+    assert_string_equal(c.run.name, "3");
+    assert_int_equal(parse(&c, "\xef\xbb\xbfmodel:\r\n  d_model: 64\r\n  type: \"gpt\"\r\n", &err), AG_OK);
+    assert_int_equal(c.model.d_model, 64);
+    assert_int_equal(parse(&c, "model:\n  # nothing set\ntrain:\n  steps: 7\n", &err), AG_OK);
+    assert_int_equal(c.train.steps, 7);
+    assert_int_equal(c.origin[train_key_find("train.steps")].line, 4);
+}
+
+static void test_override(void **state)
+{
+    (void)state;
+    train_config c;
+    train_config_init(&c);
+    assert_int_equal(train_config_override(&c, "model.d_model=1_024", NULL), AG_OK);
+    assert_int_equal(c.model.d_model, 1024);
+    assert_int_equal(c.origin[train_key_find("model.d_model")].from, TRAIN_FROM_COMMAND);
+    assert_int_equal(train_config_override(&c, "sample.prompt=a = b", NULL), AG_OK);
+    assert_string_equal(c.sample.prompt, "a = b");
+    assert_int_equal(train_config_override(&c, "sample.prompt=", NULL), AG_OK);
+    assert_string_equal(c.sample.prompt, "");
+    static const char *const bad[][2] = {
+        {"model.d_modle=3", "command line: 'model.d_modle=3': unknown key 'model.d_modle'\n"
+                            "  did you mean 'model.d_model'?"},
+        {"train.lr=3", "command line: 'train.lr=3': unknown key 'train.lr'\n  did you mean 'optim.lr'?"},
+        {"model.d_model", "command line: 'model.d_model' is not key=value"},
+        {"model=gpt", "command line: 'model=gpt': 'model' is a group of keys, not a key"},
+        {"=3", "command line: '=3': unknown key ''\n"
+               "  groups: run, data, model, optim, schedule, train, checkpoint, sample"},
+        {"optim.lr=", "command line: 'optim.lr=': optim.lr expects a number, found nothing\n"
+                      "  range: (0, 100]"},
+        {"train.batch=0", "command line: 'train.batch=0': train.batch = 0 is out of range\n"
+                          "  range: [1, 1048576] sequences or images"},
+        {"train.steps=5k", "command line: 'train.steps=5k': train.steps expects an integer, found '5k'\n"
+                           "  numbers take no suffix: write 5000"},
+        {"model.bias=True", "command line: 'model.bias=True': model.bias expects true or false, "
+                            "found 'True'"},
+        {"optim.type=adm", "command line: 'optim.type=adm': optim.type expects one of its choices, "
+                           "found 'adm'\n  choices: adamw, adam, sgd; did you mean 'adam'?"},
+        {"run.name=\xff", "command line: 'run.name=?': run.name is not UTF-8"},
+        {"run.\033[2Jx=1", "command line: 'run.?[2Jx=1': unknown key 'run.?[2Jx'\n"
+                           "  keys of run: name, dir, seed, overwrite"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        ag_err err = {0};
+        const train_config before = c;
+        assert_int_equal(train_config_override(&c, bad[i][0], &err), AG_ECONFIG);
+        assert_string_equal(err.msg, bad[i][1]);
+        assert_memory_equal(&before, &c, sizeof c);
+    }
+}
+
+/* ---- dump and read back ---- */
+
+/* A random legal value of a key, from the bits of (seed, key). */
+static void randomize(train_config *c, int key, uint64_t seed)
+{
+    const train_key *k = &train_keys[key];
+    char *field = (char *)c + k->offset;
+    const uint64_t a = ag_noise_bits(seed, 0, 0, (uint64_t)key), b = ag_noise_bits(seed, 0, 1, (uint64_t)key);
+    if (k->type == TRAIN_BOOL) *(bool *)field = a & 1;
+    if (k->type == TRAIN_INT || k->type == TRAIN_REAL) {
+        double lo, hi;
+        assert_int_equal(sscanf(k->limits + 1, "%lf, %lf", &lo, &hi), 2);
+        const double u = (double)(a << 20 ^ b) / 0x1p52, v = lo + (hi - lo) * (a & 1 ? u : u * 1e-6);
+        if (k->type == TRAIN_REAL) *(double *)field = v;
+        else *(int64_t *)field = v >= 0x1p63 ? INT64_MAX : (int64_t)v;
+    }
+    if (k->type == TRAIN_WORD) {
+        int w = (int)(a % TRAIN_CHOICES);
+        while (strcmp(train_words[w].list, k->limits) != 0) w = (w + 1) % TRAIN_CHOICES;
+        *(int *)field = w;
+    }
+    if (k->type == TRAIN_TEXT) {
+        static const char *const parts[] = {"a", " ", "\n", "\"", "\\", "#", ": ", "'", "\t", "\xc3\xa9",
+            "\xe2\x80\xa8", "\xef\xbb\xbf", "\xf0\x9f\x8c\x8d", "\x01", "\x7f", "\xc2\x85", "%", "-", "0"};
+        memset(field, 0, TRAIN_TEXT_MAX);
+        for (uint64_t i = 0; i < a % 200; i++)
+            strcat(field, parts[ag_noise_bits(seed, 1, (uint32_t)key, i) % (sizeof parts / sizeof parts[0])]);
+    }
+}
+
+static void test_round_trip(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 200; seed++) {
+        train_config c, back;
+        ag_err err = {0};
+        char *text, *diff;
+        train_config_init(&c);
+        for (int i = 0; seed && i < TRAIN_KEYS; i++) randomize(&c, i, seed);
+        for (int how = TRAIN_DUMP_ANNOTATED; how <= TRAIN_DUMP_CHANGED; how++) {
+            assert_int_equal(train_config_dump(&c, (train_dump)how, &text, &err), AG_OK);
+            train_config_init(&back);
+            if (text[0] && parse(&back, text, &err)) fail_msg("%s\n%s", err.msg, text);
+            assert_true(same_values(&c, &back));
+            assert_int_equal(train_config_diff(&c, &back, &diff, &err), AG_OK);
+            assert_string_equal(diff, "");
+            free(diff);
+            free(text);
+        }
+    }
+}
+
+static void test_dump(void **state)
+{
+    (void)state;
+    train_config c;
+    ag_err err = {0};
+    char *text;
+    train_config_init(&c);
+    assert_int_equal(parse(&c, "model:\n  ff:\n    block: 32\n", &err), AG_OK);
+    assert_int_equal(train_config_override(&c, "optim.lr=3e-4", &err), AG_OK);
+    assert_int_equal(train_config_dump(&c, TRAIN_DUMP_CHANGED, &text, &err), AG_OK);
+    assert_string_equal(text, "model:\n  ff:\n    block: 32\noptim:\n  lr: 0.0003\n");
+    free(text);
+    assert_int_equal(train_config_dump(&c, TRAIN_DUMP_ANNOTATED, &text, &err), AG_OK);
+    assert_non_null(strstr(text,
+        "    # sparse: block size N; 1 unit of N is live, d_ff / N of d_ff.\n"
+        "    # integer in [1, 65536], units; default 64; from: t.yaml:3\n    block: 32\n"));
+    assert_non_null(strstr(text, "  # Highest learning rate.\n"
+        "  # number in (0, 100]; default 0.001; from: command line\n  lr: 0.0003\n"));
+    assert_non_null(strstr(text, "  # Architecture.\n"
+        "  # one of: gpt, mlp; default gpt; from: default\n  type: gpt\n"));
+    free(text);
+}
+
+static void test_resume(void **state)
+{
+    (void)state;
+    train_config a, b;
+    ag_err err = {0};
+    char *diff;
+    train_config_init(&a);
+    b = a;
+    assert_int_equal(train_config_override(&b, "train.steps=20000", &err), AG_OK);
+    assert_int_equal(train_config_resumable(&a, &b, &err), AG_OK);
+    assert_int_equal(train_config_diff(&a, &b, &diff, &err), AG_OK);
+    assert_string_equal(diff, "train.steps: 5000 -> 20000\n");
+    free(diff);
+    assert_int_equal(train_config_override(&b, "model.d_model=64", &err), AG_OK);
+    assert_int_equal(train_config_override(&b, "optim.lr=1", &err), AG_OK);
+    assert_int_equal(train_config_resumable(&a, &b, &err), AG_ECONFIG);
+    assert_string_equal(err.msg, "these keys may not change when a run is resumed; start a new run:\n"
+                        "model.d_model: 384 -> 64 (command line)\noptim.lr: 0.001 -> 1 (command line)");
+}
+
+/* ---- files ---- */
+
+static int ends_with(const char *name, const char *end)
+{
+    const size_t n = strlen(name), m = strlen(end);
+    return n > m && strcmp(name + n - m, end) == 0;
+}
+
+static void test_bad_configs(void **state)
+{
+    (void)state;
+    char dir[5000], here[4096], golden[300];
+    int count = 0;
+    assert_non_null(getcwd(here, sizeof here));
+    path_of(dir, sizeof dir, "tests/cli/bad_configs");
+    assert_int_equal(chdir(dir), 0);         /* messages name the file as it was given */
+    DIR *d = opendir(".");
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d));) {
+        if (!ends_with(e->d_name, ".yaml")) continue;
+        train_config c;
+        ag_err err = {0};
+        size_t size;
+        train_config_init(&c);
+        int code = train_config_load(&c, e->d_name, &err);
+        if (!code) code = train_config_check(&c, &err);
+        assert_int_equal(code, AG_ECONFIG);
+        snprintf(golden, sizeof golden, "%.*s.txt", (int)strlen(e->d_name) - 5, e->d_name);
+        char *want = read_text(golden, &size);
+        assert_true(size > 0 && want[size - 1] == '\n');
+        want[size - 1] = 0;
+        assert_string_equal(err.msg, want);
+        free(want);
+        count++;
+    }
+    closedir(d);
+    assert_int_equal(chdir(here), 0);
+    assert_true(count >= 70);
+}
+
+static void test_no_file(void **state)
+{
+    (void)state;
+    train_config c;
+    ag_err err = {0};
+    char dir[] = "/tmp/tulle-config-XXXXXX", path[64], want[128];
+    assert_non_null(mkdtemp(dir));
+    train_config_init(&c);
+    snprintf(path, sizeof path, "%s/none.yaml", dir);
+    snprintf(want, sizeof want, "cannot open '%s': No such file or directory", path);
+    assert_int_equal(train_config_load(&c, path, &err), AG_ECONFIG);
+    assert_string_equal(err.msg, want);
+    err = (ag_err){0};
+    assert_int_equal(train_config_load(&c, dir, &err), AG_ECONFIG);
+    assert_non_null(strstr(err.msg, "is a directory"));
+    err = (ag_err){0};
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    for (int i = 0; i < 200000; i++) fputs("# long\n", f);
+    assert_int_equal(fclose(f), 0);
+    assert_int_equal(train_config_load(&c, path, &err), AG_ECONFIG);
+    assert_non_null(strstr(err.msg, "is too large"));
+    unlink(path);
+    rmdir(dir);
+}
+
+static void test_shipped_configs(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"quickstart", "shakespeare-dense", "shakespeare-sparse",
+                                        "shakespeare-cpu", "mnist-dense", "mnist-sparse"};
+    train_config c[6];
+    char path[5000], rest[64];
+    ag_err err = {0};
+    for (int i = 0; i < 6; i++) {
+        snprintf(rest, sizeof rest, "configs/%s.yaml", names[i]);
+        path_of(path, sizeof path, rest);
+        train_config_init(&c[i]);
+        if (train_config_load(&c[i], path, &err)) fail_msg("%s", err.msg);
+        if (train_config_check(&c[i], &err)) fail_msg("%s", err.msg);
+        assert_string_equal(c[i].run.name, names[i]);
+    }
+    assert_int_equal(train_config_d_ff(&c[2]) / c[2].model.ff.block, 24);
+    assert_int_equal(train_config_d_ff(&c[5]) / c[5].model.ff.block, 8);
+    assert_int_equal(c[3].train.batch, 12);
+    assert_true(c[3].schedule.min_lr == 1e-4 && c[3].optim.beta2 == 0.99);
+    assert_true(c[4].data.mean == 0.1307);
+}
+
+/* Every file in configs/, also those that are added later. */
+static void test_all_configs(void **state)
+{
+    (void)state;
+    char dir[5000], path[6000];
+    int count = 0;
+    path_of(dir, sizeof dir, "configs");
+    DIR *d = opendir(dir);
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d));) {
+        if (!ends_with(e->d_name, ".yaml")) continue;
+        train_config c;
+        ag_err err = {0};
+        train_config_init(&c);
+        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
+        if (train_config_load(&c, path, &err) || train_config_check(&c, &err)) fail_msg("%s", err.msg);
+        count++;
+    }
+    closedir(d);
+    assert_true(count >= 6);
+}
+
+/* ---- damage ---- */
+
+/* One random edit: a byte changed, text cut out, a piece of YAML or of the text itself put in. */
+static size_t mutate(char *text, size_t size, size_t max, uint64_t seed, uint32_t edit)
+{
+    static const char *const pieces[] = {"\n", ":", ": ", " ", "\t", "- ", "#", "[", "]", "{", "}", "&a ",
+        "*a", "!!int ", "\"", "'", "|\n", ">\n", "? ", "---\n", "...\n", "%YAML 1.1\n", "\\", "\xff", "\xc3",
+        "\xef\xbb\xbf", "<<: ", "1e999", "model:\n", "  ff:\n", "    block: 3\n", ",", "\r", "null", "~"};
+    uint32_t w[4];
+    ag_philox(seed, edit, 7, 0, w);
+    const size_t at = size ? w[0] % size : 0;
+    const char *piece = pieces[w[1] % (sizeof pieces / sizeof pieces[0])];
+    char copy[64];
+    size_t n = strlen(piece);
+    if (w[2] % 4 == 0 && size) {
+        text[at] = (char)w[3];
+        return size;
+    }
+    if (w[2] % 4 == 1) {
+        n = w[3] % 40 < size - at ? w[3] % 40 : size - at;
+        memmove(text + at, text + at + n, size - at - n);
+        return size - n;
+    }
+    if (w[2] % 4 == 2 && size) {
+        const size_t from = w[1] % size;
+        n = w[3] % sizeof copy < size - from ? w[3] % sizeof copy : size - from;
+        memcpy(copy, text + from, n);
+        piece = copy;
+    }
+    if (size + n > max) return size;
+    memmove(text + at + n, text + at, size - at);
+    memcpy(text + at, piece, n);
+    return size + n;
+}
+
+static void test_mutations(void **state)
+{
+    (void)state;
+    enum { MAX = 1 << 16, RUNS = 5000 };
+    char path[5000], *dump, *start[2];
+    size_t sizes[2];
+    train_config c, back;
+    ag_err err = {0};
+    int good = 0, bad = 0;
+    path_of(path, sizeof path, "configs/shakespeare-sparse.yaml");
+    start[0] = read_text(path, &sizes[0]);
+    train_config_init(&c);
+    assert_int_equal(train_config_dump(&c, TRAIN_DUMP_PLAIN, &start[1], &err), AG_OK);
+    sizes[1] = strlen(start[1]);
+    for (uint64_t seed = 0; seed < RUNS; seed++) {
+        char *text = malloc(MAX);
+        assert_non_null(text);
+        size_t size = sizes[seed % 2];
+        memcpy(text, start[seed % 2], size);
+        for (uint32_t i = 0; i <= seed % 5; i++) size = mutate(text, size, MAX, seed, i);
+        char *exact = malloc(size ? size : 1);                   /* so that a read beyond it is seen */
+        assert_non_null(exact);
+        memcpy(exact, text, size);
+        free(text);
+        err = (ag_err){0};
+        train_config_init(&c);
+        const int code = train_config_parse(&c, exact, size, "m.yaml", &err);
+        assert_true(code == AG_OK || (code == AG_ECONFIG && strlen(err.msg) > 10));
+        code ? bad++ : good++;
+        if (!code) {
+            (void)train_config_check(&c, &err);
+            assert_int_equal(train_config_dump(&c, TRAIN_DUMP_ANNOTATED, &dump, NULL), AG_OK);
+            train_config_init(&back);
+            assert_int_equal(parse(&back, dump, &err), AG_OK);
+            assert_true(same_values(&c, &back));
+            free(dump);
+        }
+        free(exact);
+    }
+    free(start[0]);
+    free(start[1]);
+    assert_true(good > RUNS / 50 && bad > RUNS / 4);             /* both kinds were met */
+}
+
+int main(void)
+{
+    const char *source = getenv("TULLE_SOURCE");
+    if (source) snprintf(root, sizeof root, "%s", source);
+    else if (!getcwd(root, sizeof root)) return 1;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_table),
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_explain),
+        cmocka_unit_test(test_markdown),
+        cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_texts),
+        cmocka_unit_test(test_override),
+        cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_dump),
+        cmocka_unit_test(test_resume),
+        cmocka_unit_test(test_bad_configs),
+        cmocka_unit_test(test_no_file),
+        cmocka_unit_test(test_shipped_configs),
+        cmocka_unit_test(test_all_configs),
+        cmocka_unit_test(test_mutations),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

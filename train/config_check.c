@@ -1,0 +1,127 @@
+/*
+ * config_check.c -- what must hold between keys, and the sizes that follow from several.
+ */
+#include "train/schema.h"
+
+#include <stdio.h>
+#include <string.h>
+
+typedef struct checker {
+    const train_config *c;
+    char   text[1800];               /* faults, one a line */
+    size_t used;
+} checker;
+
+int64_t train_config_d_ff(const train_config *c)
+{
+    if (c->model.d_ff) return c->model.d_ff;
+    return 4 * (c->model.type == TRAIN_MODEL_GPT ? c->model.d_model : c->model.d_hidden);
+}
+
+int64_t train_config_d_lowrank(const train_config *c)
+{
+    const int64_t d = c->model.type == TRAIN_MODEL_GPT ? c->model.d_model : c->model.d_hidden;
+    if (c->model.ff.d_lowrank) return c->model.ff.d_lowrank;
+    return (c->model.ff.lowrank_rule == TRAIN_RANK_BLOCKS ? train_config_d_ff(c) : d) /
+           c->model.ff.block;
+}
+
+bool train_config_has_images(const train_config *c)
+{
+    switch (c->data.source) {
+    case TRAIN_SOURCE_DIGITS:
+    case TRAIN_SOURCE_MNIST:
+    case TRAIN_SOURCE_FASHION_MNIST:
+    case TRAIN_SOURCE_IDX:  return true;
+    case TRAIN_SOURCE_HDF5: return c->model.type == TRAIN_MODEL_MLP;
+    default:                return false;
+    }
+}
+
+/* "model.d_model = 100 (a.yaml:5)" */
+static void describe(const train_config *c, const char *path, char *buf, size_t size)
+{
+    char value[TRAIN_VALUE_MAX], origin[TRAIN_TEXT_MAX + 16], shown_value[80], shown[160];
+    const int key = train_key_find(path);
+    train_value_text(c, key, value);
+    train_value_origin(c, key, origin, sizeof origin);
+    train_text_clean(value, shown_value, sizeof shown_value);
+    train_text_clean(origin, shown, sizeof shown);
+    snprintf(buf, size, "%s = %s (%s)", path, shown_value, shown);
+}
+
+/* "A = 1 (...) RELATION B = 2 (...); note" */
+static void clash(checker *k, const char *a, const char *relation, const char *b, const char *note)
+{
+    char da[384], db[384];
+    describe(k->c, a, da, sizeof da);
+    describe(k->c, b, db, sizeof db);
+    if (k->used >= sizeof k->text) return;
+    k->used += (size_t)snprintf(k->text + k->used, sizeof k->text - k->used, "%s%s %s %s%s%s",
+                                k->used ? "\n" : "", da, relation, db, note[0] ? "; " : "", note);
+}
+
+static void check_data(checker *k)
+{
+    const train_config *c = k->c;
+    const bool gpt = c->model.type == TRAIN_MODEL_GPT, images = train_config_has_images(c);
+    const int source = c->data.source;
+    if (gpt == images)
+        clash(k, "model.type", "cannot learn from", "data.source",
+              gpt ? "a gpt learns from tokens" : "an mlp learns from images");
+    if ((source == TRAIN_SOURCE_TEXT || source == TRAIN_SOURCE_IDX || source == TRAIN_SOURCE_HDF5) &&
+        !c->data.path[0])
+        clash(k, "data.source", "needs a file or folder, but", "data.path", "");
+    const double size = (double)c->data.size, val = size * c->data.val_fraction;
+    const double part = val < size - val ? val : size - val;
+    if (gpt && source == TRAIN_SOURCE_LANGUAGE && c->data.size && part <= (double)c->model.context)
+        clash(k, "model.context", "does not fit into", "data.size",
+              "after the split by data.val_fraction");
+}
+
+static void check_model(checker *k)
+{
+    const train_config *c = k->c;
+    const bool gpt = c->model.type == TRAIN_MODEL_GPT;
+    if (gpt && (!c->model.d_qk || !c->model.d_v) && c->model.d_model % c->model.n_heads)
+        clash(k, "model.d_model", "must be a multiple of", "model.n_heads",
+              "or set model.d_qk and model.d_v");
+    if (c->model.ff.type != TRAIN_FF_SPARSE) return;
+    char rule[64];
+    const int64_t d_ff = train_config_d_ff(c);
+    snprintf(rule, sizeof rule, "d_ff = 0 stands for %lld", (long long)d_ff);
+    if (d_ff % c->model.ff.block)
+        clash(k, "model.d_ff", "must be a multiple of", "model.ff.block", c->model.d_ff ? "" : rule);
+    else if (train_config_d_lowrank(c) < 1)
+        clash(k, gpt ? "model.d_model" : "model.d_hidden", "must not be less than", "model.ff.block",
+              "lowrank_rule d_model gives a controller of rank 0; set model.ff.d_lowrank");
+}
+
+static void check_training(checker *k)
+{
+    const train_config *c = k->c;
+    const bool own_end = c->schedule.decay_steps > 0;
+    const int64_t end = own_end ? c->schedule.decay_steps : c->train.steps;
+    if (c->schedule.warmup_steps >= end)
+        clash(k, "schedule.warmup_steps", "must be less than",
+              own_end ? "schedule.decay_steps" : "train.steps", "");
+    if (c->schedule.type == TRAIN_SCHEDULE_INVERSE_SQRT && c->schedule.warmup_steps < 1)
+        clash(k, "schedule.type", "needs a warm-up, but", "schedule.warmup_steps", "");
+    if (c->schedule.min_lr > c->optim.lr)
+        clash(k, "schedule.min_lr", "must not be more than", "optim.lr", "");
+    if (c->train.micro_batch && c->train.batch % c->train.micro_batch)
+        clash(k, "train.batch", "must be a multiple of", "train.micro_batch", "");
+    if (c->optim.nesterov && c->optim.type != TRAIN_OPTIM_SGD)
+        clash(k, "optim.nesterov", "needs sgd, but", "optim.type", "");
+    else if (c->optim.nesterov && c->optim.momentum <= 0)
+        clash(k, "optim.nesterov", "needs momentum, but", "optim.momentum", "");
+}
+
+int train_config_check(const train_config *c, ag_err *err)
+{
+    checker k = {.c = c};
+    check_data(&k);
+    check_model(&k);
+    check_training(&k);
+    return k.used ? ag_err_set(err, AG_ECONFIG, "%s", k.text) : AG_OK;
+}
