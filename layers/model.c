@@ -1,0 +1,40 @@
+#include "layers/model.h"
+
+#include <stdlib.h>
+
+void nn_model_free(nn_model *m)
+{
+    if (!m) return;
+    m->release(m);
+    nn_params_free(m->params);
+    free(m);
+}
+
+ag_tensor *nn_model_logits(const nn_model *m, ag_tape *t, ag_tensor *x, nn_mode mode)
+{
+    return m->logits(m, t, x, mode, NULL);
+}
+
+ag_tensor *nn_model_loss(const nn_model *m, ag_tape *t, ag_tensor *x, ag_tensor *targets, nn_mode mode)
+{
+    return ag_cross_entropy(t, m->logits(m, t, x, mode, NULL), targets);
+}
+
+int nn_model_cache(const nn_model *m, int64_t batch, ag_kv_cache **ret_cache, ag_err *err)
+{
+    if (!m->cache_new)
+        return ag_err_set(err, AG_ECONFIG, "a model of kind %s does not generate sequences; gpt does", m->kind);
+    ag_kv_cache *c = m->cache_new(m, batch);
+    if (!c)
+        return ag_err_set(err, AG_ENOMEM, "out of memory for the key-value cache of %lld sequences",
+                          (long long)batch);
+    *ret_cache = c;
+    return AG_OK;
+}
+
+ag_tensor *nn_model_decode(const nn_model *m, ag_tape *t, ag_tensor *ids, ag_kv_cache *cache)
+{
+    ag_tensor *y = m->logits(m, t, ids, NN_EVAL, cache);
+    if (!ag_error(t)) ag_kv_cache_advance(cache, ids->shape.dim[1]);
+    return y;
+}

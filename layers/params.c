@@ -1,0 +1,193 @@
+#include "layers/params.h"
+
+#include "autograd/base/rng.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    ALIGN = 16,                      /* elements from one parameter to the next: a multiple of this */
+    GROUP = 64,                      /* elements that 16 Philox blocks make (rng.h) */
+};
+
+nn_init nn_glorot(int64_t fan_in, int64_t fan_out, double gain)
+{
+    return nn_uniform(gain * sqrt(6.0 / (double)(fan_in + fan_out)));
+}
+
+nn_init nn_matrix_init(double std, int64_t fan_in, int64_t fan_out, double gain)
+{
+    return std > 0 ? nn_normal(gain * std) : nn_glorot(fan_in, fan_out, gain);
+}
+
+nn_params *nn_params_new(ag_dtype dtype)
+{
+    nn_params *p = ag_fault_now() ? NULL : calloc(1, sizeof *p);
+    if (p) p->dtype = dtype;
+    return p;
+}
+
+void nn_params_free(nn_params *p)
+{
+    if (!p) return;
+    const size_t bytes = (size_t)p->n * ag_dtype_size(p->dtype);
+    ag_block_free(p->weights, bytes);
+    ag_block_free(p->grads, bytes);
+    ag_arena_release(&p->memory);
+    free(p->items);
+    free(p);
+}
+
+/* --- building ---------------------------------------------------------------------------------------- */
+
+size_t nn_push(nn_params *p, const char *fmt, ...)
+{
+    const size_t at = strlen(p->path), room = sizeof p->path - at;
+    va_list ap;
+    va_start(ap, fmt);
+    const int n = vsnprintf(p->path + at, room, fmt, ap);
+    va_end(ap);
+    if (n < 0 || (size_t)n + 2 > room) {
+        p->path[at] = '\0';
+        ag_err_set(&p->err, AG_EFAIL, "the name of a parameter below '%s' is too long", p->path);
+    } else {
+        memcpy(p->path + at + n, "/", 2);
+    }
+    return at;
+}
+
+void nn_pop(nn_params *p, size_t at) { p->path[at] = '\0'; }
+
+uint32_t nn_site(nn_params *p) { return p->n_sites++; }
+
+static nn_item *item_new(nn_params *p)
+{
+    if (p->n_items == p->cap_items) {
+        const int cap = p->cap_items ? 2 * p->cap_items : 64;
+        nn_item *items = ag_fault_now() ? NULL : realloc(p->items, (size_t)cap * sizeof *items);
+        if (!items) return NULL;
+        p->items = items;
+        p->cap_items = cap;
+    }
+    return &p->items[p->n_items];
+}
+
+/* Elements of the shape; -1 if a size is not positive or the product too large. */
+static int64_t checked_size(const ag_shape *s)
+{
+    int64_t n = 1;
+    for (int i = 0; i < s->ndim; i++)
+        if (s->dim[i] < 1 || __builtin_mul_overflow(n, s->dim[i], &n) || n > INT64_MAX / 64) return -1;
+    return n;
+}
+
+ag_tensor *nn_param(nn_params *p, const char *name, ag_shape shape, nn_init init)
+{
+    if (p->err.code) return NULL;
+    char text[96];
+    const int64_t count = checked_size(&shape);
+    if (count < 0) {
+        ag_err_set(&p->err, AG_ESHAPE, "parameter %s%s: shape %s is empty or too large", p->path, name,
+                   ag_shape_text(&shape, text));
+        return NULL;
+    }
+    const size_t len = strlen(p->path) + strlen(name) + 1;
+    char *full = ag_arena_alloc(&p->memory, len, 1);
+    ag_tensor *x = ag_arena_alloc(&p->memory, 1, sizeof *x);
+    nn_item *item = item_new(p);
+    if (!full || !x || !item) {
+        ag_err_set(&p->err, AG_ENOMEM, "out of memory for parameter %s%s", p->path, name);
+        return NULL;
+    }
+    snprintf(full, len, "%s%s", p->path, name);
+    if (nn_params_find(p, full)) {
+        ag_err_set(&p->err, AG_EFAIL, "two parameters are named %s", full);
+        return NULL;
+    }
+    *x = (ag_tensor){ .shape = shape, .size = count, .dtype = p->dtype, .needs_grad = true,
+                      .grad_written = true, .grad_kept = true, .name = full };
+    *item = (nn_item){ full, x, p->n, count, shape.ndim >= 2, init };
+    p->n_items++;
+    p->n_used += count;
+    if (__builtin_add_overflow(p->n, (count + ALIGN - 1) / ALIGN * ALIGN, &p->n))
+        ag_err_set(&p->err, AG_ENOMEM, "the model has too many parameters");
+    return x;
+}
+
+const nn_item *nn_params_find(const nn_params *p, const char *name)
+{
+    for (int i = 0; i < p->n_items; i++)
+        if (!strcmp(p->items[i].name, name)) return &p->items[i];
+    return NULL;
+}
+
+/* --- memory and initial values ------------------------------------------------------------------------- */
+
+/* Standard normal or uniform (-1, 1) numbers of elements GROUP*g .. GROUP*g + GROUP-1, in the order of rng.h. */
+static void group_draw(uint64_t seed, uint32_t site, int64_t g, bool normal, double v[GROUP])
+{
+    for (int j = 0; j < 16; j++) {
+        uint32_t w[4];
+        ag_philox(seed, 0, site, (uint64_t)(16 * g + j), w);
+        for (int k = 0; k < 4; k += 2) {
+            double z[2];
+            if (normal) ag_normal2(w[k], w[k + 1], z);
+            else for (int i = 0; i < 2; i++) z[i] = 2 * (double)ag_uniform(w[k + i]) - 1;
+            v[j + 16 * k] = z[0];
+            v[j + 16 * (k + 1)] = z[1];
+        }
+    }
+}
+
+static void store(const ag_tensor *x, int64_t first, int64_t n, double scale, const double *v)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (x->dtype == AG_F64) ((double *)x->data)[first + i] = scale * v[i];
+        else ((float *)x->data)[first + i] = (float)(scale * v[i]);
+}
+
+static void item_init(const nn_item *item, uint64_t seed, uint32_t site)
+{
+    const int64_t groups = (item->count + GROUP - 1) / GROUP;
+    const nn_init init = item->init;
+    if (init.kind == NN_CONSTANT && init.scale == 0) return;     /* the memory came zeroed */
+    #pragma omp parallel for schedule(static) if (groups > 64)
+    for (int64_t g = 0; g < groups; g++) {
+        const int64_t left = item->count - g * GROUP;
+        double v[GROUP];
+        if (init.kind == NN_CONSTANT) for (int i = 0; i < GROUP; i++) v[i] = 1;
+        else group_draw(seed, site, g, init.kind == NN_NORMAL, v);
+        store(item->tensor, g * GROUP, left < GROUP ? left : GROUP, init.scale, v);
+    }
+}
+
+int nn_params_alloc(nn_params *p, uint64_t seed, ag_err *err)
+{
+    if (p->err.code) return ag_err_set(err, p->err.code, "%s", p->err.msg);
+    const size_t size = ag_dtype_size(p->dtype), bytes = (size_t)p->n * size;
+    p->weights = ag_block_alloc(bytes);
+    p->grads = p->weights ? ag_block_alloc(bytes) : NULL;
+    if (!p->grads)
+        return ag_err_set(err, AG_ENOMEM, "out of memory for %lld parameters (%.1f MB of weights and as much of "
+                          "gradients)", (long long)p->n_used, 1e-6 * (double)bytes);
+    for (int i = 0; i < p->n_items; i++) {
+        const nn_item *item = &p->items[i];
+        item->tensor->data = (char *)p->weights + (size_t)item->offset * size;
+        item->tensor->grad = (char *)p->grads + (size_t)item->offset * size;
+        item_init(item, seed, AG_SITE_INIT + (uint32_t)i);
+    }
+    return AG_OK;
+}
+
+void nn_params_zero_grad(nn_params *p)
+{
+    enum { PART = 1 << 20 };
+    char *g = p->grads;
+    const int64_t bytes = p->n * (int64_t)ag_dtype_size(p->dtype);
+    #pragma omp parallel for schedule(static) if (bytes > PART)
+    for (int64_t at = 0; at < bytes; at += PART)
+        memset(g + at, 0, (size_t)(bytes - at < PART ? bytes - at : PART));
+}

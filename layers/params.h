@@ -1,0 +1,72 @@
+/*
+ * params.h -- the parameters of a model: named while it is built, then one flat array of weights and one of
+ * gradients.
+ *
+ * Layers ask for their parameters one by one and keep the tensors; nn_params_alloc() then lays all of them out
+ * in one block, 64-byte aligned, with zeros between, and points the tensors into it.  So the optimizer, clipping, the
+ * clearing of gradients and the checkpoint are loops over flat arrays and this list, and know no layers.
+ *
+ * Building has no error handling: the first error is kept, and nn_params_alloc() returns it.
+ */
+#ifndef NN_PARAMS_H
+#define NN_PARAMS_H
+
+#include "autograd/base/arena.h"
+#include "autograd/base/error.h"
+#include "autograd/tensor.h"
+
+/* Initial values of a parameter, a function of (seed, index of the parameter, element). */
+typedef struct nn_init {
+    enum { NN_CONSTANT, NN_NORMAL, NN_UNIFORM } kind;
+    double scale;                    /* the constant; the standard deviation; the largest magnitude */
+} nn_init;
+
+static inline nn_init nn_constant(double value) { return (nn_init){ NN_CONSTANT, value }; }
+static inline nn_init nn_normal(double std) { return (nn_init){ NN_NORMAL, std }; }
+static inline nn_init nn_uniform(double limit) { return (nn_init){ NN_UNIFORM, limit }; }
+/* gain * U(-l, l), l = sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010) */
+nn_init nn_glorot(int64_t fan_in, int64_t fan_out, double gain);
+/* For the weights of a matrix: normal of gain * std, or Glorot where std is 0. */
+nn_init nn_matrix_init(double std, int64_t fan_in, int64_t fan_out, double gain);
+
+typedef struct nn_item {             /* one parameter */
+    const char *name;                /* "blocks/0/attn/qkv/weight": its path in a checkpoint */
+    ag_tensor  *tensor;
+    int64_t     offset, count;       /* elements, in the flat arrays */
+    bool        decay;               /* weight decay applies: it has two dimensions or more */
+    nn_init     init;
+} nn_item;
+
+enum { NN_NAME_MAX = 256 };          /* bytes of a name, with the NUL */
+
+typedef struct nn_params {
+    ag_dtype dtype;                  /* AG_F32; AG_F64 for gradient checks */
+    int      n_items, cap_items;
+    nn_item *items;                  /* in the order they were asked for */
+    int64_t  n;                      /* elements of the flat arrays, padding included */
+    int64_t  n_used;                 /* the same without padding: the number of parameters */
+    void    *weights, *grads;        /* [n]; NULL until nn_params_alloc */
+    ag_arena memory;                 /* names and tensors */
+    uint32_t n_sites;
+    char     path[NN_NAME_MAX];      /* put in front of names while building: "blocks/0/" */
+    ag_err   err;                    /* the first one */
+} nn_params;
+
+nn_params *nn_params_new(ag_dtype dtype);                /* NULL: out of memory */
+void       nn_params_free(nn_params *p);                 /* NULL is fine */
+
+/* A parameter named path + name.  The tensor has its shape at once and its numbers after nn_params_alloc; NULL
+ * after an error. */
+ag_tensor *nn_param(nn_params *p, const char *name, ag_shape shape, nn_init init);
+/* Names start with the formatted text and a slash until nn_pop(p, what nn_push returned). */
+size_t nn_push(nn_params *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void   nn_pop(nn_params *p, size_t at);
+/* A number for a place in the model that draws noise, from 0 upwards (autograd/base/rng.h). */
+uint32_t nn_site(nn_params *p);
+
+/* Lays out and initialises all parameters; gradients are zero.  AG_ENOMEM, or the first error of building. */
+int nn_params_alloc(nn_params *p, uint64_t seed, ag_err *err);
+void nn_params_zero_grad(nn_params *p);
+const nn_item *nn_params_find(const nn_params *p, const char *name);     /* NULL: none of that name */
+
+#endif

@@ -1,0 +1,35 @@
+/*
+ * kernels.h -- one part of an optimizer step: elementwise loops that the compiler makes into vectors.
+ *
+ * No contraction to fused multiply-add, so every instruction set gives the same bits.
+ */
+#ifndef OPT_KERNELS_H
+#define OPT_KERNELS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct opt_adam {            /* one step of Adam, all factors worked out */
+    float clip;                      /* factor of the gradient */
+    float l2, shrink;                /* g += l2 p; p *= shrink */
+    float beta1, beta2;
+    float keep1, keep2;              /* 1 - beta */
+    float rate;                      /* lr / (1 - beta1^t) */
+    float root;                      /* 1 / sqrt(1 - beta2^t) */
+    float eps;
+} opt_adam;
+void opt_adam_part(const opt_adam *a, int64_t n, float *p, float *g, float *m, float *v);
+
+typedef struct opt_sgd {
+    float clip, l2, momentum, rate;
+    bool  nesterov;
+} opt_sgd;
+void opt_sgd_part(const opt_sgd *s, int64_t n, float *p, float *g, float *m);
+
+/* e = decay e + keep p */
+void opt_ema_part(float decay, float keep, int64_t n, const float *p, float *e);
+
+/* Sum of the squares of at most 4096 numbers, in a fixed order. */
+double opt_square_part(int64_t n, const float *x);
+
+#endif

@@ -1,0 +1,197 @@
+#include "optim/optim.h"
+
+#include "autograd/base/arena.h"
+#include "optim/kernels.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    PART  = 4096,                    /* elements: p, g, m, v and e of a part are 80 KB, at home in L2 */
+    SMALL = 20000,                   /* below this many elements threads are not worth starting */
+    SUMS  = 256,                     /* partial sums of a norm */
+};
+
+struct opt_part { int64_t offset, count; bool decay; };
+
+/* --- building ------------------------------------------------------------------------------------------ */
+
+static int check_share(const char *name, double v, ag_err *err)
+{
+    if (v >= 0 && v < 1) return AG_OK;           /* false for NaN */
+    return ag_err_set(err, AG_ECONFIG, "optim.%s = %g must be in [0, 1)", name, v);
+}
+
+static int check_config(const opt_config *c, ag_err *err)
+{
+    int r = check_share("beta1", c->beta1, err);
+    if (!r) r = check_share("beta2", c->beta2, err);
+    if (!r) r = check_share("momentum", c->momentum, err);
+    if (!r) r = check_share("ema_decay", c->ema_decay, err);
+    if (r) return r;
+    if (c->type != OPT_SGD && !(c->eps > 0))
+        return ag_err_set(err, AG_ECONFIG, "optim.eps = %g must be positive", c->eps);
+    if (!(c->weight_decay >= 0 && c->clip_norm >= 0))
+        return ag_err_set(err, AG_ECONFIG, "optim.weight_decay = %g and optim.clip_norm = %g must not be negative",
+                          c->weight_decay, c->clip_norm);
+    if (c->nesterov && c->momentum == 0)
+        return ag_err_set(err, AG_ECONFIG, "optim.nesterov needs optim.momentum > 0");
+    return AG_OK;
+}
+
+static int64_t parts_of(int64_t count) { return (count + PART - 1) / PART; }
+
+/* Cuts elements from .. to into parts; returns how many.  part may be NULL, to count. */
+static int64_t cut(struct opt_part *part, int64_t from, int64_t to, bool decay)
+{
+    if (part)
+        for (int64_t i = 0, at = from; at < to; i++, at += PART)
+            part[i] = (struct opt_part){ at, to - at < PART ? to - at : PART, decay };
+    return parts_of(to - from);
+}
+
+/* Parts of all n elements.  Neighbours with the same decay are one stretch; holes have none. */
+static int64_t cut_all(struct opt_part *part, int64_t n, const opt_range *r, int n_ranges)
+{
+    int64_t parts = 0, from = 0;
+    bool decay = false;
+    for (int i = 0; i <= n_ranges; i++) {
+        const int64_t end = i < n_ranges ? r[i].offset : n;      /* of the hole before this range */
+        const int64_t hole = i ? r[i - 1].offset + r[i - 1].count : 0;
+        if (decay && hole < end) {
+            parts += cut(part ? part + parts : NULL, from, hole, true);
+            from = hole;
+            decay = false;
+        }
+        if (i == n_ranges || r[i].decay != decay) {
+            parts += cut(part ? part + parts : NULL, from, end, decay);
+            from = end;
+            decay = i < n_ranges && r[i].decay;
+        }
+    }
+    return parts;
+}
+
+static int check_ranges(int64_t n, const opt_range *r, int n_ranges, ag_err *err)
+{
+    int64_t end = 0;
+    for (int i = 0; i < n_ranges; i++) {
+        if (r[i].offset < end || r[i].count < 0 || r[i].count > n - r[i].offset)
+            return ag_err_set(err, AG_EFAIL, "optimizer: range %d, %lld elements from %lld, overlaps or leaves the "
+                              "%lld elements", i, (long long)r[i].count, (long long)r[i].offset, (long long)n);
+        end = r[i].offset + r[i].count;
+    }
+    return AG_OK;
+}
+
+static bool slot_new(opt_state *o, const char *name, float **ret_data)
+{
+    float *data = ag_block_alloc((size_t)o->n * sizeof *data);
+    if (!data) return false;
+    o->slot[o->n_slots++] = (opt_slot){ name, data };
+    *ret_data = data;
+    return true;
+}
+
+static bool slots_new(opt_state *o)
+{
+    if (!slot_new(o, "m", &o->m)) return false;
+    if (o->config.type != OPT_SGD && !slot_new(o, "v", &o->v)) return false;
+    return o->config.ema_decay == 0 || slot_new(o, "ema", &o->ema);
+}
+
+int opt_new(const opt_config *c, int64_t n, const opt_range *ranges, int n_ranges, opt_state **ret_opt, ag_err *err)
+{
+    int r = check_config(c, err);
+    if (!r) r = check_ranges(n, ranges, n_ranges, err);
+    if (r) return r;
+    opt_state *o = ag_fault_now() ? NULL : calloc(1, sizeof *o);
+    if (o) {
+        *o = (opt_state){ .config = *c, .n = n, .n_parts = cut_all(NULL, n, ranges, n_ranges) };
+        o->part = ag_fault_now() ? NULL : malloc((size_t)(o->n_parts + 1) * sizeof *o->part);
+    }
+    if (!o || !o->part || !slots_new(o)) {
+        opt_free(o);
+        return ag_err_set(err, AG_ENOMEM, "out of memory for the optimizer's state of %lld weights", (long long)n);
+    }
+    cut_all(o->part, n, ranges, n_ranges);
+    *ret_opt = o;
+    return AG_OK;
+}
+
+void opt_free(opt_state *o)
+{
+    if (!o) return;
+    for (int i = 0; i < o->n_slots; i++) ag_block_free(o->slot[i].data, (size_t)o->n * sizeof(float));
+    free(o->part);
+    free(o);
+}
+
+/* --- a step ---------------------------------------------------------------------------------------------- */
+
+double opt_norm(int64_t n, const float *x)
+{
+    const int64_t parts = parts_of(n);
+    double sum[SUMS], total = 0;
+    #pragma omp parallel for schedule(static) if (n > SMALL)
+    for (int k = 0; k < SUMS; k++) {
+        sum[k] = 0;
+        for (int64_t i = parts * k / SUMS; i < parts * (k + 1) / SUMS; i++)
+            sum[k] += opt_square_part(n - i * PART < PART ? n - i * PART : PART, x + i * PART);
+    }
+    for (int k = 0; k < SUMS; k++) total += sum[k];
+    return sqrt(total);
+}
+
+static opt_adam adam_factors(const opt_state *o, double lr, double clip)
+{
+    const opt_config *c = &o->config;
+    const double t = (double)(o->step + 1);
+    return (opt_adam){
+        .clip = (float)clip,
+        .beta1 = (float)c->beta1, .keep1 = (float)(1 - c->beta1),
+        .beta2 = (float)c->beta2, .keep2 = (float)(1 - c->beta2),
+        .rate = (float)(lr / (1 - pow(c->beta1, t))),
+        .root = (float)(1 / sqrt(1 - pow(c->beta2, t))), .eps = (float)c->eps, .shrink = 1,
+    };
+}
+
+static void step_parts(opt_state *o, double lr, double clip, float *p, float *g)
+{
+    const opt_config *c = &o->config;
+    const opt_adam adam = adam_factors(o, lr, clip);
+    const opt_sgd sgd = { (float)clip, 0, (float)c->momentum, (float)lr, c->nesterov };
+    const float l2 = (float)c->weight_decay, shrink = (float)(1 - lr * c->weight_decay);
+    #pragma omp parallel for schedule(static) if (o->n > SMALL)
+    for (int64_t i = 0; i < o->n_parts; i++) {
+        const struct opt_part part = o->part[i];
+        const int64_t at = part.offset;
+        if (o->ema && o->step == 0) memcpy(o->ema + at, p + at, (size_t)part.count * sizeof *p);
+        if (c->type == OPT_SGD) {
+            opt_sgd s = sgd;
+            if (part.decay) s.l2 = l2;
+            opt_sgd_part(&s, part.count, p + at, g + at, o->m + at);
+        } else {
+            opt_adam a = adam;
+            if (part.decay && c->type == OPT_ADAM) a.l2 = l2;
+            if (part.decay && c->type == OPT_ADAMW) a.shrink = shrink;
+            opt_adam_part(&a, part.count, p + at, g + at, o->m + at, o->v + at);
+        }
+        if (o->ema)
+            opt_ema_part((float)c->ema_decay, (float)(1 - c->ema_decay), part.count, p + at, o->ema + at);
+    }
+}
+
+int opt_step(opt_state *o, double lr, float *p, float *g, double *ret_norm, ag_err *err)
+{
+    const double norm = opt_norm(o->n, g), most = o->config.clip_norm;
+    if (ret_norm) *ret_norm = norm;
+    if (!isfinite(norm))
+        return ag_err_set(err, AG_EDIVERGED, "step %lld: the norm of the gradient is %s", (long long)o->step,
+                          isnan(norm) ? "not a number" : "infinite");
+    const double clip = most > 0 && norm > most ? most / norm : 1;
+    step_parts(o, lr, clip, p, g);
+    o->step++;
+    return AG_OK;
+}
