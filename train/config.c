@@ -2,8 +2,8 @@
  * config.c -- from YAML and `key=value` to a train_config; the one file that knows libfyaml.
  *
  * The parser's events are taken one by one against the table of keys, with no document in between:
- * each key and value brings its line and column, so a fault can be shown where it stands, and reading
- * goes on behind it to find the next.
+ * each key and value brings its line and column, so a fault can be shown where it stands, and
+ * reading goes on behind it to find the next.
  */
 #include "autograd/base/io.h"
 #include "train/schema.h"
@@ -29,7 +29,7 @@ typedef struct reader {
     size_t size;
     int  seen[TRAIN_KEYS];           /* line of each key met, 0 = not yet */
     int  depth;                      /* mappings and lists that are open */
-    bool stop;                       /* no more events: the end, or a fault that parsing cannot pass */
+    bool stop;                       /* no more events: the end, or a fault */
     int  faults;
     char report[sizeof ((ag_err *)0)->msg - 32];
     size_t used;
@@ -41,14 +41,15 @@ void train_config_init(train_config *c)
     for (int i = 0; i < TRAIN_KEYS; i++) {
         train_fault f;
         if (train_keys[i].type == TRAIN_GROUP) continue;
-        if (!train_value_set(c, i, train_keys[i].init, false, &f)) abort();   /* bug in config.def */
+        const bool fine = train_value_set(c, i, train_keys[i].init, false, &f);
+        if (!fine) abort();          /* a bug in config.def */
     }
 }
 
 /* ---- faults ---- */
 
-/* The line that holds the fault, and a caret below column col (both from 1, columns in characters).  A
- * long line is cut around the caret; what does not print becomes a blank. */
+/* The line that holds the fault, and a caret below column col (both from 1, columns in
+ * characters).  A long line is cut around the caret; what does not print becomes a blank. */
 static size_t show_line(const reader *r, int line, int col, char *buf, size_t size)
 {
     const char *p = r->text, *end = r->text + r->size;
@@ -151,8 +152,8 @@ static void refuse_token(reader *r, struct fy_token *token, const char *what)
     if (m) fault(r, m->line + 1, m->column + 1, "", "%s are not used in a configuration", what);
 }
 
-/* The next event; FYET_NONE at the end or where reading cannot go on.  An event without a place of its
- * own (an absent value) keeps the place that e held before. */
+/* The next event; FYET_NONE at the end or where reading cannot go on.  An event without a place of
+ * its own (an absent value) keeps the place that e held before. */
 static void next(reader *r, event *e)
 {
     struct fy_event *ev = r->stop ? NULL : fy_parser_parse(r->parser);
@@ -329,7 +330,8 @@ static int run_parser(reader *r, ag_err *err)
     return code;
 }
 
-int train_config_parse(train_config *c, const char *text, size_t size, const char *name, ag_err *err)
+int train_config_parse(train_config *c, const char *text, size_t size, const char *name,
+                       ag_err *err)
 {
     reader *r = calloc(1, sizeof *r);
     if (!r) return ag_err_set(err, AG_ENOMEM, "%s: out of memory", name);

@@ -1,11 +1,11 @@
 /*
  * config.h -- the configuration of a run: read, checked, explained, written back.
  *
- * config.def lists the keys; this struct, its defaults and its checks follow from it.  A configuration
- * comes from defaults, then one YAML file, then `key=value` arguments, and each value remembers
- * which.  Nothing is guessed from how a value looks: the key's type decides what its text means, so
- * `lr: 1e-3` is a number and `prompt: no` a text.  YAML here is mappings and scalars: no anchors, no
- * tags, no lists, no second document.
+ * config.def lists the keys; this struct, its defaults and its checks follow from it.  A
+ * configuration comes from defaults, then one YAML file, then `key=value` arguments, and each
+ * value remembers which.  Nothing is guessed from how a value looks: the key's type decides what
+ * its text means, so `lr: 1e-3` is a number and `prompt: no` a text.  YAML here is mappings and
+ * scalars: no anchors, no tags, no lists, no second document.
  *
  * A train_config owns no memory: it is copied by assignment.
  */
@@ -66,17 +66,18 @@ void train_config_init(train_config *c);
  * AG_ECONFIG for all of them, a missing file too; AG_ENOMEM.  c is untouched on failure. */
 int train_config_load(train_config *c, const char *path, ag_err *err);
 
-/* The same from text[size] in memory, such as the copy in a checkpoint; name stands for the file. */
-int train_config_parse(train_config *c, const char *text, size_t size, const char *name, ag_err *err);
+/* The same from text[size] in memory, such as the copy in a checkpoint, under the name of name. */
+int train_config_parse(train_config *c, const char *text, size_t size, const char *name,
+                       ag_err *err);
 
 /* One `key=value` argument; the value is taken as it is, without quotes.  AG_ECONFIG. */
 int train_config_override(train_config *c, const char *arg, ag_err *err);
 
-/* What must hold between keys.  Every message names both keys and where they were set.  AG_ECONFIG. */
+/* What must hold between keys.  A message names both keys and where they were set.  AG_ECONFIG. */
 int train_config_check(const train_config *c, ag_err *err);
 
-/* Whether a run with configuration `was` may go on with `now`: AG_ECONFIG names each key that differs
- * and may not change on resume. */
+/* Whether a run with configuration `was` may go on with `now`: AG_ECONFIG names each key that
+ * differs and may not change on resume. */
 int train_config_resumable(const train_config *was, const train_config *now, ag_err *err);
 
 typedef enum train_dump {

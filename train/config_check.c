@@ -69,8 +69,9 @@ static void check_data(checker *k)
     if (gpt == images)
         clash(k, "model.type", "cannot learn from", "data.source",
               gpt ? "a gpt learns from tokens" : "an mlp learns from images");
-    if ((source == TRAIN_SOURCE_TEXT || source == TRAIN_SOURCE_IDX || source == TRAIN_SOURCE_HDF5) &&
-        !c->data.path[0])
+    const bool named = source == TRAIN_SOURCE_TEXT || source == TRAIN_SOURCE_IDX ||
+                       source == TRAIN_SOURCE_HDF5;
+    if (named && !c->data.path[0])
         clash(k, "data.source", "needs a file or folder, but", "data.path", "");
     const double size = (double)c->data.size, val = size * c->data.val_fraction;
     const double part = val < size - val ? val : size - val;
@@ -91,9 +92,11 @@ static void check_model(checker *k)
     const int64_t d_ff = train_config_d_ff(c);
     snprintf(rule, sizeof rule, "d_ff = 0 stands for %lld", (long long)d_ff);
     if (d_ff % c->model.ff.block)
-        clash(k, "model.d_ff", "must be a multiple of", "model.ff.block", c->model.d_ff ? "" : rule);
+        clash(k, "model.d_ff", "must be a multiple of", "model.ff.block",
+              c->model.d_ff ? "" : rule);
     else if (train_config_d_lowrank(c) < 1)
-        clash(k, gpt ? "model.d_model" : "model.d_hidden", "must not be less than", "model.ff.block",
+        clash(k, gpt ? "model.d_model" : "model.d_hidden", "must not be less than",
+              "model.ff.block",
               "lowrank_rule d_model gives a controller of rank 0; set model.ff.d_lowrank");
 }
 

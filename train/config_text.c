@@ -103,7 +103,8 @@ static int write_diff(FILE *f, const train_config *a, const train_config *b, boo
     int n = 0;
     for (int i = 0; i < TRAIN_KEYS; i++) {
         const train_key *k = &train_keys[i];
-        if (k->type == TRAIN_GROUP || (fixed_only && k->free) || train_value_equal(a, b, i)) continue;
+        if (k->type == TRAIN_GROUP || (fixed_only && k->free)) continue;
+        if (train_value_equal(a, b, i)) continue;
         train_value_text(a, i, va);
         train_value_text(b, i, vb);
         fprintf(f, "%s%s: %s -> %s", n++ ? "\n" : "", k->path, va, vb);
@@ -147,8 +148,8 @@ static void explain_key(FILE *f, const train_config *init, int key)
     const train_key *k = &train_keys[key];
     train_key_domain(k, domain, sizeof domain);
     train_value_text(init, key, value);
-    fprintf(f, "%s\n  %s\n  %s\n  default: %s\n  may change on resume: %s\n", k->path, k->help, domain,
-            value, k->free ? "yes" : "no");
+    fprintf(f, "%s\n  %s\n  %s\n  default: %s\n  may change on resume: %s\n", k->path,
+            k->help, domain, value, k->free ? "yes" : "no");
     for (int i = 0; k->type == TRAIN_WORD && i < TRAIN_CHOICES; i++)
         if (strcmp(train_words[i].list, k->limits) == 0)
             fprintf(f, "    %-13s %s\n", train_words[i].word, train_words[i].help);

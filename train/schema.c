@@ -158,7 +158,8 @@ static bool complain(train_fault *f, const train_key *k, const char *text)
 {
     const bool all = strlen(text) <= 60;
     snprintf(f->what, sizeof f->what, "%s expects %s, found %s%.*s%s", k->path,
-             train_key_noun(k), !text[0] ? "nothing" : "'", 60, text, !text[0] ? "" : all ? "'" : "...'");
+             train_key_noun(k), !text[0] ? "nothing" : "'", 60, text,
+             !text[0] ? "" : all ? "'" : "...'");
     return false;
 }
 
@@ -274,7 +275,8 @@ static bool set_text(const train_key *k, const char *text, char *field, train_fa
 {
     const size_t n = strlen(text);
     if (n >= TRAIN_TEXT_MAX) {
-        snprintf(f->what, sizeof f->what, "%s is longer than %d bytes", k->path, TRAIN_TEXT_MAX - 1);
+        snprintf(f->what, sizeof f->what, "%s is longer than %d bytes", k->path,
+                 TRAIN_TEXT_MAX - 1);
         return false;
     }
     if (train_utf8_check(text, n) < n) {

@@ -35,7 +35,7 @@ typedef struct train_fault {         /* one complaint */
     char hint[768];                  /* what would be right; may be empty */
 } train_fault;
 
-enum { TRAIN_VALUE_MAX = 6 * TRAIN_TEXT_MAX };   /* bytes of a value as train_value_text writes it */
+enum { TRAIN_VALUE_MAX = 6 * TRAIN_TEXT_MAX };   /* bytes of a value written by train_value_text */
 
 int  train_key_find(const char *path);                          /* index, or -1 */
 bool train_key_is_child(const train_key *k, const char *group); /* directly in group, "" = top */
@@ -47,7 +47,8 @@ const char *train_key_noun(const train_key *k);                 /* "an integer" 
 void train_key_domain(const train_key *k, char *buf, size_t size);
 
 /* Sets a key from its text.  False fills the fault and leaves c as it was. */
-bool train_value_set(train_config *c, int key, const char *text, bool quoted, train_fault *ret_fault);
+bool train_value_set(train_config *c, int key, const char *text, bool quoted,
+                     train_fault *ret_fault);
 
 /* The value as it stands in a file: 0.001, true, "text".  Reading it back gives the same bits. */
 void train_value_text(const train_config *c, int key, char buf[TRAIN_VALUE_MAX]);
@@ -61,8 +62,8 @@ size_t train_utf8_check(const char *text, size_t size);
 /* Bytes of the character at text[0], 1 if it is damaged; its code point, or U+FFFD. */
 size_t train_utf8_next(const char *text, size_t size, uint32_t *ret_point);
 
-/* Copies text for a terminal: control characters and damaged bytes become '?', and what does not fit
- * ends in "...". */
+/* Copies text for a terminal: control characters and damaged bytes become '?', and what does not
+ * fit ends in "...". */
 void train_text_clean(const char *text, char *buf, size_t size);
 
 #endif
