@@ -1,0 +1,223 @@
+/*
+ * gemm_micro_tmpl.h -- the register tiles of the matrix product, their way out, and dot products for decoding.
+ *
+ * A tile holds up to MR x NV vectors of c in registers while k runs; per step of k it loads NV vectors of b and
+ * broadcasts one number per row of a.  MR and NV fill the registers: MR * NV sums, NV vectors of b, the rest for
+ * broadcasts.  Every height 1 .. MR and width 1 .. NV has its own function, so that no tile computes rows that do
+ * not exist.  Whatever the tile, an element of c is the same chain of fused multiply-adds.
+ */
+#ifndef AG_CPU_GEMM_MICRO_TMPL_H
+#define AG_CPU_GEMM_MICRO_TMPL_H
+
+#include "autograd/cpu/simd.h"
+#include "autograd/kernels.h"
+
+#if defined(__AVX512F__)
+enum { MR = 14, NV = 2 };
+#elif defined(__AVX2__)
+enum { MR = 6, NV = 2 };
+#else
+enum { MR = 4, NV = 2 };
+#endif
+enum { NR = NV * VL };
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define HIDE(pointer) __asm__("" : "+r"(pointer))       /* else GCC computes one for every row, and spills them */
+
+/*
+ * c[mr, nv*VL] (+)= a @ b over kc steps.  Element (i, k) of a is a[i*ai + k*ak]: so a may be packed, or a matrix
+ * as it lies in memory.  Row k of b starts at b + k*bk.
+ */
+typedef void tile_fn(int64_t kc, const float *a, int64_t ai, int64_t ak, const float *b, int64_t bk,
+                     float *c, int64_t ldc, bool acc);
+
+ALWAYS_INLINE void tile(const int mr, const int nv, int64_t kc, const float *a, int64_t ai, int64_t ak,
+                        const float *b, int64_t bk, float *c, int64_t ldc, bool acc)
+{
+    enum { GROUPS = (MR + 2) / 3 };             /* one pointer serves three rows: x, x + ai, x + 2 ai */
+    const float *row[GROUPS];
+    vf sum[MR][NV];
+    float *p = c;
+#pragma GCC unroll 32
+    for (int i = 0; i < mr; i++, p += ldc) {
+        HIDE(p);
+        if (i % 3 == 0)
+            row[i / 3] = a + i * ai;
+#pragma GCC unroll 8
+        for (int v = 0; v < nv; v++) {
+            sum[i][v] = (vf){ 0 };
+            __builtin_prefetch(p + v * VL, 1);
+        }
+    }
+    for (int64_t k = 0; k < kc; k++) {
+        vf bv[NV];
+#pragma GCC unroll 8
+        for (int v = 0; v < nv; v++)
+            bv[v] = vload(b + v * VL);
+#pragma GCC unroll 32
+        for (int i = 0; i < mr; i++) {
+            const vf av = vset(row[i / 3][i % 3 * ai]);
+#pragma GCC unroll 8
+            for (int v = 0; v < nv; v++)
+                sum[i][v] = vfma(av, bv[v], sum[i][v]);
+        }
+#pragma GCC unroll 32
+        for (int i = 0; i < mr; i += 3) {
+            row[i / 3] += ak;
+            HIDE(row[i / 3]);
+        }
+        b += bk;
+    }
+    p = c;
+#pragma GCC unroll 32
+    for (int i = 0; i < mr; i++, p += ldc) {
+        HIDE(p);
+#pragma GCC unroll 8
+        for (int v = 0; v < nv; v++) {
+            if (acc)
+                sum[i][v] += vload(p + v * VL);
+            vstore(p + v * VL, sum[i][v]);
+        }
+    }
+}
+
+#define TILE(mr, nv)                                                                                        \
+    static void tile_##mr##_##nv(int64_t kc, const float *a, int64_t ai, int64_t ak, const float *b,        \
+                                 int64_t bk, float *c, int64_t ldc, bool acc)                               \
+    {                                                                                                       \
+        tile(mr, nv, kc, a, ai, ak, b, bk, c, ldc, acc);                                                    \
+    }
+#define TILES(mr) TILE(mr, 1) TILE(mr, 2)
+#define NAMES(mr) { tile_##mr##_1, tile_##mr##_2 }
+
+TILES(1) TILES(2) TILES(3) TILES(4)
+#if defined(__AVX2__)
+TILES(5) TILES(6)
+#endif
+#if defined(__AVX512F__)
+TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12) TILES(13) TILES(14)
+#endif
+
+static tile_fn *const tiles[MR][NV] = {         /* [rows - 1][vectors - 1] */
+    NAMES(1), NAMES(2), NAMES(3), NAMES(4),
+#if defined(__AVX2__)
+    NAMES(5), NAMES(6),
+#endif
+#if defined(__AVX512F__)
+    NAMES(7), NAMES(8), NAMES(9), NAMES(10), NAMES(11), NAMES(12), NAMES(13), NAMES(14),
+#endif
+};
+
+ALWAYS_INLINE vf activate(ag_act act, vf x)
+{
+    switch (act) {
+    case AG_ACT_RELU:       return vmax(x, vset(0.0f));      /* 0 for NaN, as the op relu */
+    case AG_ACT_GELU_TANH:  return vgelu_tanh(x);
+    case AG_ACT_GELU_ERF:   return vgelu_erf(x);
+    case AG_ACT_GELU_QUICK: return vgelu_quick(x);
+    default:                return x;
+    }
+}
+
+/* The way out of up to VL sums x of row i, columns j ..: bias, pre, activation, residual. */
+ALWAYS_INLINE vf finish(const ag_gemm *g, const ag_act act, int64_t i, int64_t j, int64_t lanes, vf x)
+{
+    if (g->bias)
+        x += vload_n((const float *)g->bias + j, lanes);
+    if (g->pre)
+        vstore_n((float *)g->pre + i * g->ldc + j, x, lanes);
+    x = activate(act, x);
+    if (g->residual)
+        x += vload_n((const float *)g->residual + i * g->ldc + j, lanes);
+    return x;
+}
+
+ALWAYS_INLINE void finish_all(const ag_gemm *g, const ag_act act, int64_t i0, int64_t rows, int64_t j0,
+                              int64_t cols)
+{
+    for (int64_t i = i0; i < i0 + rows; i++)
+        for (int64_t j = j0; j < j0 + cols; j += VL) {
+            float *c = (float *)g->c + i * g->ldc + j;
+            const int64_t lanes = j0 + cols - j < VL ? j0 + cols - j : VL;
+            vstore_n(c, finish(g, act, i, j, lanes, vload_n(c, lanes)), lanes);
+        }
+}
+
+/* The same for the complete sums in c[i0 .. i0+rows, j0 .. j0+cols], which are still in cache. */
+static void finish_block(const ag_gemm *g, int64_t i0, int64_t rows, int64_t j0, int64_t cols)
+{
+    switch (g->act) {
+    case AG_ACT_RELU:       finish_all(g, AG_ACT_RELU, i0, rows, j0, cols); break;
+    case AG_ACT_GELU_TANH:  finish_all(g, AG_ACT_GELU_TANH, i0, rows, j0, cols); break;
+    case AG_ACT_GELU_ERF:   finish_all(g, AG_ACT_GELU_ERF, i0, rows, j0, cols); break;
+    case AG_ACT_GELU_QUICK: finish_all(g, AG_ACT_GELU_QUICK, i0, rows, j0, cols); break;
+    default:                finish_all(g, AG_ACT_NONE, i0, rows, j0, cols); break;
+    }
+}
+
+static bool has_epilogue(const ag_gemm *g)
+{
+    return !g->acc && (g->bias || g->pre || g->act != AG_ACT_NONE || g->residual);
+}
+
+/*
+ * c[i, j] (+)= dot of row i of a and row j of b (m few, a not transposed, b transposed): each row of b is read
+ * once, as it lies.  A dot product has VL partial sums, added as a tree.
+ */
+enum { DOT_ROWS = 4, DOT_COLS = 4 };
+
+ALWAYS_INLINE void dots(const int mr, const int nr, const ag_gemm *g, int64_t i0, int64_t j0)
+{
+    const float *a = (const float *)g->a + i0 * g->lda, *b = (const float *)g->b + j0 * g->ldb;
+    vf sum[DOT_ROWS][DOT_COLS];
+#pragma GCC unroll 8
+    for (int i = 0; i < mr; i++)
+        for (int j = 0; j < nr; j++)
+            sum[i][j] = (vf){ 0 };
+    int64_t k = 0;
+    for (; k + VL <= g->k; k += VL)
+#pragma GCC unroll 8
+        for (int j = 0; j < nr; j++) {
+            const vf bv = vload(b + j * g->ldb + k);
+#pragma GCC unroll 8
+            for (int i = 0; i < mr; i++)
+                sum[i][j] = vfma(vload(a + i * g->lda + k), bv, sum[i][j]);
+        }
+    if (k < g->k)
+#pragma GCC unroll 8
+        for (int j = 0; j < nr; j++) {
+            const vf bv = vload_n(b + j * g->ldb + k, g->k - k);
+#pragma GCC unroll 8
+            for (int i = 0; i < mr; i++)
+                sum[i][j] = vfma(vload_n(a + i * g->lda + k, g->k - k), bv, sum[i][j]);
+        }
+#pragma GCC unroll 8
+    for (int i = 0; i < mr; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < nr; j++) {
+            float *c = (float *)g->c + (i0 + i) * g->ldc + j0 + j;
+            *c = g->acc ? *c + vsum(sum[i][j]) : vsum(sum[i][j]);
+        }
+}
+
+/* Columns j0 .. j1-1 of c by dot products. */
+static void dots_range(const ag_gemm *g, int64_t j0, int64_t j1)
+{
+    int64_t j = j0;
+    for (; j + DOT_COLS <= j1; j += DOT_COLS) {
+        int64_t i = 0;
+        for (; i + DOT_ROWS <= g->m; i += DOT_ROWS)
+            dots(DOT_ROWS, DOT_COLS, g, i, j);
+        for (; i + 2 <= g->m; i += 2)
+            dots(2, DOT_COLS, g, i, j);
+        for (; i < g->m; i++)
+            dots(1, DOT_COLS, g, i, j);
+    }
+    for (; j < j1; j++)
+        for (int64_t i = 0; i < g->m; i++)
+            dots(1, 1, g, i, j);
+    if (has_epilogue(g))
+        finish_block(g, 0, g->m, j0, j1 - j0);
+}
+
+#endif
