@@ -87,7 +87,8 @@ static int put_blob(train_h5 *h, const train_ckpt_blob *b, ag_err *err)
 {
     char path[PATH_SIZE];
     const train_h5_shape one = { .count = 1 };
-    const train_h5_shape array = { .ndim = 1, .dim = { (int64_t)b->size }, .count = (int64_t)b->size };
+    const int64_t n = (int64_t)b->size;
+    const train_h5_shape array = { .ndim = 1, .dim = { n }, .count = n };
     const int rc = path_join(path, b->group, b->name, err);
     if (rc) return rc;
     return b->is_text ? train_h5_put(h, path, TRAIN_H5_TEXT, &one, b->data, err)
@@ -106,7 +107,7 @@ static int put_attr(train_h5 *h, const train_ckpt_attr *a, ag_err *err)
     case TRAIN_CKPT_TEXT:
         return train_h5_put_attr(h, a->group, a->name, TRAIN_H5_TEXT, a->value.s, err);
     }
-    return ag_err_set(err, AG_EFAIL, "attribute '%s' has an unknown type %d", a->name, (int)a->type);
+    return ag_err_set(err, AG_EFAIL, "attribute '%s' has an unknown type", a->name);
 }
 
 static int put_head(train_h5 *h, const train_ckpt *c, ag_err *err)
@@ -150,7 +151,8 @@ static size_t size_guess(const train_ckpt *c)
     return n;
 }
 
-static int build_image(const train_ckpt *c, unsigned char **ret_image, size_t *ret_size, ag_err *err)
+static int build_image(const train_ckpt *c, unsigned char **ret_image, size_t *ret_size,
+                       ag_err *err)
 {
     train_h5 *h;
     unsigned char *image = NULL;

@@ -4,16 +4,16 @@
  * The file knows nothing of models: the caller lists tensors, attributes and blobs, each by group
  * and name, and they are stored in that order (keys() in h5py follow it):
  *
- *   /                       format, format_version, complete, dtype, framework_version, and the head
+ *   /                       format, format_version, complete, dtype, framework_version, the head
  *   /config/yaml            text
  *   /tokenizer/...          bytes
  *   /model/...              f32 tensors, row-major (out, in), attribute crc32c of their bytes
  *   /optimizer/adamw/m/...  likewise
  *   /train/...              attributes: scaler, sampler, schedule
  *
- * The image is built in memory, sealed (train/seal.h) and written by ag_file_replace(), so a kill or
- * a full disk at any point leaves a whole checkpoint.  Equal contents give equal bytes.  One thread
- * at a time uses this interface.
+ * The image is built in memory, sealed (train/seal.h) and written by ag_file_replace(), so a kill
+ * or a full disk at any point leaves a whole checkpoint.  Equal contents give equal bytes.  One
+ * thread at a time uses this interface.
  */
 #ifndef TRAIN_CHECKPOINT_H
 #define TRAIN_CHECKPOINT_H
@@ -94,7 +94,8 @@ bool train_ckpt_has(const train_ckpt_file *f, const char *path);         /* grou
 bool train_ckpt_has_attr(const train_ckpt_file *f, const char *group, const char *name);
 
 /* Reads group/name into data[product of dim].  AG_EINPUT if it is missing, has another shape, fails
- * its checksum, or holds a NaN or Inf that allow_nonfinite does not allow; then ret_data is spoilt. */
+ * its checksum, or holds a NaN or Inf that allow_nonfinite does not allow; then ret_data is undefined
+ * if it was read at all. */
 int train_ckpt_read(const train_ckpt_file *f, const char *group, const char *name, int ndim,
                     const int64_t *dim, bool allow_nonfinite, float *ret_data, ag_err *err);
 

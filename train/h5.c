@@ -350,7 +350,9 @@ static int shape_of(const train_h5 *h, hid_t set, const char *path, train_h5_typ
     train_h5_shape s = { .ndim = ndim, .count = 1 };
     H5Tclose(t);
     H5Sclose(space);
-    if (!fits) return ag_err_set(err, AG_EINPUT, "data set '%s' is not of type %s", path, type_name(type));
+    if (!fits)
+        return ag_err_set(err, AG_EINPUT, "data set '%s' is not of type %s", path,
+                          type_name(type));
     if (ndim < 0 || ndim > TRAIN_H5_MAX_DIM)
         return ag_err_set(err, AG_EINPUT, "data set '%s' has %d dimensions, the limit is %d", path,
                           ndim, TRAIN_H5_MAX_DIM);
@@ -412,8 +414,8 @@ int train_h5_get_attr(const train_h5 *h, const char *path, const char *name, tra
     const hid_t t = H5Aget_type(a), space = H5Aget_space(a);
     int rc = AG_OK;
     if (!type_fits(h, t, type) || H5Sget_simple_extent_npoints(space) != 1)
-        rc = ag_err_set(err, AG_EINPUT, "attribute '%s' of '%s' is not of type %s", name, root_or(path),
-                        type_name(type));
+        rc = ag_err_set(err, AG_EINPUT, "attribute '%s' of '%s' is not of type %s", name,
+                        root_or(path), type_name(type));
     else if (H5Aread(a, file_type(h, type), to) < 0)
         rc = failure(err, AG_EINPUT, "read an attribute of", path);
     H5Sclose(space);

@@ -33,8 +33,8 @@ typedef struct train_h5 train_h5;    /* an open file */
 
 /* An empty file; bytes: about how large it will be, so that it is allocated once. */
 int  train_h5_new(size_t bytes, train_h5 **ret_h, ag_err *err);
-/* The bytes of a new file, malloc'ed, with room for `room` more behind them.  Equal contents, written
- * in the same order, give equal bytes. */
+/* The bytes of a new file, malloc'ed, with room for `room` more behind them.  Equal contents in the
+ * same order give equal bytes. */
 int  train_h5_image(const train_h5 *h, size_t room, unsigned char **ret_image, size_t *ret_size,
                     ag_err *err);
 /* Reads image[size], which must stay as it is until train_h5_close(). */
@@ -42,8 +42,8 @@ int  train_h5_open(const unsigned char *image, size_t size, train_h5 **ret_h, ag
 /* AG_EFAIL if the library still held something open.  NULL is fine. */
 int  train_h5_close(train_h5 *h, ag_err *err);
 
-/* Writes a data set; groups on its way are made.  Order of creation is kept.  data: [shape->count] of
- * the type; for TEXT the text itself. */
+/* Writes a data set; groups on its way are made.  Order of creation is kept.  data: [shape->count]
+ * of the type; for TEXT the text itself. */
 int  train_h5_put(train_h5 *h, const char *path, train_h5_type type, const train_h5_shape *shape,
                   const void *data, ag_err *err);
 /* Writes a scalar attribute of a group (made if missing) or data set. */
@@ -60,7 +60,8 @@ int  train_h5_get(const train_h5 *h, const char *path, train_h5_type type, void 
 int  train_h5_get_attr(const train_h5 *h, const char *path, const char *name, train_h5_type type,
                        void *ret, ag_err *err);
 
-/* Calls visit for the data sets of that type in file order until it returns non-zero, returns that. */
+/* Calls visit for the data sets of that type in file order until it returns non-zero; that comes
+ * back. */
 typedef int train_h5_visit(const char *path, const train_h5_shape *shape, void *user);
 int  train_h5_each(const train_h5 *h, train_h5_type type, train_h5_visit *visit, void *user);
 
