@@ -1,0 +1,342 @@
+/*
+ * attention_tile.h -- what happens inside one tile of attention scores, for the kernels that choose tiles.
+ *
+ * A tile is up to 64 queries x 64 keys and is stored transposed: s[key][query], rows of TILE floats.  With
+ * queries in the lanes the softmax runs down columns, with no sum across lanes, and all five products are
+ * "broadcast a scalar of A, multiply a row of B, add to registers", where A is k, v (as they lie in memory)
+ * or a tile, and B is q or do transposed once per 64 queries (or their rows).  Nothing else is packed.
+ *
+ * Queries go in groups of 16 lanes.  A band is a rectangle of a tile: keys that are seen by groups g0 and
+ * up.  A full tile is one band, a tile on the causal diagonal four; nothing outside a band is ever computed
+ * or read, and only the first group of a band can hold masked scores.
+ *
+ * Scores are kept in base 2: q is multiplied by scale * log2(e) where it is transposed.
+ */
+#ifndef AG_CPU_ATTENTION_TILE_H
+#define AG_CPU_ATTENTION_TILE_H
+
+#include "autograd/cpu/simd.h"
+
+enum {
+    TILE   = 64,                     /* queries, and keys, of a tile: a multiple of 64 for the noise */
+    GROUP  = 16,                     /* queries that are masked together */
+    GROUPS = TILE / GROUP,
+    GV     = GROUP / VL,             /* vectors of a group */
+};
+
+/* A masked score, and a maximum of no scores: finite, so that their difference is no NaN. */
+#define MASKED (-2e30f)
+#define NO_MAX (-1e30f)
+#define LOG2_E 1.44269504088896340736
+#define LN_2   0.69314718055994530942
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+
+/* ---- vectors ---- */
+
+/* 2^x, 1 ulp; exactly 1 at 0; 0 far below -150.  The polynomial is a minimax fit of (2^f - 1)/f. */
+INLINE vf vexp2(vf x)
+{
+#if !defined(__AVX512F__)
+    x = vmax(x, vset(-150.0f));
+#endif
+    const vf shift = vset(0x1.8p23f), n = (x + shift) - shift, f = x - n;
+    vf p = vfma(vset(1.53353620e-4f), f, vset(1.33988739e-3f));
+    p = vfma(p, f, vset(9.61843692e-3f));
+    p = vfma(p, f, vset(5.55033237e-2f));
+    p = vfma(p, f, vset(2.40226477e-1f));
+    p = vfma(p, f, vset(6.93147182e-1f));
+    return vldexp(vfma(p, f, vset(1.0f)), n);
+}
+
+INLINE vf vlanes(void)               /* 0, 1, 2, ... */
+{
+    vf x;
+    for (int l = 0; l < VL; l++)
+        x[l] = (float)l;
+    return x;
+}
+
+/* x where bits >= threshold, else 0 */
+INLINE vf vkeep(vu bits, uint32_t threshold, vf x)
+{
+#if defined(__AVX512F__)
+    const __mmask16 k = _mm512_cmpge_epu32_mask((__m512i)bits, _mm512_set1_epi32((int)threshold));
+    return (vf)_mm512_maskz_mov_ps(k, (__m512)x);
+#else
+    return (vf)((vi)(bits >= threshold) & (vi)x);
+#endif
+}
+
+/* products of the low words of 64-bit lanes with m; what the high words hold does not matter */
+INLINE vul vmul_low(vul x, uint32_t m)
+{
+#if defined(__AVX512F__)
+    return (vul)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi64(m));
+#elif defined(__AVX2__)
+    return (vul)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi64x(m));
+#elif defined(__SSE2__)
+    return (vul)_mm_mul_epu32((__m128i)x, _mm_set1_epi64x(m));
+#else
+    return (x & 0xffffffffu) * (uint64_t)m;
+#endif
+}
+
+/* ---- noise: 16 queries in the lanes ---- */
+
+typedef struct tile_noise {
+    vul      k0[10], k1[10];         /* the round keys */
+    uint64_t site, step;
+    uint32_t threshold;              /* of dropout */
+    uint64_t row_blocks;             /* Philox blocks from one query to the next */
+} tile_noise;
+
+static void tile_noise_init(tile_noise *z, const ag_noise *noise, double drop, int64_t n_keys)
+{
+    uint32_t k0 = (uint32_t)noise->seed, k1 = (uint32_t)(noise->seed >> 32);
+    for (int r = 0; r < 10; r++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+        z->k0[r] = (vul){ 0 } + k0;
+        z->k1[r] = (vul){ 0 } + k1;
+    }
+    z->site = noise->site;
+    z->step = noise->step;
+    z->threshold = ag_drop_threshold(drop);
+    z->row_blocks = (uint64_t)ag_noise_stride(n_keys) / 4;
+}
+
+/* ag_philox of 64-bit counters, one a lane; the words are the low halves of the lanes of c[]. */
+INLINE void tile_philox(const tile_noise *z, vul counter, vul c[4])
+{
+    c[0] = counter;
+    c[1] = counter >> 32;
+    c[2] = (vul){ 0 } + z->site;
+    c[3] = (vul){ 0 } + z->step;
+    for (int r = 0; r < 10; r++) {
+        const vul p0 = vmul_low(c[0], 0xD2511F53u), p1 = vmul_low(c[2], 0xCD9E8D57u);
+        c[0] = (p1 >> 32) ^ c[1] ^ z->k0[r];
+        c[2] = (p0 >> 32) ^ c[3] ^ z->k1[r];
+        c[1] = p1;
+        c[3] = p0;
+    }
+}
+
+/* Noise of VL queries: w[k] is that of key 16 k + (block % 16), where block is the first query's. */
+INLINE void tile_bits(const tile_noise *z, uint64_t block, vu w[4])
+{
+    vul even, c[4], d[4];
+    for (int l = 0; l < VL / 2; l++)
+        even[l] = block + 2 * (uint64_t)l * z->row_blocks;
+    tile_philox(z, even, c);
+    tile_philox(z, even + z->row_blocks, d);
+    for (int k = 0; k < 4; k++)
+        w[k] = (vu)((c[k] & 0xffffffffu) | d[k] << 32);
+}
+
+/* ---- transposes ---- */
+
+typedef float v4 __attribute__((vector_size(16), may_alias, aligned(4)));
+
+INLINE void transpose_4x4(const float *x, int64_t ldx, float *y, int64_t ldy, float scale, bool add)
+{
+    const v4 a = *(const v4 *)x * scale, b = *(const v4 *)(x + ldx) * scale;
+    const v4 c = *(const v4 *)(x + 2 * ldx) * scale, d = *(const v4 *)(x + 3 * ldx) * scale;
+    typedef int i4 __attribute__((vector_size(16)));
+    const v4 ab0 = __builtin_shuffle(a, b, (i4){ 0, 4, 1, 5 }), ab1 = __builtin_shuffle(a, b, (i4){ 2, 6, 3, 7 });
+    const v4 cd0 = __builtin_shuffle(c, d, (i4){ 0, 4, 1, 5 }), cd1 = __builtin_shuffle(c, d, (i4){ 2, 6, 3, 7 });
+    const v4 t[4] = { __builtin_shuffle(ab0, cd0, (i4){ 0, 1, 4, 5 }),
+                      __builtin_shuffle(ab0, cd0, (i4){ 2, 3, 6, 7 }),
+                      __builtin_shuffle(ab1, cd1, (i4){ 0, 1, 4, 5 }),
+                      __builtin_shuffle(ab1, cd1, (i4){ 2, 3, 6, 7 }) };
+    for (int i = 0; i < 4; i++) {
+        v4 *to = (v4 *)(y + i * ldy);
+        if (add)
+            *to += t[i];
+        else
+            *to = t[i];
+    }
+}
+
+/* y[c][r] (+)= scale * x[r][c] for r < m, c < n */
+static void tile_transpose(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy,
+                           float scale, bool add)
+{
+    const int64_t m4 = m & ~(int64_t)3, n4 = n & ~(int64_t)3;
+    for (int64_t r = 0; r < m4; r += 4)
+        for (int64_t c = 0; c < n4; c += 4) {
+            if (add)
+                transpose_4x4(x + r * ldx + c, ldx, y + c * ldy + r, ldy, scale, true);
+            else
+                transpose_4x4(x + r * ldx + c, ldx, y + c * ldy + r, ldy, scale, false);
+        }
+    for (int64_t r = 0; r < m; r++)
+        for (int64_t c = r < m4 ? n4 : 0; c < n; c++)
+            y[c * ldy + r] = scale * x[r * ldx + c] + (add ? y[c * ldy + r] : 0.0f);
+}
+
+/* y[r][c] = scale * x[r][c], r < m, c < n, zeros up to ldy, a multiple of GROUP */
+static void tile_copy(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy, float scale)
+{
+    for (int64_t r = 0; r < m; r++, x += ldx, y += ldy) {
+        int64_t c = 0;
+        for (; c + VL <= n; c += VL)
+            vstore(y + c, vload(x + c) * scale);
+        for (; c < ldy; c += VL)
+            vstore(y + c, vload_n(x + c, c < n ? n - c : 0) * scale);
+    }
+}
+
+/* ---- products ---- */
+
+typedef struct tile_product {        /* c[m][n] = a[m][k] b[k][n]: */
+    int64_t k;
+    const float *a; int64_t a_row, a_col;        /* a[i][p] is at i*a_row + p*a_col */
+    const float *b; int64_t b_row;
+    float       *c; int64_t c_row;
+    enum { TILE_SET, TILE_ADD, TILE_SCALE } out; /* c = ab, c += ab, c = c*alpha + ab */
+    const float *alpha;                          /* [n] */
+} tile_product;
+
+/* R rows and N vectors of c in registers: R and N are constants where this is inlined. */
+INLINE void tile_micro(const int R, const int N, const tile_product *t, int64_t i, int64_t j, int64_t n)
+{
+    vf acc[8][GROUPS * GV];
+    const float *row[8];
+    UNROLL for (int r = 0; r < R; r++) {
+        row[r] = t->a + (i + r) * t->a_row;
+        UNROLL for (int v = 0; v < N; v++)
+            acc[r][v] = vset(0.0f);
+    }
+    const float *b = t->b + j;
+    const int64_t step = t->a_col, b_row = t->b_row, end = t->k * step;
+    for (int64_t p = 0; p != end; p += step, b += b_row) {
+        vf y[GROUPS * GV];
+        UNROLL for (int v = 0; v < N; v++)
+            y[v] = vload(b + v * VL);
+        UNROLL for (int r = 0; r < R; r++) {
+            const vf x = vset(row[r][p]);
+            UNROLL for (int v = 0; v < N; v++)
+                acc[r][v] = vfma(x, y[v], acc[r][v]);
+        }
+    }
+    float *c = t->c + i * t->c_row + j;
+    if (n - j < N * VL) {                        /* the last columns of a head of odd width: only added to */
+        UNROLL for (int r = 0; r < R; r++, c += t->c_row)
+            UNROLL for (int v = 0; v < N; v++) {
+                const int64_t l = n - j - v * VL, lanes = l < 0 ? 0 : l > VL ? VL : l;
+                vstore_n(c + v * VL, acc[r][v] + vload_n(c + v * VL, lanes), lanes);
+            }
+    } else if (t->out == TILE_SET) {
+        UNROLL for (int r = 0; r < R; r++, c += t->c_row)
+            UNROLL for (int v = 0; v < N; v++)
+                vstore(c + v * VL, acc[r][v]);
+    } else if (t->out == TILE_ADD) {
+        UNROLL for (int r = 0; r < R; r++, c += t->c_row)
+            UNROLL for (int v = 0; v < N; v++)
+                vstore(c + v * VL, acc[r][v] + vload(c + v * VL));
+    } else {
+        UNROLL for (int r = 0; r < R; r++, c += t->c_row)
+            UNROLL for (int v = 0; v < N; v++)
+                vstore(c + v * VL, vfma(vload(c + v * VL), vload(t->alpha + j + v * VL), acc[r][v]));
+    }
+}
+
+/* All rows of columns j .. j + N*VL - 1; R rows at a time, then 4, 2, 1. */
+INLINE void tile_columns(const int R, const int N, const tile_product *t, int64_t m, int64_t j, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + R <= m; i += R)
+        tile_micro(R, N, t, i, j, n);
+    if (R > 4 && i + 4 <= m) {
+        tile_micro(4, N, t, i, j, n);
+        i += 4;
+    }
+    if (R > 2 && i + 2 <= m) {
+        tile_micro(2, N, t, i, j, n);
+        i += 2;
+    }
+    if (R > 1 && i < m)
+        tile_micro(1, N, t, i, j, n);
+}
+
+#if defined(__AVX512F__)             /* 32 registers: 6 x 4 sums, 4 of b, 1 of a */
+static void tile_columns_4(const tile_product *t, int64_t m, int64_t j, int64_t n)
+{
+    tile_columns(6, 4, t, m, j, n);
+}
+static void tile_columns_3(const tile_product *t, int64_t m, int64_t j, int64_t n)
+{
+    tile_columns(8, 3, t, m, j, n);
+}
+static void tile_columns_2(const tile_product *t, int64_t m, int64_t j, int64_t n)
+{
+    tile_columns(8, 2, t, m, j, n);
+}
+static void tile_columns_1(const tile_product *t, int64_t m, int64_t j, int64_t n)
+{
+    tile_columns(8, 1, t, m, j, n);
+}
+
+/* Columns past n (up to a multiple of GROUP) are read from b, and written to c unless out is TILE_ADD. */
+static void tile_multiply(const tile_product *t, int64_t m, int64_t n)
+{
+    int64_t j = 0;
+    for (; j + 3 * GROUP < n; j += 4 * GROUP)
+        tile_columns_4(t, m, j, n);
+    switch (AG_ALIGN_UP(n - j, GROUP) / GROUP) {
+    case 3: tile_columns_3(t, m, j, n); break;
+    case 2: tile_columns_2(t, m, j, n); break;
+    case 1: tile_columns_1(t, m, j, n); break;
+    }
+}
+#else                                /* 16 registers: 6 x 2 sums (AVX2) or 2 x 4 */
+static void tile_multiply(const tile_product *t, int64_t m, int64_t n)
+{
+    for (int64_t j = 0; j < n; j += GROUP)
+        tile_columns(VL == 8 ? 6 : 2, GV, t, m, j, n);
+}
+#endif
+
+/* ---- bands and masks ---- */
+
+typedef struct tile_shape {
+    int     n_queries, n_groups;
+    int     first[GROUPS], last[GROUPS];         /* keys of the tile that all, and any, of a group's queries see */
+    float   limit[TILE];                         /* keys of the tile that a query sees, -1 .. 64 */
+    int     n_bands;
+    struct tile_band { int key0, key1, group0; } band[GROUPS];
+} tile_shape;
+
+/* Query i (of n) sees the first seen[i] keys; seen never falls.  The tile has n_keys keys from key0. */
+static void tile_shape_init(tile_shape *t, int n, const int64_t *seen, int64_t key0, int n_keys)
+{
+    int done = 0;
+    t->n_queries = n;
+    t->n_groups = (n + GROUP - 1) / GROUP;
+    t->n_bands = 0;
+    for (int i = 0; i < t->n_groups * GROUP; i++) {
+        const int64_t s = seen[i < n ? i : n - 1] - key0;
+        t->limit[i] = (float)(s < 0 ? 0 : s > n_keys ? n_keys : s);
+    }
+    for (int g = 0; g < t->n_groups; g++) {
+        t->first[g] = (int)t->limit[g * GROUP];
+        t->last[g] = (int)t->limit[g * GROUP + GROUP - 1];
+        if (t->last[g] > done) {
+            t->band[t->n_bands++] = (struct tile_band){ done, t->last[g], g };
+            done = t->last[g];
+        }
+    }
+}
+
+/* Writes MASKED to the scores of queries that do not see a key. */
+static void tile_mask(const tile_shape *t, float *s)
+{
+    for (int g = 0; g < t->n_groups; g++)
+        for (int key = t->first[g]; key < t->last[g]; key++)
+            for (int v = g * GROUP; v < (g + 1) * GROUP; v += VL) {
+                float *x = s + key * TILE + v;
+                vstore(x, vselect(vset((float)key), vload(t->limit + v), vload(x), vset(MASKED)));
+            }
+}
+
+#endif
