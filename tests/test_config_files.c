@@ -161,8 +161,8 @@ static size_t mutate(char *text, size_t size, size_t max, uint64_t seed, uint32_
 {
     static const char *const pieces[] = {"\n", ":", ": ", " ", "\t", "- ", "#", "[", "]", "{", "}",
         "&a ", "*a", "!!int ", "\"", "'", "|\n", ">\n", "? ", "---\n", "...\n", "%YAML 1.1\n", "\\",
-        "\xff", "\xc3", "\xef\xbb\xbf", "<<: ", "1e999", "model:\n", "  ff:\n", "    block: 3\n", ",",
-        "\r", "null", "~"};
+        "\xff", "\xc3", "\xef\xbb\xbf", "<<: ", "1e999", "model:\n", "  ff:\n", "    block: 3\n",
+        ",", "\r", "null", "~"};
     uint32_t w[4];
     ag_philox(seed, edit, 7, 0, w);
     const size_t at = size ? w[0] % size : 0;

@@ -99,9 +99,9 @@ int train_config_explain(const char *key, char **ret_text, ag_err *err);
 /* The reference of all keys as Markdown. */
 int train_config_markdown(char **ret_text, ag_err *err);
 
-/* Sizes with their rules applied (0 = ...). */
-int64_t train_config_d_ff(const train_config *c);        /* inner width of the feed-forward */
-int64_t train_config_d_lowrank(const train_config *c);   /* inner width of the controller */
-bool train_config_has_images(const train_config *c);     /* data are images, not tokens */
+/* Inner width of the feed-forward, with the rule for 0 applied. */
+int64_t train_config_d_ff(const train_config *c);
+/* Whether the data are images, not tokens. */
+bool train_config_has_images(const train_config *c);
 
 #endif

@@ -18,20 +18,13 @@ int64_t train_config_d_ff(const train_config *c)
     return 4 * (c->model.type == TRAIN_MODEL_GPT ? c->model.d_model : c->model.d_hidden);
 }
 
-int64_t train_config_d_lowrank(const train_config *c)
-{
-    const int64_t d = c->model.type == TRAIN_MODEL_GPT ? c->model.d_model : c->model.d_hidden;
-    if (c->model.ff.d_lowrank) return c->model.ff.d_lowrank;
-    return (c->model.ff.lowrank_rule == TRAIN_RANK_BLOCKS ? train_config_d_ff(c) : d) /
-           c->model.ff.block;
-}
-
 bool train_config_has_images(const train_config *c)
 {
     switch (c->data.source) {
     case TRAIN_SOURCE_DIGITS:
     case TRAIN_SOURCE_MNIST:
     case TRAIN_SOURCE_FASHION_MNIST:
+    case TRAIN_SOURCE_CIFAR10:
     case TRAIN_SOURCE_IDX:  return true;
     case TRAIN_SOURCE_HDF5: return c->model.type == TRAIN_MODEL_MLP;
     default:                return false;
@@ -94,10 +87,8 @@ static void check_model(checker *k)
     if (d_ff % c->model.ff.block)
         clash(k, "model.d_ff", "must be a multiple of", "model.ff.block",
               c->model.d_ff ? "" : rule);
-    else if (train_config_d_lowrank(c) < 1)
-        clash(k, gpt ? "model.d_model" : "model.d_hidden", "must not be less than",
-              "model.ff.block",
-              "lowrank_rule d_model gives a controller of rank 0; set model.ff.d_lowrank");
+    if (c->model.ff.relaxed && c->model.ff.temperature <= 0)
+        clash(k, "model.ff.relaxed", "divides by the temperature, but", "model.ff.temperature", "");
 }
 
 static void check_training(checker *k)
