@@ -70,6 +70,13 @@ static void test_defaults(void **state)
     assert_true(c.model.ff.controller_bias);
     assert_string_equal(c.sample.prompt, "\n");
     assert_int_equal(train_config_d_ff(&c), 1536);
+    assert_int_equal(train_config_d_lowrank(&c), 24);
+    c.model.ff.lowrank_rule = TRAIN_RANK_D_MODEL;
+    assert_int_equal(train_config_d_lowrank(&c), 6);
+    c.model.ff.block = 1024;
+    assert_int_equal(train_config_d_lowrank(&c), 1);
+    c.model.ff.d_lowrank = 5;
+    assert_int_equal(train_config_d_lowrank(&c), 5);
     c.model.d_ff = 7;
     assert_int_equal(train_config_d_ff(&c), 7);
     for (int i = 0; i < TRAIN_KEYS; i++) assert_int_equal(c.origin[i].from, TRAIN_FROM_DEFAULT);

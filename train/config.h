@@ -101,6 +101,8 @@ int train_config_markdown(char **ret_text, ag_err *err);
 
 /* Inner width of the feed-forward, with the rule for 0 applied. */
 int64_t train_config_d_ff(const train_config *c);
+/* Inner width of the sparse feed-forward's controller, the same. */
+int64_t train_config_d_lowrank(const train_config *c);
 /* Whether the data are images, not tokens. */
 bool train_config_has_images(const train_config *c);
 

@@ -18,6 +18,15 @@ int64_t train_config_d_ff(const train_config *c)
     return 4 * (c->model.type == TRAIN_MODEL_GPT ? c->model.d_model : c->model.d_hidden);
 }
 
+int64_t train_config_d_lowrank(const train_config *c)
+{
+    if (c->model.ff.d_lowrank) return c->model.ff.d_lowrank;
+    const int64_t d_model = c->model.type == TRAIN_MODEL_GPT ? c->model.d_model : c->model.d_hidden;
+    const bool blocks = c->model.ff.lowrank_rule == TRAIN_RANK_BLOCKS;
+    const int64_t rank = (blocks ? train_config_d_ff(c) : d_model) / c->model.ff.block;
+    return rank > 1 ? rank : 1;
+}
+
 bool train_config_has_images(const train_config *c)
 {
     switch (c->data.source) {
