@@ -18,15 +18,18 @@ int opt_schedule_check(const opt_schedule *s, ag_err *err)
     return AG_OK;
 }
 
+/* In long double, so that the result is the double nearest to the formula but for one unit in the last place. */
 double opt_schedule_lr(const opt_schedule *s, int64_t step)
 {
-    const double pi = 3.14159265358979323846, lr = s->lr, min = s->min_lr;
+    const long double half_pi = 1.57079632679489661923132L, lr = s->lr, min = s->min_lr;
     const int64_t w = s->warmup_steps, end = s->decay_steps;
-    if (step < w) return lr * (double)(step + 1) / (double)(w + 1);
-    if (step == w || s->shape == OPT_CONSTANT) return lr;
+    if (step < w) return (double)(lr * (long double)(step + 1) / (long double)(w + 1));
+    if (step == w || s->shape == OPT_CONSTANT) return s->lr;
     if (s->shape == OPT_INVERSE_SQRT)
-        return fmax(min, lr * sqrt((double)(w > 1 ? w : 1) / (double)(step > 1 ? step : 1)));
-    if (step >= end) return min;
-    const double x = (double)(step - w) / (double)(end - w);
-    return min + (lr - min) * (s->shape == OPT_LINEAR ? 1 - x : 0.5 * (1 + cos(pi * x)));
+        return fmax(s->min_lr, (double)(lr * sqrtl((long double)(w > 1 ? w : 1) / (long double)step)));
+    if (step >= end) return s->min_lr;
+    const long double left = (long double)(end - step) / (long double)(end - w);     /* 1 - x */
+    if (s->shape == OPT_LINEAR) return (double)(min + (lr - min) * left);
+    const long double sine = sinl(half_pi * left);       /* sin^2 is (1 + cos(pi x)) / 2 without cancellation */
+    return (double)(min + (lr - min) * sine * sine);
 }
