@@ -65,6 +65,7 @@ static void test_defaults(void **state)
     assert_int_equal(train_config_check(&c, &err), AG_OK);
     assert_int_equal(c.model.d_model, 384);
     assert_int_equal(c.model.type, TRAIN_MODEL_GPT);
+    assert_string_equal(train_choice_word(TRAIN_SOURCE_FASHION_MNIST), "fashion-mnist");
     assert_true(c.model.ff.quant_prob == 0.3);
     assert_true(c.optim.lr == 1e-3);
     assert_true(c.model.ff.controller_bias);

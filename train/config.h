@@ -99,6 +99,9 @@ int train_config_explain(const char *key, char **ret_text, ag_err *err);
 /* The reference of all keys as Markdown. */
 int train_config_markdown(char **ret_text, ag_err *err);
 
+/* The word of a choice as it stands in a file: TRAIN_SOURCE_FASHION_MNIST is "fashion-mnist". */
+const char *train_choice_word(int choice);
+
 /* Inner width of the feed-forward, with the rule for 0 applied. */
 int64_t train_config_d_ff(const train_config *c);
 /* Inner width of the sparse feed-forward's controller, the same. */

@@ -29,6 +29,8 @@ static const struct { const char *word, *path; } aliases[] = {
 #include "train/config.def"
 };
 
+const char *train_choice_word(int choice) { return train_words[choice].word; }
+
 /* ---- keys ---- */
 
 int train_key_find(const char *path)
