@@ -10,6 +10,9 @@
 /* Work below this many numbers stays on the calling thread: a parallel region costs 1 to 2 us. */
 enum { AG_PARALLEL_FROM = 20000 };
 
+/* A pragma with the parameters of a macro in it. */
+#define AG_PRAGMA(...) _Pragma(#__VA_ARGS__)
+
 #define AG_UNARY(name, ...)                                                                         \
     void AG_NAME(unary_fwd_##name)(int64_t n, const void *x, void *y);                              \
     void AG_NAME(unary_bwd_##name)(int64_t n, const void *x, const void *y, const void *dy, void *dx, bool acc);

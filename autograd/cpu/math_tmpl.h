@@ -67,16 +67,19 @@ static inline F M(log)(F x)
     return SELECT(x, inf, y, x + y);                      /* inf, NaN: as they came */
 }
 
-/* tanh |x| = m / (m + 2), m = expm1(2|x|) = 2^n p + (2^n - 1); 1 in f32 from |x| = 9.011 */
+/* |x| < 0.625: x + x^3 P(x^2);  else 1 - 2 / (exp(2|x|) + 1), with the sign of x;  1 in f32 from 9.011 */
 static inline F M(tanh)(F x)
 {
     const U sign = BITS(x) & 0x80000000u;
-    F n, t = FLOAT(BITS(x) & 0x7fffffffu) * 2.0f;
-    t = SELECT(SPLAT(20.0f), t, SPLAT(20.0f), t);
-    const F p = M(exp_reduced)(t, &n);
-    const F s = FLOAT((BITS(n + 0x1.8p23f) << 23) + 0x3f800000u);     /* 2^n, 0 <= n <= 29 */
-    const F m = s * p + (s - 1.0f);
-    return FLOAT(BITS(m / (m + 2.0f)) | sign);
+    F n, t = FLOAT(BITS(x) & 0x7fffffffu);
+    t = SELECT(SPLAT(10.0f), t, SPLAT(10.0f), t);
+    const F s = t * t;
+    const F p = (((-5.70497836e-3f * s + 2.06390788e-2f) * s - 5.37397122e-2f) * s + 1.33314422e-1f) * s
+                - 3.33332819e-1f;
+    const F m = M(exp_reduced)(2.0f * t, &n);
+    const F e = M(ldexp)(m + 1.0f, n);
+    const F y = SELECT(t, SPLAT(0.625f), t * s * p + t, 1.0f - 2.0f / (e + 1.0f));
+    return FLOAT(BITS(y) | sign);
 }
 
 /* |x| < 0.92: x + x P(x^2);  else 1 - exp(-|x| + |x| Q(|x|)), with the sign of x */
@@ -104,8 +107,15 @@ static inline F M(sigmoid)(F x) { return 1.0f / (1.0f + M(exp)(-x)); }
  *   tanh:   x (1 + tanh s) / 2 = x sigmoid(2s),  2s = 2 sqrt(2/pi) (x + 0.044715 x^3)
  *   erf:    x Phi(x),  Phi(x) = (1 + erf(x / sqrt 2)) / 2;      derivative Phi(x) + x phi(x)
  *   quick:  x sigmoid(1.702 x)
- * The derivative of x sigmoid(z(x)), with g = sigmoid(z), is g + x g (1 - g) z'.
+ * The derivative of x sigmoid(z(x)), with g = sigmoid(z), is g + x z' g (1 - g); g (1 - g) is e / (1 + e)^2 with
+ * e = exp(-|z|), which does not cancel.
  */
+static inline F M(gate_d)(F z, F xdz)
+{
+    const F e = M(exp)(FLOAT(BITS(z) | 0x80000000u)), r = 1.0f / (1.0f + e), er = e * r;
+    return SELECT(z, SPLAT(0.0f), er, r) + er * r * xdz;
+}
+
 static inline F M(gelu_tanh)(F x)
 {
     return x / (1.0f + M(exp)(x * (-1.59576912f - 0.0713548162f * (x * x))));
@@ -113,11 +123,10 @@ static inline F M(gelu_tanh)(F x)
 
 static inline F M(gelu_tanh_d)(F x)
 {
-    x = SELECT(SPLAT(20.0f), x, SPLAT(20.0f), x);         /* 0 and 1 there; x^2 must not overflow */
+    x = SELECT(SPLAT(20.0f), x, SPLAT(20.0f), x);         /* 1 and 0 from there on; x^3 must not overflow */
     x = SELECT(x, SPLAT(-20.0f), SPLAT(-20.0f), x);
     const F s = x * x;
-    const F g = 1.0f / (1.0f + M(exp)(x * (-1.59576912f - 0.0713548162f * s)));
-    return g + (g - g * g) * (x * (1.59576912f + 0.2140644486f * s));
+    return M(gate_d)(x * (1.59576912f + 0.0713548162f * s), x * (1.59576912f + 0.2140644486f * s));
 }
 
 static inline F M(gelu_erf)(F x)
@@ -132,12 +141,7 @@ static inline F M(gelu_erf_d)(F x)
 }
 
 static inline F M(gelu_quick)(F x) { return x / (1.0f + M(exp)(-1.702f * x)); }
-
-static inline F M(gelu_quick_d)(F x)
-{
-    const F g = 1.0f / (1.0f + M(exp)(-1.702f * x));
-    return g + (g - g * g) * (1.702f * x);
-}
+static inline F M(gelu_quick_d)(F x) { return M(gate_d)(1.702f * x, 1.702f * x); }
 
 #undef F
 #undef U

@@ -279,10 +279,13 @@ static void argmax(int64_t m, int64_t n, const void *px, int32_t *idx)
 {
     for (int64_t i = 0; i < m; i++) {
         const real *x = (const real *)px + i * n;
+        real best = -INFINITY;                            /* NaN is never chosen */
         idx[i] = 0;
-        for (int64_t j = 1; j < n; j++)
-            if (x[j] > x[idx[i]])
+        for (int64_t j = 0; j < n; j++)
+            if (x[j] > best) {
+                best = x[j];
                 idx[i] = (int32_t)j;
+            }
     }
 }
 
@@ -351,8 +354,8 @@ static double controller_noise(const ag_controller *c, int64_t i, int64_t col)
 {
     if (c->temperature == 0)
         return 0;
-    const double u = (double)ag_uniform(ag_noise_at(&c->noise, i, col, c->blocks * c->n));
-    return -log(-log(fmin(fmax(u, 1e-6), 1 - 1e-6)));
+    const real u = R(ag_uniform(ag_noise_at(&c->noise, i, col, c->blocks * c->n)));
+    return -log(-log((double)fmin(fmax(u, R(1e-6)), R(1 - 1e-6))));
 }
 
 static double controller_soft_temperature(const ag_controller *c)

@@ -30,10 +30,9 @@ enum { VL = 4 };
 
 #define AG_ALIGN_UP(n, to) (((n) + (to) - 1) / (to) * (to))
 
-typedef float    vf __attribute__((vector_size(VL * 4), may_alias));      /* VL floats */
-typedef int32_t  vi __attribute__((vector_size(VL * 4), may_alias));
-typedef uint32_t vu __attribute__((vector_size(VL * 4), may_alias));
-typedef uint64_t vul __attribute__((vector_size(VL * 4), may_alias));
+typedef float    vf __attribute__((vector_size(VL * 4)));      /* VL floats */
+typedef int32_t  vi __attribute__((vector_size(VL * 4)));
+typedef uint32_t vu __attribute__((vector_size(VL * 4)));
 typedef float    vf_mem __attribute__((vector_size(VL * 4), may_alias, aligned(4)));   /* in memory */
 
 static inline vf   vset(float c) { return c - (vf){ 0 }; }       /* c + 0 would not fold: -0 + 0 is 0 */

@@ -1,0 +1,427 @@
+/*
+ * rows_tmpl.c -- kernels that work row by row, of one instruction set: layer normalisation, softmax, cross
+ * entropy, controller, embedding, gather, pick, argmax.  ref_tmpl.c has the formulas.
+ *
+ * Rows go to the threads; a row is read a few times, the first time from memory and then from the cache.  Sums
+ * over rows (gradients of gain and bias) go through the slots of sums.h; scattered sums go to the threads by
+ * columns, so that each number is the sum of its terms in the order of rows.
+ */
+#include "autograd/cpu/fast.h"
+#include "autograd/cpu/sums.h"
+
+#define FOR_ROWS(i, m, n)                                                                                   \
+    AG_PRAGMA(omp parallel for schedule(static) if ((m) * (n) >= AG_PARALLEL_FROM))                         \
+    for (int64_t i = 0; i < (m); i++)
+
+static void put_vector(float *y, vf v, int64_t left, bool acc)
+{
+    vstore_to(y, acc ? vload_to(y, left) + v : v, left);
+}
+
+static void layernorm_row(int64_t n, double eps, const float *x, const float *gain, const float *bias, float *y,
+                          float *ret_mean, float *ret_rstd)
+{
+    const float mean = row_total(n, x) / (float)n;
+    vtree t = { .runs = 0 };
+    FOR_RUNS(b, n) {
+        vf s = { 0 };
+        FOR_RUN(j, b, n) {
+            const vf d = vkeep(vload_to(x + j, n - j) - mean, n - j, 0.0f);
+            s += d * d;
+        }
+        vtree_add(&t, s);
+    }
+    const float rstd = (float)(1 / __builtin_sqrt((double)(vtree_total(&t) / (float)n) + eps));
+    FOR_VECTORS(j, n) {
+        vf v = (vload_to(x + j, n - j) - mean) * rstd;
+        if (gain)
+            v *= vload_to(gain + j, n - j);
+        if (bias)
+            v += vload_to(bias + j, n - j);
+        vstore_to(y + j, v, n - j);
+    }
+    *ret_mean = mean;
+    *ret_rstd = rstd;
+}
+
+void AG_NAME(layernorm_fwd)(int64_t m, int64_t n, double eps, const void *px, const void *gain,
+                            const void *bias, void *py, void *pmean, void *prstd)
+{
+    const float *x = px;
+    float *y = py, *mean = pmean, *rstd = prstd;
+    FOR_ROWS(i, m, n)
+        layernorm_row(n, eps, x + i * n, gain, bias, y + i * n, mean + i, rstd + i);
+}
+
+/* dx of one row */
+static void layernorm_row_dx(int64_t n, const float *x, const float *gain, float mean, float rstd, const float *dy,
+                             float *dx, bool acc)
+{
+    vtree tg = { .runs = 0 }, tgx = { .runs = 0 };
+    FOR_RUNS(b, n) {
+        vf sg = { 0 }, sgx = { 0 };
+        FOR_RUN(j, b, n) {
+            const vf d = vload_to(dy + j, n - j), g = gain ? d * vload_to(gain + j, n - j) : d;
+            sg += g;
+            sgx += g * ((vload_to(x + j, n - j) - mean) * rstd);
+        }
+        vtree_add(&tg, sg);
+        vtree_add(&tgx, sgx);
+    }
+    const float mg = vtree_total(&tg) / (float)n, mgx = vtree_total(&tgx) / (float)n;
+    FOR_VECTORS(j, n) {
+        const vf d = vload_to(dy + j, n - j), g = gain ? d * vload_to(gain + j, n - j) : d;
+        put_vector(dx + j, ((g - mg) - (vload_to(x + j, n - j) - mean) * rstd * mgx) * rstd, n - j, acc);
+    }
+}
+
+/* The sums of one slot for columns j0 .. j0+k, and dx of its rows where that is not NULL. */
+static void layernorm_slot(int64_t from, int64_t to, int64_t n, int64_t j0, int64_t k, const float *x,
+                           const float *gain, const float *mean, const float *rstd, const float *dy, float *dx,
+                           bool acc, float *ret_dgain, float *ret_dbias)
+{
+    column_tree tg, tb;
+    column_tree_start(&tg, k);
+    column_tree_start(&tb, k);
+    for (int64_t i = from; i < to; i += GROUP) {
+        float sg[COLUMNS] = { 0 }, sb[COLUMNS] = { 0 };
+        for (int64_t r = i; r < to && r < i + GROUP; r++) {
+            const float *xr = x + r * n + j0, *dyr = dy + r * n + j0;
+            FOR_VECTORS(j, k) {
+                const vf d = vload_to(dyr + j, k - j);
+                vstore(sg + j, vload(sg + j) + d * ((vload_to(xr + j, k - j) - mean[r]) * rstd[r]));
+                vstore(sb + j, vload(sb + j) + d);
+            }
+            if (dx)
+                layernorm_row_dx(n, x + r * n, gain, mean[r], rstd[r], dy + r * n, dx + r * n, acc);
+        }
+        column_tree_add(&tg, sg);
+        column_tree_add(&tb, sb);
+    }
+    column_tree_total(&tg, ret_dgain);
+    column_tree_total(&tb, ret_dbias);
+}
+
+void AG_NAME(layernorm_bwd)(int64_t m, int64_t n, const void *px, const void *gain, const void *pmean,
+                            const void *prstd, const void *pdy, void *pdx, bool acc_dx, void *pdgain, void *pdbias)
+{
+    const float *x = px, *mean = pmean, *rstd = prstd, *dy = pdy;
+    float *dx = pdx, *dgain = pdgain, *dbias = pdbias;
+    if (!dgain && !dbias) {
+        FOR_ROWS(i, m, n)
+            layernorm_row_dx(n, x + i * n, gain, mean[i], rstd[i], dy + i * n, dx + i * n, acc_dx);
+        return;
+    }
+    float parts_g[SLOTS][COLUMNS], parts_b[SLOTS][COLUMNS];
+    for (int64_t j0 = 0; j0 < n; j0 += COLUMNS) {
+        const int64_t k = n - j0 < COLUMNS ? n - j0 : COLUMNS;
+        #pragma omp parallel for schedule(static) if (m * n >= AG_PARALLEL_FROM)
+        for (int64_t s = 0; s < SLOTS; s++) {
+            int64_t from, to;
+            slot_rows(m, s, &from, &to);
+            layernorm_slot(from, to, n, j0, k, x, gain, mean, rstd, dy, j0 ? NULL : dx, acc_dx, parts_g[s],
+                           parts_b[s]);
+        }
+        if (dgain)
+            slots_total(parts_g, k, dgain + j0, true);
+        if (dbias)
+            slots_total(parts_b, k, dbias + j0, true);
+    }
+}
+
+static float row_max(int64_t n, const float *x)
+{
+    vf top = vset(-__builtin_inff());
+    FOR_VECTORS(j, n)
+        top = vmax(vkeep(vload_to(x + j, n - j), n - j, -__builtin_inff()), top);
+    return vmaxall(top);
+}
+
+/* sum of exp(x - top), the terms stored to e unless that is NULL (it may be x) */
+static float row_exp(int64_t n, const float *x, float top, float *e)
+{
+    vtree t = { .runs = 0 };
+    FOR_RUNS(b, n) {
+        vf s = { 0 };
+        FOR_RUN(j, b, n) {
+            const vf v = vexp(vload_to(x + j, n - j) - top);
+            if (e)
+                vstore_to(e + j, v, n - j);
+            s += vkeep(v, n - j, 0.0f);
+        }
+        vtree_add(&t, s);
+    }
+    return vtree_total(&t);
+}
+
+void AG_NAME(softmax_fwd)(int64_t m, int64_t n, bool log, const void *px, void *py)
+{
+    FOR_ROWS(i, m, n) {
+        const float *x = (const float *)px + i * n;
+        float *y = (float *)py + i * n;
+        const float top = row_max(n, x), s = row_exp(n, x, top, log ? NULL : y);
+        const float log_s = ag_m_log(s), inv = 1.0f / s;
+        FOR_VECTORS(j, n)
+            vstore_to(y + j, log ? vload_to(x + j, n - j) - top - log_s : vload_to(y + j, n - j) * inv, n - j);
+    }
+}
+
+static void softmax_row_bwd(int64_t n, bool log, const float *y, const float *dy, float *dx, bool acc)
+{
+    vtree t = { .runs = 0 };
+    FOR_RUNS(b, n) {
+        vf s = { 0 };
+        FOR_RUN(j, b, n) {
+            const vf d = vload_to(dy + j, n - j);
+            s += log ? d : d * vload_to(y + j, n - j);
+        }
+        vtree_add(&t, s);
+    }
+    const float s = vtree_total(&t);
+    FOR_VECTORS(j, n) {
+        const vf d = vload_to(dy + j, n - j), v = vload_to(y + j, n - j);
+        put_vector(dx + j, log ? d - vexp(v) * s : v * (d - s), n - j, acc);
+    }
+}
+
+void AG_NAME(softmax_bwd)(int64_t m, int64_t n, bool log, const void *py, const void *pdy, void *pdx, bool acc)
+{
+    const float *y = py, *dy = pdy;
+    float *dx = pdx;
+    FOR_ROWS(i, m, n)
+        softmax_row_bwd(n, log, y + i * n, dy + i * n, dx + i * n, acc);
+}
+
+void AG_NAME(embedding_fwd)(int64_t m, int64_t d, const int32_t *ids, const void *ptable, const void *ppos,
+                            int64_t t, int64_t pos0, void *py)
+{
+    const float *table = ptable, *pos = ppos;
+    FOR_ROWS(i, m, d) {
+        const float *e = table + ids[i] * d, *p = pos ? pos + (pos0 + i % t) * d : NULL;
+        float *y = (float *)py + i * d;
+        FOR_VECTORS(j, d) {
+            const vf v = vload_to(e + j, d - j);
+            vstore_to(y + j, p ? v + vload_to(p + j, d - j) : v, d - j);
+        }
+    }
+}
+
+/* to[k] += from[k] */
+static void add_to(int64_t k, const float *from, float *to)
+{
+    FOR_VECTORS(j, k)
+        put_vector(to + j, vload_to(from + j, k - j), k - j, true);
+}
+
+enum { SCATTER_COLUMNS = 64 };
+
+void AG_NAME(embedding_bwd)(int64_t m, int64_t d, const int32_t *ids, const void *pdy, int64_t t, int64_t pos0,
+                            void *pdtable, void *pdpos)
+{
+    const float *dy = pdy;
+    float *dtable = pdtable, *dpos = pdpos;
+    #pragma omp parallel for schedule(static) if (m * d >= AG_PARALLEL_FROM)
+    for (int64_t j = 0; j < d; j += SCATTER_COLUMNS) {
+        const int64_t k = d - j < SCATTER_COLUMNS ? d - j : SCATTER_COLUMNS;
+        for (int64_t i = 0; i < m; i++) {
+            if (dtable)
+                add_to(k, dy + i * d + j, dtable + ids[i] * d + j);
+            if (dpos)
+                add_to(k, dy + i * d + j, dpos + (pos0 + i % t) * d + j);
+        }
+    }
+}
+
+void AG_NAME(gather_fwd)(int64_t m, int64_t n, const int32_t *idx, const void *x, void *y)
+{
+    AG_NAME(embedding_fwd)(m, n, idx, x, NULL, 1, 0, y);
+}
+
+void AG_NAME(gather_bwd)(int64_t m, int64_t n, const int32_t *idx, const void *dy, void *dx)
+{
+    AG_NAME(embedding_bwd)(m, n, idx, dy, 1, 0, dx, NULL);
+}
+
+void AG_NAME(pick_fwd)(int64_t m, int64_t n, const int32_t *idx, const void *x, void *y)
+{
+    for (int64_t i = 0; i < m; i++)
+        ((float *)y)[i] = ((const float *)x)[i * n + idx[i]];
+}
+
+void AG_NAME(pick_bwd)(int64_t m, int64_t n, const int32_t *idx, const void *dy, void *dx)
+{
+    for (int64_t i = 0; i < m; i++)
+        ((float *)dx)[i * n + idx[i]] += ((const float *)dy)[i];
+}
+
+/* The largest number so far in each lane, and where it is. */
+typedef struct vbest { vf value, at; } vbest;
+
+static vbest vbest_start(void) { return (vbest){ vset(-__builtin_inff()), (vf){ 0 } }; }
+
+/* lanes hold numbers j .. j+VL, of which `left` count */
+static void vbest_see(vbest *b, vf v, int64_t j, int64_t left)
+{
+    vi at;
+    for (int l = 0; l < VL; l++)
+        at[l] = (int32_t)j + l;
+    v = vkeep(v, left, -__builtin_inff());
+    b->at = vselect(b->value, v, (vf)at, b->at);           /* strict, so the first of equals stays */
+    b->value = vselect(b->value, v, v, b->value);
+}
+
+static int32_t vbest_at(const vbest *b)
+{
+    const vi at = (vi)b->at;
+    int32_t best = at[0];
+    float value = b->value[0];
+    for (int l = 1; l < VL; l++)
+        if (b->value[l] > value || (b->value[l] == value && at[l] < best)) {
+            value = b->value[l];
+            best = at[l];
+        }
+    return best;
+}
+
+void AG_NAME(argmax)(int64_t m, int64_t n, const void *px, int32_t *idx)
+{
+    FOR_ROWS(i, m, n) {
+        const float *x = (const float *)px + i * n;
+        vbest b = vbest_start();
+        FOR_VECTORS(j, n)
+            vbest_see(&b, vload_to(x + j, n - j), j, n - j);
+        idx[i] = vbest_at(&b);
+    }
+}
+
+void AG_NAME(xent_fwd)(int64_t m, int64_t n, const void *px, const int32_t *target, void *plse, void *loss)
+{
+    const float *x = px;
+    float *lse = plse;
+    FOR_ROWS(i, m, n) {
+        const float top = row_max(n, x + i * n);
+        lse[i] = top + ag_m_log(row_exp(n, x + i * n, top, NULL));
+    }
+    double s = 0;
+    int64_t count = 0;
+    for (int64_t i = 0; i < m; i++)
+        if (target[i] >= 0) {
+            s += (double)lse[i] - (double)x[i * n + target[i]];
+            count++;
+        }
+    *(float *)loss = (float)(count ? s / (double)count : 0);
+}
+
+void AG_NAME(xent_bwd)(int64_t m, int64_t n, const void *px, const int32_t *target, const void *plse,
+                       const void *dloss, void *pdx, bool acc)
+{
+    int64_t count = 0;
+    for (int64_t i = 0; i < m; i++)
+        count += target[i] >= 0;
+    const float c = count ? *(const float *)dloss / (float)count : 0.0f;
+    FOR_ROWS(i, m, n) {
+        const float *x = (const float *)px + i * n, lse = ((const float *)plse)[i];
+        float *dx = (float *)pdx + i * n;
+        if (target[i] < 0) {
+            if (!acc)
+                memset(dx, 0, (size_t)n * sizeof *dx);
+            continue;
+        }
+        const float before = acc ? dx[target[i]] : 0.0f;
+        FOR_VECTORS(j, n)
+            put_vector(dx + j, vexp(vload_to(x + j, n - j) - lse) * c, n - j, acc);
+        dx[target[i]] = before + (ag_m_exp(x[target[i]] - lse) - 1.0f) * c;
+    }
+}
+
+/* g[n] = -log(-log u) for one row of the noise */
+static void gumbel_row(const ag_noise *z, int64_t row, int64_t n, float *g)
+{
+    const uint64_t group = ag_noise_group(z, row, n);
+    for (int64_t j = 0; j < n; j += 64) {
+        uint32_t bits[64];
+        vnoise64(z, group + (uint64_t)j / 64, bits);
+        for (int64_t i = j; i < n && i < j + 64; i += VL) {
+            vi k;
+            memcpy(&k, bits + (i - j), sizeof k);
+            vf u = (__builtin_convertvector((vi)((vu)k >> 8), vf) + 0.5f) * 0x1p-24f;      /* ag_uniform */
+            u = vmax(vmin(u, vset(1.0f - 1e-6f)), vset(1e-6f));
+            vstore_to(g + i, -vlog(-vlog(u)), n - i);
+        }
+    }
+}
+
+/*
+ * One block: on entry g[n] holds the noise (has_noise), which p replaces; mask first serves for exp.
+ * argmax(log p + t g) is taken as that of z - max z + t g: log p differs from it by a constant.
+ */
+static void controller_block(const ag_controller *c, bool has_noise, const float *z, float *mask, int32_t *choice,
+                             float *p)
+{
+    const int64_t n = c->n;
+    const float t = (float)c->temperature, inv_t = c->relaxed && has_noise ? (float)(1 / c->temperature) : 1.0f;
+    const bool shift = c->relaxed && has_noise, late = !c->relaxed && has_noise;
+    vf top = vset(-__builtin_inff());
+    FOR_VECTORS(j, n) {
+        const vf v = vload_to(z + j, n - j);
+        top = vmax(vkeep(shift ? v + vload_to(p + j, n - j) : v, n - j, -__builtin_inff()), top);
+    }
+    const float row_top = vmaxall(top);
+    vbest best = vbest_start();
+    vtree sum = { .runs = 0 };
+    FOR_RUNS(b, n) {
+        vf s = { 0 };
+        FOR_RUN(j, b, n) {
+            const vf g = has_noise ? vload_to(p + j, n - j) : vset(0.0f);
+            const vf v = vload_to(z + j, n - j), d = (shift ? v + g : v) - row_top, e = vexp(d * inv_t);
+            vbest_see(&best, late ? d + g * t : d, j, n - j);
+            vstore_to(mask + j, e, n - j);
+            s += vkeep(e, n - j, 0.0f);
+        }
+        vtree_add(&sum, s);
+    }
+    *choice = vbest_at(&best);
+    const float inv = 1.0f / vtree_total(&sum);
+    FOR_VECTORS(j, n) {
+        const vf v = vload_to(mask + j, n - j) * inv;
+        vstore_to(p + j, v, n - j);
+        vstore_to(mask + j, c->hard ? vset(0.0f) : v, n - j);
+    }
+    if (c->hard)
+        mask[*choice] = 1.0f;
+}
+
+void AG_NAME(controller_fwd)(const ag_controller *c, const void *pz, void *pmask, int32_t *choice, void *pp)
+{
+    const bool has_noise = c->temperature != 0;
+    const int64_t n = c->blocks * c->n;
+    FOR_ROWS(i, c->rows, n) {
+        const float *z = (const float *)pz + i * n;
+        float *mask = (float *)pmask + i * n, *p = (float *)pp + i * n;
+        if (has_noise)
+            gumbel_row(&c->noise, i, n, p);
+        for (int64_t b = 0; b < c->blocks; b++)
+            controller_block(c, has_noise, z + b * c->n, mask + b * c->n, choice + i * c->blocks + b, p + b * c->n);
+    }
+}
+
+void AG_NAME(controller_bwd)(const ag_controller *c, const void *pp, const void *pdmask, void *pdz, bool acc)
+{
+    const float inv_t = c->relaxed && c->temperature != 0 ? (float)(1 / c->temperature) : 1.0f;
+    const int64_t n = c->n;
+    FOR_ROWS(i, c->rows * c->blocks, n) {
+        const float *p = (const float *)pp + i * n, *d = (const float *)pdmask + i * n;
+        vtree t = { .runs = 0 };
+        FOR_RUNS(b, n) {
+            vf s = { 0 };
+            FOR_RUN(j, b, n)
+                s += vload_to(p + j, n - j) * vload_to(d + j, n - j);
+            vtree_add(&t, s);
+        }
+        const float s = vtree_total(&t);
+        FOR_VECTORS(j, n) {
+            const vf v = vload_to(p + j, n - j) * (vload_to(d + j, n - j) - s) * inv_t;
+            put_vector((float *)pdz + i * n + j, v, n - j, acc);
+        }
+    }
+}
