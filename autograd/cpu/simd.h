@@ -33,6 +33,7 @@ enum { VL = 4 };
 typedef float    vf __attribute__((vector_size(VL * 4)));      /* VL floats */
 typedef int32_t  vi __attribute__((vector_size(VL * 4)));
 typedef uint32_t vu __attribute__((vector_size(VL * 4)));
+typedef uint64_t vul __attribute__((vector_size(VL * 4)));     /* VL / 2 of 64 bits */
 typedef float    vf_mem __attribute__((vector_size(VL * 4), may_alias, aligned(4)));   /* in memory */
 
 static inline vf   vset(float c) { return c - (vf){ 0 }; }       /* c + 0 would not fold: -0 + 0 is 0 */

@@ -6,7 +6,7 @@
 
 #define TEXT2(x) #x
 #define TEXT(x) TEXT2(x)
-#define TABLE AG_PASTE(ag_kernels, AG_ISA, f32)
+#define TABLE AG_PASTE(ag_kernels_, AG_ISA, _f32)
 #define K(f) .f = AG_NAME(f)
 
 extern const ag_kernels TABLE;
