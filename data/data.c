@@ -1,0 +1,245 @@
+/*
+ * data.c -- opens a data set by the name of its source, and what all sources share.
+ */
+#include "autograd/base/hash.h"
+#include "data/internal.h"
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const sources[] = {"shakespeare", "enwik8", "mnist", "fashion-mnist", "cifar10", "text", "idx",
+                                      "hdf5", "language", "digits", NULL};
+
+const char *const *data_sources(void) { return sources; }
+
+static bool given(const char *s) { return s && *s; }
+
+int data_own(data_set *d, void *p, size_t size, ag_err *err)
+{
+    size_t i = 0;
+    if (!p)
+        return ag_err_set(err, AG_ENOMEM, "no memory for %zu bytes of data", size);
+    while (d->owned[i])
+        i++;                                             /* no source needs all eight */
+    d->owned[i] = p;
+    return AG_OK;
+}
+
+int data_add_file(data_set *d, const char *path, ag_err *err)
+{
+    size_t i = 0;
+    while (d->file[i])
+        i++;
+    if (!(d->file[i] = strdup(path)))
+        return ag_err_set(err, AG_ENOMEM, "no memory for the name '%s'", path);
+    return AG_OK;
+}
+
+void data_split_tokens(data_set *d, const void *at, int64_t n, int bytes, double val, double test)
+{
+    const int64_t a = (int64_t)((double)n * (1 - val)), b = (int64_t)((double)n * (1 - test));
+    const int64_t end[DATA_SPLITS] = {a, b, n};
+    for (int s = 0; s < DATA_SPLITS; s++) {
+        const int64_t begin = s ? end[s - 1] : 0;
+        d->tokens[s] = (data_tokens){(const uint8_t *)at + begin * bytes, end[s] - begin, bytes};
+    }
+}
+
+void data_split_images(data_set *d, double val_fraction)
+{
+    data_images *a = &d->images[DATA_TRAIN], *b = &d->images[DATA_VAL];
+    if (b->n)
+        return;
+    b->n = a->n - (int64_t)((double)a->n * (1 - val_fraction));
+    a->n -= b->n;
+    b->at = a->at + a->n * d->h * d->w * d->c;
+    b->label = a->label + a->n;
+}
+
+int data_check_labels(data_set *d, int64_t n_classes, const char *name, ag_err *err)
+{
+    d->n_classes = n_classes;
+    for (int s = DATA_TRAIN; s <= DATA_VAL; s++) {
+        for (int64_t i = 0; i < d->images[s].n; i++) {
+            const int32_t y = d->images[s].label[i];
+            if (n_classes > 0 && y >= n_classes)
+                return ag_err_set(err, AG_EINPUT, "'%s': label %d of %s image %" PRId64 " is out of range 0..%"
+                                  PRId64, name, y, s ? "validation" : "training", i, n_classes - 1);
+            if (y >= d->n_classes)
+                d->n_classes = y + 1;
+        }
+        if (n_classes == 0 && s == DATA_TRAIN)
+            n_classes = d->n_classes;                    /* validation may not bring new classes */
+    }
+    return AG_OK;
+}
+
+/* ---- opening ---- */
+
+static int check_options(const data_options *o, ag_err *err)
+{
+    if (!(o->val_fraction >= 0 && o->val_fraction < 1))
+        return ag_err_set(err, AG_ECONFIG, "data: val_fraction is %g, not in 0 <= f < 1", o->val_fraction);
+    if (o->context < 1)
+        return ag_err_set(err, AG_ECONFIG, "data: the context is %" PRId64 " tokens, below 1", o->context);
+    if (!(o->std > 0) || !isfinite(o->mean) || !isfinite(o->std))
+        return ag_err_set(err, AG_ECONFIG, "data: mean %g and std %g cannot scale images", o->mean, o->std);
+    if (o->size < 0)
+        return ag_err_set(err, AG_ECONFIG, "data: size is %" PRId64 ", below 0", o->size);
+    if (given(o->tokenizer) && strcmp(o->tokenizer, "char") && strcmp(o->tokenizer, "byte"))
+        return ag_err_set(err, AG_ECONFIG, "data: there is no tokenizer '%s' (there are: char, byte)", o->tokenizer);
+    return AG_OK;
+}
+
+static int check_lengths(const data_set *d, ag_err *err)
+{
+    static const char *const part[DATA_SPLITS] = {"training", "validation", "test"};
+    for (int s = 0; s < DATA_SPLITS; s++) {
+        const int64_t n = d->tokens[s].n;
+        if ((n > 0 || s == DATA_TRAIN) && n <= d->context)
+            return ag_err_set(err, AG_EINPUT, "%s: the %s part has %" PRId64 " tokens, but a context of %" PRId64
+                              " needs at least %" PRId64 ": take a shorter context, another val_fraction or more"
+                              " data", d->file[0] ? d->file[0] : d->name, part[s], n, d->context, d->context + 1);
+    }
+    return AG_OK;
+}
+
+/* Finds a named set and, where that is allowed, fetches it first. */
+static int find_named(const data_options *o, char **ret_path, ag_err *err)
+{
+    ag_err first = {0};
+    int rc = data_find(o->source, o->path, ret_path, &first);
+    if (rc == AG_EINPUT && o->download && !given(o->path)) {
+        rc = data_get(o->source, NULL, o->progress, o->progress_arg, err);
+        return rc ? rc : data_find(o->source, NULL, ret_path, err);
+    }
+    return rc ? ag_err_set(err, rc, "%s", first.msg) : AG_OK;
+}
+
+static int open_named(const data_options *o, data_set *d, ag_err *err)
+{
+    char *path;
+    if (!strcmp(o->source, "cifar10"))
+        return ag_err_set(err, AG_ECONFIG, "data: cifar10 can be fetched (tulle data get cifar10), but its binary format"
+                          " is not read; convert it to HDF5 with /train/images [N,32,32,3] and /train/labels [N] and"
+                          " use source hdf5");
+    int rc = find_named(o, &path, err);
+    if (rc)
+        return rc;
+    if (!strcmp(o->source, "mnist") || !strcmp(o->source, "fashion-mnist"))
+        rc = data_open_idx(o, path, 10, d, err);
+    else
+        rc = data_open_text(o, path, d, err);
+    free(path);
+    return rc;
+}
+
+static int open_source(const data_options *o, data_set *d, ag_err *err)
+{
+    if (!strcmp(o->source, "language"))
+        return data_open_language(o, d, err);
+    if (!strcmp(o->source, "digits"))
+        return data_open_digits(o, d, err);
+    if (data_catalog_find(o->source))
+        return open_named(o, d, err);
+    if (!given(o->path))
+        return ag_err_set(err, AG_ECONFIG, "data: source %s needs data.path", o->source);
+    return !strcmp(o->source, "text") ? data_open_text(o, o->path, d, err)
+         : !strcmp(o->source, "idx") ? data_open_idx(o, o->path, 0, d, err) : data_open_hdf5(o, d, err);
+}
+
+static void describe(data_set *d)
+{
+    const char *from = d->file[0] ? strrchr(d->file[0], '/') : NULL;
+    from = from ? from + 1 : d->file[0] ? d->file[0] : "generated";
+    if (d->kind == DATA_TOKENS)
+        snprintf(d->about, sizeof d->about, "%s (%.80s): %" PRId64 " tokens to train, %" PRId64 " to validate,"
+                 " vocabulary %" PRId64, d->name, from, d->tokens[0].n, d->tokens[1].n, d->vocab);
+    else
+        snprintf(d->about, sizeof d->about, "%s (%.80s): %" PRId64 " images to train, %" PRId64 " to validate, %"
+                 PRId64 " x %" PRId64 " x %" PRId64 ", %" PRId64 " classes", d->name, from, d->images[0].n,
+                 d->images[1].n, d->h, d->w, d->c, d->n_classes);
+}
+
+static int open_checked(const data_options *o, data_set *d, ag_err *err)
+{
+    d->context = o->context;
+    d->entropy_rate = NAN;
+    snprintf(d->name, sizeof d->name, "%s", o->source);
+    for (int v = 0; v < 256; v++)
+        d->pixel[v] = (float)((v / 255.0 - o->mean) / o->std);
+    int rc = open_source(o, d, err);
+    if (rc == AG_OK && d->kind == DATA_TOKENS)
+        rc = check_lengths(d, err);
+    if (rc == AG_OK && d->kind == DATA_IMAGES && d->images[DATA_TRAIN].n == 0)
+        rc = ag_err_set(err, AG_EINPUT, "%s: no image is left to train on", d->name);
+    if (rc == AG_OK)
+        describe(d);
+    return rc;
+}
+
+int data_open(const data_options *o, data_set **ret_set, ag_err *err)
+{
+    size_t i = 0;
+    if (!given(o->source))
+        return ag_err_set(err, AG_ECONFIG, "data: no source is named");
+    while (sources[i] && strcmp(sources[i], o->source))
+        i++;
+    if (!sources[i])
+        return ag_err_set(err, AG_ECONFIG, "data: there is no source '%s' (there are: shakespeare, enwik8, mnist,"
+                          " fashion-mnist, cifar10, text, idx, hdf5, language, digits)", o->source);
+    int rc = check_options(o, err);
+    if (rc)
+        return rc;
+    data_set *d = calloc(1, sizeof *d);
+    if (!d)
+        return ag_err_set(err, AG_ENOMEM, "no memory for a data set");
+    if ((rc = open_checked(o, d, err))) {
+        data_close(d);
+        return rc;
+    }
+    *ret_set = d;
+    return AG_OK;
+}
+
+void data_close(data_set *d)
+{
+    if (!d)
+        return;
+    for (size_t i = 0; i < sizeof d->owned / sizeof *d->owned; i++)
+        free(d->owned[i]);
+    for (size_t i = 0; i < sizeof d->file / sizeof *d->file; i++)
+        free(d->file[i]);
+    data_tokenizer_free(d->tokenizer);
+    ag_map_release(&d->map);
+    free(d);
+}
+
+int data_sha256(const data_set *d, char ret_hex[65], ag_err *err)
+{
+    uint8_t digest[32];
+    ag_sha256 h;
+    ag_sha256_init(&h);
+    for (size_t i = 0; i < sizeof d->file / sizeof *d->file && d->file[i]; i++) {
+        ag_map m;
+        const int rc = ag_file_map(d->file[i], &m, err);
+        if (rc)
+            return rc;
+        ag_sha256_add(&h, m.data, m.size);
+        ag_map_release(&m);
+    }
+    for (int s = 0; s < DATA_SPLITS && !d->file[0]; s++) {
+        const data_images *im = &d->images[s];
+        if (d->tokens[s].n)
+            ag_sha256_add(&h, d->tokens[s].at, (size_t)(d->tokens[s].n * d->tokens[s].bytes));
+        if (im->n) {
+            ag_sha256_add(&h, im->at, (size_t)(im->n * d->h * d->w * d->c));
+            ag_sha256_add(&h, im->label, (size_t)im->n * sizeof *im->label);
+        }
+    }
+    ag_sha256_end(&h, digest);
+    ag_sha256_hex(digest, ret_hex);
+    return AG_OK;
+}

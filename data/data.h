@@ -1,0 +1,168 @@
+/*
+ * data.h -- what a network is trained on: one interface for text, images, HDF5 files and generated sets.
+ *
+ * A data_set is opened once and is read-only from then on: tokens and pixels lie in memory or in a mapped
+ * file, so that a batch is an index computation and a copy.  Which samples a batch holds is a function of
+ * (seed, step, index in the batch) and of nothing else: there is no cursor to store, a resumed run sees the
+ * same batches, and a batch that is fetched in pieces (micro-batches) is the same batch.
+ *
+ * Legend: T context length, B samples in a batch, h w c height, width, channels of an image.
+ */
+#ifndef DATA_DATA_H
+#define DATA_DATA_H
+
+#include "autograd/base/error.h"
+#include "autograd/base/io.h"
+#include "data/tokenizer.h"
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum data_kind { DATA_TOKENS, DATA_IMAGES } data_kind;
+
+/* The test part of an image set is its DATA_VAL; only enwik8 has a DATA_TEST. */
+enum { DATA_TRAIN, DATA_VAL, DATA_TEST, DATA_SPLITS };
+
+typedef struct data_tokens {
+    const void *at;                  /* [n] of u8, u16 or u32, little-endian */
+    int64_t     n;
+    int         bytes;               /* of one token: 1, 2 or 4 */
+} data_tokens;
+
+typedef struct data_images {
+    const uint8_t *at;               /* [n, h, w, c] */
+    const int32_t *label;            /* [n], 0 .. n_classes - 1 */
+    int64_t        n;
+} data_images;
+
+/* Told while a file is fetched; a return value other than 0 stops the transfer.  total is -1 if unknown. */
+typedef int data_progress(void *arg, const char *file, int64_t done, int64_t total);
+
+typedef struct data_options {
+    const char *source;              /* one of data_sources() */
+    const char *path;                /* file or folder; NULL or "": searched for, see data_find() */
+    const char *tokenizer;           /* "char", "byte"; NULL or "": byte for enwik8, else char */
+    const data_tokenizer *known;     /* NULL, or the tokenizer of a checkpoint, used instead */
+    double      val_fraction;        /* of a text or of images without a test part, 0 <= f < 1 */
+    int64_t     context;             /* T, tokens that a sample shows; token sets only */
+    int64_t     size;                /* generated sets: tokens or images in all; 0: the default */
+    uint64_t    seed;                /* generated sets */
+    double      mean, std;           /* images: x = (pixel / 255 - mean) / std */
+    const char *h5_train, *h5_val;   /* data set names in an HDF5 file; NULL or "": /tokens/train and */
+    const char *h5_train_labels;     /* /tokens/val, or /train/images, /train/labels, /test/images and */
+    const char *h5_val_labels;       /* /test/labels */
+    bool        download;            /* fetch a named set that is not found */
+    data_progress *progress;
+    void       *progress_arg;
+} data_options;
+
+static inline data_options data_options_default(void)
+{
+    return (data_options){.val_fraction = 0.1, .context = 1, .std = 1.0};
+}
+
+typedef struct data_set {
+    data_kind   kind;
+    char        name[32];            /* the source, as in data_options */
+    char        about[256];          /* one line: what it is, how much of it */
+    char       *file[4];             /* the files that it came from; NULL behind the last */
+    data_tokens tokens[DATA_SPLITS];
+    int64_t     context;             /* T */
+    int64_t     vocab;
+    data_tokenizer *tokenizer;       /* NULL: tokens without a text, as in a foreign HDF5 file */
+    double      entropy_rate;        /* nats per token, the best loss there is; NAN where unknown */
+    data_images images[DATA_SPLITS];
+    int64_t     h, w, c, n_classes;
+    float       pixel[256];          /* what a pixel value becomes in x */
+    void       *owned[8];            /* memory and maps to release */
+    ag_map      map;
+} data_set;
+
+/* Opens what o->source names.  AG_ECONFIG: an option that does not fit; AG_EINPUT: not found, damaged or too
+ * short (the message says where was looked and what to do); AG_EIO, AG_ENOMEM. */
+int  data_open(const data_options *o, data_set **ret_set, ag_err *err);
+void data_close(data_set *d);                                      /* NULL is fine */
+
+/* SHA-256 of the files in order; of the tokens or pixels for a generated set. */
+int  data_sha256(const data_set *d, char ret_hex[65], ag_err *err);
+
+/* The names that data_options.source takes, NULL at the end. */
+const char *const *data_sources(void);
+
+/* ---- which samples: sample.c ---- */
+
+typedef enum data_order {
+    DATA_RANDOM,                     /* drawn with replacement; tokens: a window at any offset (nanoGPT) */
+    DATA_SHUFFLED,                   /* every sample once per epoch, in an order of (seed, epoch) */
+    DATA_SEQUENTIAL,                 /* every sample once, in order, then no more */
+} data_order;
+
+typedef struct data_draw {
+    int        split;                /* DATA_TRAIN, DATA_VAL, DATA_TEST */
+    data_order order;
+    uint64_t   seed;                 /* give evaluation a seed of its own */
+    int64_t    step;                 /* 0, 1, ...: which batch */
+    int64_t    batch;                /* B */
+} data_draw;
+
+/* Samples of a split: images, or windows of T + 1 tokens that overlap by one (the last, short one left out). */
+int64_t data_samples(const data_set *d, int split);
+
+/* Where sample i (0 .. B-1) of the batch starts: an image index or a token offset; -1 behind the end of a
+ * sequential pass. */
+int64_t data_sample_at(const data_set *d, const data_draw *w, int64_t i);
+
+/* Index s of the n samples of an epoch in its shuffled order: a bijection of 0 .. n-1. */
+int64_t data_shuffle(uint64_t seed, int64_t epoch, int64_t n, int64_t s);
+
+/* Fetch samples i0 .. i0+n-1 of the batch: x, y [n, T], y one token ahead; or x [n, h*w*c], label [n].  Return
+ * the samples written: n, or fewer at the end of a sequential pass. */
+int64_t data_batch_tokens(const data_set *d, const data_draw *w, int64_t i0, int64_t n,
+                          int32_t *x, int32_t *y);
+int64_t data_batch_images(const data_set *d, const data_draw *w, int64_t i0, int64_t n,
+                          float *x, int32_t *label);
+
+/* ---- named sets and where they are: catalog.c, download.c ---- */
+
+typedef struct data_file {
+    const char *name;                /* as published */
+    const char *unpacked;            /* the file that is wanted, where name is an archive; else NULL */
+    int64_t     size;                /* bytes as published */
+    const char *sum;                 /* of the wanted file, hex: 32 digits MD5, 64 digits SHA-256 */
+    const char *url[3];              /* folders that hold it, with the slash at the end */
+    const char *plain;               /* MD5 of what a gzip file holds; else NULL */
+} data_file;
+
+typedef struct data_named {
+    const char *name, *about;
+    data_file   file[5];             /* name NULL behind the last */
+} data_named;
+
+/* All named sets, name NULL behind the last; and one of them, NULL if there is none of that name. */
+const data_named *data_catalog(void);
+const data_named *data_catalog_find(const char *name);
+
+/* Finds a named set: path if given, then $TULLE_DATA, $TULLE_DATA/NAME, the user cache, system packages.  The
+ * answer (malloc) is a file, or the folder of an IDX set.  AG_EINPUT lists the places looked at. */
+int data_find(const char *name, const char *path, char **ret_path, ag_err *err);
+
+/* The user's cache: $XDG_CACHE_HOME/tulle or ~/.cache/tulle (malloc); NULL if neither is known. */
+char *data_cache_dir(void);
+
+/* Compares the published files that lie in dir with their checksums.  seen is told of each file: state > 0
+ * good, 0 not there, < 0 wrong.  AG_EINPUT if one is wrong or none is there. */
+typedef void data_seen(void *arg, const char *file, int state);
+int data_verify(const data_named *set, const char *dir, data_seen *seen, void *arg, ag_err *err);
+
+/* Fetches the files of a named set into dir (NULL: the cache), each checked before it gets its name.
+ * A broken transfer goes on where it stopped.  $TULLE_MIRROR: folders, separated by spaces, used instead of
+ * the published ones, each holding NAME/FILE.  On failure the message says how to place the files by hand. */
+int data_get(const char *name, const char *dir, data_progress *progress, void *arg, ag_err *err);
+
+/* ---- HDF5: hdf5.c ---- */
+
+/* Writes a set as one HDF5 file, contiguous and aligned: /tokens/train, /tokens/val, /tokenizer, or
+ * /train/images, /train/labels, /test/images, /test/labels. */
+int data_export_hdf5(const data_set *d, const char *path, ag_err *err);
+
+#endif

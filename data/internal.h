@@ -1,0 +1,103 @@
+/*
+ * internal.h -- what the files of data/ share and nobody else needs.
+ */
+#ifndef DATA_INTERNAL_H
+#define DATA_INTERNAL_H
+
+#include "data/data.h"
+
+/* ---- the sources: each fills a zeroed set ---- */
+int data_open_text(const data_options *o, const char *path, data_set *d, ag_err *err);
+int data_open_idx(const data_options *o, const char *dir, int n_classes, data_set *d, ag_err *err);
+int data_open_hdf5(const data_options *o, data_set *d, ag_err *err);
+int data_open_language(const data_options *o, data_set *d, ag_err *err);
+int data_open_digits(const data_options *o, data_set *d, ag_err *err);
+
+/* Hands p to the set, which frees it; also on failure.  p NULL: AG_ENOMEM. */
+int data_own(data_set *d, void *p, size_t size, ag_err *err);
+int data_add_file(data_set *d, const char *path, ag_err *err);
+/* Cuts n tokens into train, val and test parts; test_fraction is part of val_fraction. */
+void data_split_tokens(data_set *d, const void *at, int64_t n, int bytes, double val, double test);
+/* Largest label + 1, at least n_classes; AG_EINPUT if n_classes > 0 and a label is not below it. */
+int data_check_labels(data_set *d, int64_t n_classes, const char *name, ag_err *err);
+/* Moves the last val_fraction of the training images into an empty DATA_VAL. */
+void data_split_images(data_set *d, double val_fraction);
+
+/* ---- text.c ---- */
+/* Encodes a text into tokens of 1, 2 or 4 bytes (as few as the vocabulary needs). */
+int data_encode_packed(const data_tokenizer *tok, const char *text, size_t size, const char *name,
+                       void **ret_at, int64_t *ret_n, int *ret_bytes, ag_err *err);
+
+/* ---- inflate.c: gzip and zip, with the output bounded before it is made ---- */
+/* A file in memory: mapped, or unpacked where it begins as gzip does.  unpacked is malloc'ed or NULL. */
+typedef struct data_bytes {
+    const unsigned char *at;
+    size_t size;
+    ag_map map;
+    unsigned char *unpacked;
+} data_bytes;
+int  data_bytes_load(const char *path, data_bytes *ret_bytes, ag_err *err);
+void data_bytes_release(data_bytes *b);
+/* The same for a file that tells its own size: size_of gets its first 64 bytes (fewer in a shorter file) and
+ * answers the size that the whole must have, or a negative code. */
+typedef int64_t data_size_of(const unsigned char *head, size_t size, const char *path, ag_err *err);
+int  data_bytes_load_sized(const char *path, data_size_of *size_of, data_bytes *ret_bytes, ag_err *err);
+/* Unpacks the one file called member of a zip archive into path. */
+int  data_unzip(const char *zip, const char *member, const char *path, ag_err *err);
+
+/* ---- md5.c, catalog.c ---- */
+void data_md5_hex(const void *data, size_t size, char hex[33]);
+/* 1 if the file's checksum (MD5 or SHA-256 by its length) is sum, 0 if not, negative on error. */
+int  data_sum_check(const char *path, const char *sum, ag_err *err);
+/* dir/name (malloc), NULL when out of memory. */
+char *data_path_join(const char *dir, const char *name);
+
+/* ---- download.c ---- */
+/* Fetches one file from the first of n URLs that has it, into path, by way of path.part.  sum NULL: not checked. */
+int data_fetch(const char *const *url, int n, const char *path, const char *sum, int64_t max_size,
+               data_progress *progress, void *arg, ag_err *err);
+
+/* ---- guard.c: untrusted parsers run in a child process ---- */
+typedef void data_guard_work(void *arg, void *reply);
+typedef struct data_guard {
+    double  seconds;                 /* of wall and processor time */
+    int64_t memory;                  /* bytes beyond what the process has now */
+    int64_t file_size;               /* bytes up to which the child may make a file grow */
+} data_guard;
+/* Runs work(arg, reply) in a child and brings reply[size] back.  AG_EINPUT where the child dies or does not
+ * answer in time: "'name' is damaged: ...". */
+int data_guard_run(const data_guard *g, data_guard_work *work, void *arg, void *reply, size_t size,
+                   const char *name, ag_err *err);
+
+/* ---- hdf5.c, the side of the library, and hdf5_open.c, which never calls it ---- */
+enum { H5_TRAIN, H5_VAL, H5_TRAIN_LABELS, H5_VAL_LABELS, H5_CODE_POINTS, H5_ARRAYS };
+
+typedef struct h5_array {            /* an integer array in a file */
+    int32_t rank;                    /* 0: the file has none of that name */
+    int32_t bytes;                   /* of one element */
+    int32_t mapped;                  /* it lies in the file as memory wants it */
+    int32_t pad;
+    int64_t dim[4], n;
+    int64_t at;                      /* offset in the file, where mapped */
+} h5_array;
+
+typedef struct h5_reply {
+    int32_t  code;                   /* AG_OK, or what failed: */
+    char     msg[508];
+    char     kind[16];               /* of the tokenizer; "" if there is none */
+    h5_array array[H5_ARRAYS];
+} h5_reply;
+
+typedef struct h5_job {
+    const char *path;
+    int64_t     file_size;
+    const char *name[H5_ARRAYS];     /* NULL: not asked for */
+    int         out;                 /* file that h5_copy writes to */
+    h5_array    array[H5_ARRAYS];    /* what h5_copy copies: at is the place in out */
+} h5_job;
+
+/* Both run in a guarded child: arg is an h5_job, reply an h5_reply. */
+void h5_inspect(void *arg, void *reply);
+void h5_copy(void *arg, void *reply);
+
+#endif

@@ -1,0 +1,165 @@
+/*
+ * sample.c -- which samples a batch holds, as a function of (seed, step, index in the batch).
+ *
+ * Random windows are two Philox words each.  A shuffled epoch is a Feistel network on the sample index, with
+ * round keys from Philox: a bijection of 0 .. 2^bits - 1, walked until it falls below n (cycle walking; Black
+ * and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002), so that the order of an epoch needs no
+ * memory and any place in it can be asked for at once.
+ */
+#include "autograd/base/rng.h"
+#include "data/internal.h"
+#include <assert.h>
+#include <string.h>
+
+enum { ROUNDS = 6 };
+
+typedef struct shuffle { uint32_t key[8]; int left, right; uint64_t n; } shuffle;
+
+static uint32_t mix(uint32_t x, uint32_t key)
+{
+    x ^= key;                                            /* the finalizer of MurmurHash3 */
+    x = (x ^ x >> 16) * 0x85EBCA6Bu;
+    x = (x ^ x >> 13) * 0xC2B2AE35u;
+    return x ^ x >> 16;
+}
+
+static shuffle shuffle_make(uint64_t seed, int64_t epoch, int64_t n)
+{
+    shuffle s = {.n = (uint64_t)n};
+    int bits = 2;
+    while (bits < 62 && (uint64_t)n > 1ULL << bits)
+        bits++;
+    s.left = bits / 2;
+    s.right = bits - s.left;
+    for (uint32_t i = 0; i < 2; i++)
+        ag_philox(seed, (uint32_t)epoch, AG_SITE_SHUFFLE, 1ULL << 63 | (uint64_t)(epoch >> 32) << 1 | i,
+                  s.key + 4 * i);
+    return s;
+}
+
+static int64_t shuffle_at(const shuffle *s, int64_t i)
+{
+    const uint64_t ml = (1ULL << s->left) - 1, mr = (1ULL << s->right) - 1;
+    uint64_t x = (uint64_t)i;
+    do {
+        uint64_t l = x >> s->right, r = x & mr;
+        for (int k = 0; k < ROUNDS; k += 2) {
+            l ^= mix((uint32_t)r, s->key[k]) & ml;
+            r ^= mix((uint32_t)l, s->key[k + 1]) & mr;
+        }
+        x = l << s->right | r;
+    } while (x >= s->n);
+    return (int64_t)x;
+}
+
+int64_t data_shuffle(uint64_t seed, int64_t epoch, int64_t n, int64_t s)
+{
+    assert(n > 0 && s >= 0 && s < n && epoch >= 0);
+    const shuffle f = shuffle_make(seed, epoch, n);
+    return shuffle_at(&f, s);
+}
+
+int64_t data_samples(const data_set *d, int split)
+{
+    if (d->kind == DATA_IMAGES)
+        return d->images[split].n;
+    return d->tokens[split].n > d->context ? (d->tokens[split].n - 1) / d->context : 0;
+}
+
+/* Uniform in 0 .. n-1 from 64 bits: the high half of their product with n. */
+static int64_t random_at(const data_draw *w, int64_t i, int64_t n)
+{
+    uint32_t b[4];
+    ag_philox(w->seed, (uint32_t)w->step, AG_SITE_SHUFFLE,
+              (uint64_t)w->split << 56 | (uint64_t)(w->step >> 32) << 32 | (uint64_t)i, b);
+    const uint64_t u = (uint64_t)b[0] << 32 | b[1];
+    return (int64_t)((unsigned __int128)u * (uint64_t)n >> 64);
+}
+
+/* What sample_at needs of a draw, found once per call: the shuffle of the epoch at hand. */
+typedef struct sampler { int64_t n, unit, epoch; shuffle order; } sampler;
+
+static sampler sampler_make(const data_set *d, const data_draw *w)
+{
+    sampler s = {.n = data_samples(d, w->split), .unit = d->kind == DATA_TOKENS ? d->context : 1, .epoch = -1};
+    if (w->order == DATA_RANDOM && d->kind == DATA_TOKENS) {
+        s.n = d->tokens[w->split].n - d->context;        /* offsets at which T + 1 tokens follow */
+        s.unit = 1;
+    }
+    assert(s.n > 0 && w->step >= 0 && w->batch > 0 && w->batch < INT64_C(1) << 31);
+    return s;
+}
+
+static int64_t sample_at(sampler *s, const data_draw *w, int64_t i)
+{
+    const int64_t g = w->step * w->batch + i;
+    if (w->order == DATA_RANDOM)
+        return s->unit * random_at(w, i, s->n);
+    if (w->order == DATA_SEQUENTIAL)
+        return g < s->n ? s->unit * g : -1;
+    if (g / s->n != s->epoch) {
+        s->epoch = g / s->n;
+        s->order = shuffle_make(w->seed, s->epoch, s->n);
+    }
+    return s->unit * shuffle_at(&s->order, g % s->n);
+}
+
+int64_t data_sample_at(const data_set *d, const data_draw *w, int64_t i)
+{
+    sampler s = sampler_make(d, w);
+    return sample_at(&s, w, i);
+}
+
+/* n + 1 tokens from at: x gets the first n, y the last n. */
+static void copy_tokens(const data_tokens *t, int64_t at, int64_t n, int32_t *x, int32_t *y)
+{
+    if (t->bytes == 1) {
+        const uint8_t *p = (const uint8_t *)t->at + at;
+        for (int64_t j = 0; j < n; j++) {
+            x[j] = p[j];
+            y[j] = p[j + 1];
+        }
+    } else if (t->bytes == 2) {
+        const uint16_t *p = (const uint16_t *)t->at + at;
+        for (int64_t j = 0; j < n; j++) {
+            x[j] = p[j];
+            y[j] = p[j + 1];
+        }
+    } else {
+        memcpy(x, (const int32_t *)t->at + at, (size_t)n * sizeof *x);
+        memcpy(y, (const int32_t *)t->at + at + 1, (size_t)n * sizeof *y);
+    }
+}
+
+int64_t data_batch_tokens(const data_set *d, const data_draw *w, int64_t i0, int64_t n,
+                          int32_t *x, int32_t *y)
+{
+    assert(d->kind == DATA_TOKENS && i0 >= 0 && n >= 0 && i0 + n <= w->batch);
+    sampler s = sampler_make(d, w);
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t at = sample_at(&s, w, i0 + i);
+        if (at < 0)
+            return i;
+        copy_tokens(&d->tokens[w->split], at, d->context, x + i * d->context, y + i * d->context);
+    }
+    return n;
+}
+
+int64_t data_batch_images(const data_set *d, const data_draw *w, int64_t i0, int64_t n,
+                          float *x, int32_t *label)
+{
+    assert(d->kind == DATA_IMAGES && i0 >= 0 && n >= 0 && i0 + n <= w->batch);
+    const int64_t size = d->h * d->w * d->c;
+    const data_images *im = &d->images[w->split];
+    sampler s = sampler_make(d, w);
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t at = sample_at(&s, w, i0 + i);
+        if (at < 0)
+            return i;
+        const uint8_t *p = im->at + at * size;
+        for (int64_t j = 0; j < size; j++)
+            x[i * size + j] = d->pixel[p[j]];
+        label[i] = im->label[at];
+    }
+    return n;
+}
