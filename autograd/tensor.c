@@ -8,8 +8,14 @@ size_t ag_dtype_size(ag_dtype d) { return d == AG_F64 ? 8 : 4; }
 int64_t ag_shape_size(const ag_shape *s)
 {
     int64_t n = 1;
-    for (int i = 0; i < s->ndim; i++) n *= s->dim[i];
-    return n;
+    bool none = false, bad = false;
+    for (int i = 0; i < s->ndim; i++) {
+        none |= s->dim[i] == 0;
+        bad |= s->dim[i] < 0;
+    }
+    if (none && !bad) return 0;
+    for (int i = 0; i < s->ndim && !bad; i++) bad = __builtin_mul_overflow(n, s->dim[i], &n);
+    return bad ? INT64_MAX : n;
 }
 
 bool ag_shape_equal(const ag_shape *a, const ag_shape *b)

@@ -35,7 +35,7 @@ typedef struct ag_tensor {
 } ag_tensor;
 
 size_t  ag_dtype_size(ag_dtype d);                       /* bytes */
-int64_t ag_shape_size(const ag_shape *s);
+int64_t ag_shape_size(const ag_shape *s);                /* INT64_MAX if that is too large, or a dim negative */
 bool    ag_shape_equal(const ag_shape *a, const ag_shape *b);
 /* "[2,3]" into buf; returns buf. */
 const char *ag_shape_text(const ag_shape *s, char buf[96]);
