@@ -11,9 +11,9 @@
  *   SPLAT(c)       the constant c in every lane
  *   SCALEF(p, n)   p * 2^n, n whole (optional: where the machine has it)
  *
- * Errors in ulp of f32, swept by tests/test_map.c: exp, log, erf, sigmoid <= 1.5, tanh <= 2.  The polynomials
- * are minimax fits made for this file (relative error, Lawson's iteration in double precision); their own
- * errors are below 0.3 ulp.  NaN comes out as NaN; infinities give the limits.
+ * Errors in ulp of f32, swept by tests/test_map.c: exp, log, erf <= 1.5, tanh <= 2, sigmoid <= 2.5.  The
+ * polynomials are minimax fits made for this file (relative error, Lawson's iteration in double precision);
+ * their own errors are below 0.3 ulp.  NaN comes out as NaN; infinities give the limits.
  */
 
 /* p * 2^n for n in [-150, 128]: two factors, so that the result may be subnormal or overflow to inf. */

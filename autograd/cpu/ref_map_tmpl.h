@@ -1,36 +1,35 @@
 /*
  * ref_map_tmpl.h -- the elementwise ops of ref_tmpl.c, from unary.def and binary.def, and the GELUs they name.
  */
-/* GELU, 1606.08415.  tanh form: x (1 + tanh s) / 2, s = sqrt(2/pi) (x + 0.044715 x^3);
+/* GELU (1606.08415), in double and rounded once.  tanh form: x (1 + tanh s) / 2, s = sqrt(2/pi) (x + 0.044715 x^3);
  * derivative (1 + tanh s) / 2 + x (1 - tanh^2 s) s' / 2 */
-static real ag_f_gelu_tanh(real x)
+static real ag_f_gelu_tanh(double x)
 {
-    return R(0.5) * x * (1 + tanh(R(0.7978845608028653559) * (x + R(0.044715) * x * x * x)));
+    return R(0.5 * x * (1 + tanh(0.7978845608028653559 * (x + 0.044715 * x * x * x))));
 }
 
-static real ag_d_gelu_tanh(real x)
+static real ag_d_gelu_tanh(double x)
 {
-    const real th = tanh(R(0.7978845608028653559) * (x + R(0.044715) * x * x * x));
-    const real ds = R(0.7978845608028653559) * (1 + R(0.134145) * x * x);
-    return R(0.5) * (1 + th) + R(0.5) * x * (1 - th * th) * ds;
+    const double th = tanh(0.7978845608028653559 * (x + 0.044715 * x * x * x));
+    const double ds = 0.7978845608028653559 * (1 + 0.134145 * x * x);
+    return R(0.5 * (1 + th) + 0.5 * x * (1 - th * th) * ds);
 }
 
-/* exact form: x Phi(x), Phi(x) = (1 + erf(x / sqrt 2)) / 2; derivative Phi(x) + x exp(-x^2/2) / sqrt(2 pi) */
-static real ag_f_gelu_erf(real x) { return R(0.5) * x * erfc(x * R(-0.70710678118654752440)); }
+/* exact form: x Phi(x), Phi(x) = erfc(-x / sqrt 2) / 2; derivative Phi(x) + x exp(-x^2/2) / sqrt(2 pi) */
+static real ag_f_gelu_erf(double x) { return R(0.5 * x * erfc(-0.70710678118654752440 * x)); }
 
-static real ag_d_gelu_erf(real x)
+static real ag_d_gelu_erf(double x)
 {
-    return R(0.5) * erfc(x * R(-0.70710678118654752440)) +
-           x * exp(R(-0.5) * x * x) * R(0.39894228040143267794);
+    return R(0.5 * erfc(-0.70710678118654752440 * x) + x * exp(-0.5 * x * x) * 0.39894228040143267794);
 }
 
 /* quick form: x sigmoid(1.702 x); derivative g + 1.702 x g (1 - g), g = sigmoid(1.702 x) */
-static real ag_f_gelu_quick(real x) { return x / (1 + exp(R(-1.702) * x)); }
+static real ag_f_gelu_quick(double x) { return R(x / (1 + exp(-1.702 * x))); }
 
-static real ag_d_gelu_quick(real x)
+static real ag_d_gelu_quick(double x)
 {
-    const real g = 1 / (1 + exp(R(-1.702) * x));
-    return g + R(1.702) * x * g * (1 - g);
+    const double g = 1 / (1 + exp(-1.702 * x));
+    return R(g + 1.702 * x * g * (1 - g));
 }
 
 #define AG_UNARY(name, f, df, ...)                                                                  \

@@ -22,7 +22,8 @@ static void layernorm_row(int64_t n, double eps, const float *x, const float *ga
                           float *ret_mean, float *ret_rstd)
 {
     const float mean = row_total(n, x) / (float)n;
-    vtree t = { .runs = 0 };
+    vtree t;
+    vtree_start(&t);
     FOR_RUNS(b, n) {
         vf s = { 0 };
         FOR_RUN(j, b, n) {
@@ -57,7 +58,9 @@ void AG_NAME(layernorm_fwd)(int64_t m, int64_t n, double eps, const void *px, co
 static void layernorm_row_dx(int64_t n, const float *x, const float *gain, float mean, float rstd, const float *dy,
                              float *dx, bool acc)
 {
-    vtree tg = { .runs = 0 }, tgx = { .runs = 0 };
+    vtree tg, tgx;
+    vtree_start(&tg);
+    vtree_start(&tgx);
     FOR_RUNS(b, n) {
         vf sg = { 0 }, sgx = { 0 };
         FOR_RUN(j, b, n) {
@@ -140,7 +143,8 @@ static float row_max(int64_t n, const float *x)
 /* sum of exp(x - top), the terms stored to e unless that is NULL (it may be x) */
 static float row_exp(int64_t n, const float *x, float top, float *e)
 {
-    vtree t = { .runs = 0 };
+    vtree t;
+    vtree_start(&t);
     FOR_RUNS(b, n) {
         vf s = { 0 };
         FOR_RUN(j, b, n) {
@@ -168,7 +172,8 @@ void AG_NAME(softmax_fwd)(int64_t m, int64_t n, bool log, const void *px, void *
 
 static void softmax_row_bwd(int64_t n, bool log, const float *y, const float *dy, float *dx, bool acc)
 {
-    vtree t = { .runs = 0 };
+    vtree t;
+    vtree_start(&t);
     FOR_RUNS(b, n) {
         vf s = { 0 };
         FOR_RUN(j, b, n) {
@@ -368,7 +373,8 @@ static void controller_block(const ag_controller *c, bool has_noise, const float
     }
     const float row_top = vmaxall(top);
     vbest best = vbest_start();
-    vtree sum = { .runs = 0 };
+    vtree sum;
+    vtree_start(&sum);
     FOR_RUNS(b, n) {
         vf s = { 0 };
         FOR_RUN(j, b, n) {
@@ -411,7 +417,8 @@ void AG_NAME(controller_bwd)(const ag_controller *c, const void *pp, const void 
     const int64_t n = c->n;
     FOR_ROWS(i, c->rows * c->blocks, n) {
         const float *p = (const float *)pp + i * n, *d = (const float *)pdmask + i * n;
-        vtree t = { .runs = 0 };
+        vtree t;
+        vtree_start(&t);
         FOR_RUNS(b, n) {
             vf s = { 0 };
             FOR_RUN(j, b, n)

@@ -18,6 +18,9 @@ typedef struct vtree {
     vf level[TREE_LEVELS];
 } vtree;
 
+/* levels above the count are never read, so they are not cleared */
+static inline void vtree_start(vtree *t) { t->runs = 0; }
+
 static inline void vtree_add(vtree *t, vf run)
 {
     int l = 0;
@@ -67,7 +70,8 @@ static inline vf vkeep(vf x, int64_t left, float c)
 
 static inline float row_total(int64_t n, const float *x)
 {
-    vtree t = { .runs = 0 };
+    vtree t;
+    vtree_start(&t);
     FOR_RUNS(b, n) {
         vf s = { 0 };
         FOR_RUN(j, b, n)
