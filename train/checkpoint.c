@@ -174,8 +174,8 @@ static int build_image(const train_ckpt *c, unsigned char **ret_image, size_t *r
 
 int train_ckpt_save(const char *path, const char *keep, const train_ckpt *c, ag_err *err)
 {
-    unsigned char *image;
-    size_t size;
+    unsigned char *image = NULL;
+    size_t size = 0;
     int rc = build_image(c, &image, &size, err);
     if (rc) {
         ag_err_prefix(err, "checkpoint '%s': ", path);

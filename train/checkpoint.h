@@ -94,8 +94,8 @@ bool train_ckpt_has(const train_ckpt_file *f, const char *path);         /* grou
 bool train_ckpt_has_attr(const train_ckpt_file *f, const char *group, const char *name);
 
 /* Reads group/name into data[product of dim].  AG_EINPUT if it is missing, has another shape, fails
- * its checksum, or holds a NaN or Inf that allow_nonfinite does not allow; then ret_data is undefined
- * if it was read at all. */
+ * its checksum, or holds a NaN or Inf that allow_nonfinite does not allow; in the last two cases
+ * ret_data has been written. */
 int train_ckpt_read(const train_ckpt_file *f, const char *group, const char *name, int ndim,
                     const int64_t *dim, bool allow_nonfinite, float *ret_data, ag_err *err);
 

@@ -1,6 +1,6 @@
 /*
- * env.h -- what a run ran on, for env.json: enough to explain a difference between two runs, nothing
- * that names the user or the machine.
+ * env.h -- what a run ran on, for env.json: enough to explain a difference between two runs,
+ * nothing that names the user or the machine.
  */
 #ifndef TRAIN_ENV_H
 #define TRAIN_ENV_H

@@ -282,6 +282,6 @@ int train_rundir_metrics_line(train_rundir *r, const char *json, ag_err *err)
     if (n < 0) return ag_err_set(err, AG_ENOMEM, "out of memory for a line of metrics");
     const int e = append(r->metrics_fd, line, (size_t)n);
     free(line);
-    if (e) return ag_err_set(err, AG_EIO, "cannot write '%s/metrics.jsonl': %s", r->dir, strerror(e));
-    return AG_OK;
+    return !e ? AG_OK : ag_err_set(err, AG_EIO, "cannot write '%s/metrics.jsonl': %s", r->dir,
+                                   strerror(e));
 }

@@ -10,8 +10,8 @@
  * needs no lock.
  *
  * Metrics: the lines of step s go to metrics.jsonl before the checkpoint of step s is saved.  A
- * resumed run removes the lines behind its checkpoint, so that a run interrupted any number of times
- * has the same file as one that was not, apart from clock times.
+ * resumed run removes the lines behind its checkpoint, so that a run interrupted any number of
+ * times has the same file as one that was not, apart from clock times.
  */
 #ifndef TRAIN_RUNDIR_H
 #define TRAIN_RUNDIR_H
@@ -37,7 +37,7 @@ typedef struct train_rundir {        /* a run directory that this process writes
     bool last_is_bad;                /* last.h5 failed to load: it must not become prev.h5 */
 } train_rundir;
 
-/* Makes the directory if needed and locks it.  AG_ELOCKED while another process holds it; AG_EIO. */
+/* Makes the directory if needed and locks it.  AG_ELOCKED while another process has it; AG_EIO. */
 int  train_rundir_open(train_rundir *r, const char *dir, train_rundir_mode mode, ag_err *err);
 void train_rundir_release(train_rundir *r);          /* a zeroed one whose fds are -1 is fine */
 
@@ -52,8 +52,8 @@ int  train_rundir_sample(const train_rundir *r, int64_t step, const char *text, 
 int  train_rundir_save_last(train_rundir *r, const train_ckpt *c, ag_err *err);
 int  train_rundir_save_best(const train_rundir *r, const train_ckpt *c, ag_err *err);
 bool train_rundir_has_checkpoint(const char *dir);
-/* Opens last.h5, or prev.h5 if that fails; then ret_warning says why, else it is "".  AG_EINPUT with
- * both reasons if both fail. */
+/* Opens last.h5, or prev.h5 if that fails; then ret_warning says why, else it is "".  AG_EINPUT
+ * with both reasons if both fail. */
 int  train_rundir_load(const char *dir, train_ckpt_file **ret_file, char ret_warning[1024],
                        ag_err *err);
 /* The same for the run that goes on in r. */
