@@ -1,0 +1,152 @@
+/* cmd_run.c -- tulle train, resume, sample, eval. */
+#include "train/command.h"
+#include "train/environment.h"
+#include "train/generate.h"
+#include "train/state.h"
+#include "train/trainer.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int train_cmd_train(int argc, char **argv, ag_err *err)
+{
+    bool quiet = false;
+    const train_flag flags[] = { { "quiet", TRAIN_FLAG_ON, &quiet, 'q', 0, 0 }, { 0 } };
+    train_config c;
+    train_result result = { 0 };
+    int r = train_flags_read(flags, &argc, argv, err);
+    if (r < 0) return r;
+    if (argc < 2) return AG_ECONFIG;
+    r = train_config_args(argc, argv, &c, err);
+    return r < 0 ? r : train_run(&c, quiet ? NULL : stdout, &result, err);
+}
+
+int train_cmd_resume(int argc, char **argv, ag_err *err)
+{
+    bool quiet = false;
+    const train_flag flags[] = { { "quiet", TRAIN_FLAG_ON, &quiet, 'q', 0, 0 }, { 0 } };
+    train_result result = { 0 };
+    const int r = train_flags_read(flags, &argc, argv, err);
+    if (r < 0) return r;
+    if (argc < 2) return AG_ECONFIG;
+    return train_resume(argv[1], argv + 2, argc - 2, quiet ? NULL : stdout, &result, err);
+}
+
+/* The session of a checkpoint, without an optimizer. */
+static int open_trained(const char *arg, bool best, bool data, train_session **ret_s, ag_err *err)
+{
+    train_ckpt_file *f = NULL;
+    char warning[1024];
+    train_config c;
+    int r = train_checkpoint_arg(arg, best, &f, warning, err);
+    if (r == AG_OK && warning[0]) fprintf(stderr, "tulle: warning: %s\n", warning);
+    if (r == AG_OK) r = train_state_config(f, &c, err);
+    if (r == AG_OK) r = train_threads_set(c.train.threads, err);
+    const train_open what = { .data = data };
+    if (r == AG_OK) r = train_state_load(f, &c, &what, ret_s, err);
+    train_ckpt_close(f);
+    return r;
+}
+
+/* Prints each token as it comes. */
+static int print_token(void *arg, int32_t token)
+{
+    const data_tokenizer *tok = arg;
+    char *text;
+    size_t size;
+    if (train_stop_signal) return 1;
+    if (data_decode(tok, &token, 1, &text, &size, NULL) < 0) return 1;
+    fwrite(text, 1, size, stdout);
+    fflush(stdout);
+    free(text);
+    return 0;
+}
+
+static int sample(train_session *s, const char *prompt, train_draw *d, ag_err *err)
+{
+    int32_t *ids = NULL, *out = NULL;
+    int64_t n = 0;
+    int r = data_encode(s->tokenizer, prompt, strlen(prompt), "--prompt", &ids, &n, err);
+    if (r == AG_OK && !(out = malloc((size_t)d->length * sizeof *out)))
+        r = ag_err_set(err, AG_ENOMEM, "out of memory for %" PRId64 " tokens", d->length);
+    if (r == AG_OK) {
+        fputs(prompt, stdout);
+        const int64_t drawn = train_generate(s->model, s->tape, s->context, d, ids, n, out, print_token, s->tokenizer, err);
+        putchar('\n');
+        r = drawn < 0 ? (int)drawn : train_stop_signal ? ag_err_set(err, AG_EINTR, "interrupted") : AG_OK;
+    }
+    free(ids);
+    free(out);
+    return r;
+}
+
+int train_cmd_sample(int argc, char **argv, ag_err *err)
+{
+    const char *prompt = "\n";
+    bool best = false;
+    int64_t seed = 1;
+    train_draw d = { .length = 200, .temperature = 0.8, .top_p = 1 };
+    const train_flag flags[] = {
+        { "prompt", TRAIN_FLAG_TEXT, &prompt, 'p', 0, 0 },
+        { "length", TRAIN_FLAG_INT, &d.length, 'n', 1, 1e9 },
+        { "temperature", TRAIN_FLAG_REAL, &d.temperature, 't', 0, 100 },
+        { "top-k", TRAIN_FLAG_INT, &d.top_k, 'k', 0, 1e9 },
+        { "top-p", TRAIN_FLAG_REAL, &d.top_p, 0, 1e-9, 1 },
+        { "seed", TRAIN_FLAG_INT, &seed, 's', 0, 9e15 },
+        { "best", TRAIN_FLAG_ON, &best, 0, 0, 0 },
+        { 0 },
+    };
+    int r = train_flags_read(flags, &argc, argv, err);
+    if (r < 0) return r;
+    if (argc != 2) return AG_ECONFIG;
+    d.seed = (uint64_t)seed;
+    train_session *s = NULL;
+    r = open_trained(argv[1], best, false, &s, err);
+    if (r == AG_OK && !s->tokenizer)
+        r = ag_err_set(err, AG_ECONFIG, "'%s' has no tokenizer: it was not trained on text", argv[1]);
+    if (r == AG_OK) r = sample(s, prompt, &d, err);
+    train_session_free(s);
+    return r;
+}
+
+static int split_of(const char *word, int *ret_split, ag_err *err)
+{
+    if (!strcmp(word, "val")) *ret_split = DATA_VAL;
+    else if (!strcmp(word, "train")) *ret_split = DATA_TRAIN;
+    else if (!strcmp(word, "test")) *ret_split = DATA_TEST;
+    else return ag_err_set(err, AG_ECONFIG, "--split: '%s' is not train, val or test", word);
+    return AG_OK;
+}
+
+int train_cmd_eval(int argc, char **argv, ag_err *err)
+{
+    const char *word = "val";
+    bool best = false, json = false;
+    int64_t batches = 0;
+    const train_flag flags[] = {
+        { "split", TRAIN_FLAG_TEXT, &word, 0, 0, 0 },
+        { "batches", TRAIN_FLAG_INT, &batches, 0, 0, 1e9 },
+        { "best", TRAIN_FLAG_ON, &best, 0, 0, 0 },
+        { "json", TRAIN_FLAG_ON, &json, 0, 0, 0 },
+        { 0 },
+    };
+    int split, r = train_flags_read(flags, &argc, argv, err);
+    if (r == AG_OK) r = split_of(word, &split, err);
+    if (r < 0) return r;
+    if (argc != 2) return AG_ECONFIG;
+    train_session *s = NULL;
+    train_eval e;
+    char text[160];
+    r = open_trained(argv[1], best, true, &s, err);
+    if (r == AG_OK) r = train_session_eval(s, split, batches, &e, err);
+    if (r == AG_OK && json)
+        printf("{\"step\":%" PRId64 ",\"split\":\"%s\",\"loss\":%.9g,\"accuracy\":%.9g,\"count\":%" PRId64 "}\n", s->step,
+               word, e.loss, e.accuracy, e.count);
+    else if (r == AG_OK)
+        printf("step %" PRId64 ", split %s: %s, over %" PRId64 " %s\n", s->step, word,
+               train_eval_text(s, &e, text, sizeof text), e.count, s->d_in ? "images" : "tokens");
+    train_session_free(s);
+    return r;
+}

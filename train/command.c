@@ -1,0 +1,83 @@
+/* command.c -- what the commands share: flags, configurations, checkpoints as arguments. */
+#include "train/command.h"
+
+#include "train/rundir.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static int set_number(const train_flag *f, const char *text, ag_err *err)
+{
+    char *end;
+    errno = 0;
+    const double x = strtod(text, &end);
+    if (*end || end == text || errno || !isfinite(x) || (f->kind == TRAIN_FLAG_INT && x != floor(x)))
+        return ag_err_set(err, AG_ECONFIG, "--%s: '%s' is no %s", f->name, text,
+                          f->kind == TRAIN_FLAG_INT ? "whole number" : "number");
+    if (x < f->least || x > f->most)
+        return ag_err_set(err, AG_ECONFIG, "--%s: %s is not between %g and %g", f->name, text, f->least, f->most);
+    if (f->kind == TRAIN_FLAG_INT) *(int64_t *)f->value = (int64_t)x;
+    else *(double *)f->value = x;
+    return AG_OK;
+}
+
+static const train_flag *find_flag(const train_flag *flags, const char *arg)
+{
+    const size_t n = strcspn(arg + 2, "=");
+    for (const train_flag *f = flags; f->name; f++) {
+        if (arg[1] == '-' && strlen(f->name) == n && !strncmp(f->name, arg + 2, n)) return f;
+        if (arg[1] != '-' && f->letter && arg[1] == f->letter && !arg[2]) return f;
+    }
+    return NULL;
+}
+
+int train_flags_read(const train_flag *flags, int *argc, char **argv, ag_err *err)
+{
+    int kept = 1, i = 1;
+    for (; i < *argc; i++) {
+        const char *arg = argv[i];
+        if (!strcmp(arg, "--")) break;
+        if (arg[0] != '-' || !arg[1]) {
+            argv[kept++] = argv[i];
+            continue;
+        }
+        const train_flag *f = find_flag(flags, arg);
+        if (!f) return ag_err_set(err, AG_ECONFIG, "%s: no flag '%s'; `tulle %s --help` lists them", argv[0], arg, argv[0]);
+        const char *value = arg[1] == '-' && strchr(arg, '=') ? strchr(arg, '=') + 1 : NULL;
+        if (f->kind == TRAIN_FLAG_ON) {
+            if (value) return ag_err_set(err, AG_ECONFIG, "--%s takes no value", f->name);
+            *(bool *)f->value = true;
+            continue;
+        }
+        if (!value && ++i == *argc) return ag_err_set(err, AG_ECONFIG, "--%s wants a value", f->name);
+        if (!value) value = argv[i];
+        if (f->kind == TRAIN_FLAG_TEXT) *(const char **)f->value = value;
+        else if (set_number(f, value, err) < 0) return AG_ECONFIG;
+    }
+    for (i++; i < *argc; i++) argv[kept++] = argv[i];
+    *argc = kept;
+    return AG_OK;
+}
+
+int train_config_args(int argc, char **argv, train_config *ret_c, ag_err *err)
+{
+    train_config_init(ret_c);
+    int r = argc > 1 ? train_config_load(ret_c, argv[1], err) : AG_OK;
+    for (int i = 2; i < argc && r == AG_OK; i++) r = train_config_override(ret_c, argv[i], err);
+    return r == AG_OK ? train_config_check(ret_c, err) : r;
+}
+
+int train_checkpoint_arg(const char *arg, bool best, train_ckpt_file **ret_file, char ret_warning[1024], ag_err *err)
+{
+    struct stat st;
+    ret_warning[0] = '\0';
+    if (stat(arg, &st) < 0) return ag_err_set(err, AG_EINPUT, "'%s': %s", arg, strerror(errno));
+    if (!S_ISDIR(st.st_mode)) return train_ckpt_open(arg, ret_file, err);
+    if (!best) return train_rundir_load(arg, ret_file, ret_warning, err);
+    char path[PATH_MAX];
+    const int r = train_rundir_path(arg, "best.h5", path, err);
+    return r < 0 ? r : train_ckpt_open(path, ret_file, err);
+}

@@ -1,0 +1,46 @@
+/*
+ * command.h -- the subcommands of the program.  Each returns 0 or an AG_E* code with its message in err; results go to
+ * stdout.  main() prints errors and chooses the exit status.
+ */
+#ifndef TRAIN_COMMAND_H
+#define TRAIN_COMMAND_H
+
+#include "autograd/base/error.h"
+#include "train/config.h"
+
+typedef struct train_command {
+    const char *name, *usage, *help;
+    int (*run)(int argc, char **argv, ag_err *err);      /* argv[0] is the command's name */
+} train_command;
+
+int train_cmd_train(int argc, char **argv, ag_err *err);
+int train_cmd_resume(int argc, char **argv, ag_err *err);
+int train_cmd_sample(int argc, char **argv, ag_err *err);
+int train_cmd_eval(int argc, char **argv, ag_err *err);
+int train_cmd_data(int argc, char **argv, ag_err *err);
+int train_cmd_config(int argc, char **argv, ag_err *err);
+int train_cmd_inspect(int argc, char **argv, ag_err *err);
+int train_cmd_show(int argc, char **argv, ag_err *err);
+int train_cmd_bench(int argc, char **argv, ag_err *err);
+
+/* One --flag of a command. */
+typedef struct train_flag {
+    const char *name;                /* "prompt"; NULL behind the last */
+    enum { TRAIN_FLAG_ON, TRAIN_FLAG_TEXT, TRAIN_FLAG_INT, TRAIN_FLAG_REAL } kind;
+    void *value;                     /* bool, const char *, int64_t or double */
+    char letter;                     /* -n; 0: none */
+    double least, most;              /* of a number */
+} train_flag;
+
+/* Reads the flags out of argv; what is left are the arguments argv[1 .. *ret_argc - 1].  AG_ECONFIG. */
+int train_flags_read(const train_flag *flags, int *argc, char **argv, ag_err *err);
+
+/* The configuration CONFIG key=value ...: argv[1] is a file, the rest are overrides; checked. */
+int train_config_args(int argc, char **argv, train_config *ret_c, ag_err *err);
+
+/* The checkpoint of a run directory or the file itself. */
+struct train_ckpt_file;
+int train_checkpoint_arg(const char *arg, bool best, struct train_ckpt_file **ret_file, char ret_warning[1024],
+                         ag_err *err);
+
+#endif

@@ -1,0 +1,66 @@
+#include "train/environment.h"
+
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/utsname.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+int train_threads(void)
+{
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+int train_threads_set(int64_t n, ag_err *err)
+{
+#ifdef _OPENMP
+    (void)err;
+    cpu_set_t mine;
+    if (n > 0) omp_set_num_threads((int)n);
+    else if (!getenv("OMP_NUM_THREADS") && sched_getaffinity(0, sizeof mine, &mine) == 0)
+        omp_set_num_threads(CPU_COUNT(&mine));
+    return AG_OK;
+#else
+    return n > 1 ? ag_err_set(err, AG_ECONFIG, "train.threads is %lld, but this tulle was built without OpenMP",
+                              (long long)n) : AG_OK;
+#endif
+}
+
+/* The "model name" of /proc/cpuinfo, without characters that JSON would escape. */
+static void processor(char buf[128])
+{
+    snprintf(buf, 128, "unknown");
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    char line[256];
+    while (f && fgets(line, sizeof line, f)) {
+        if (strncmp(line, "model name", 10) || !strchr(line, ':')) continue;
+        snprintf(buf, 128, "%.*s", (int)strcspn(strchr(line, ':') + 2, "\n"), strchr(line, ':') + 2);
+        break;
+    }
+    if (f) fclose(f);
+    for (char *p = buf; *p; p++)
+        if (*p == '"' || *p == '\\' || (unsigned char)*p < ' ') *p = ' ';
+}
+
+int train_environment(const char *kernels, char **ret_json, ag_err *err)
+{
+    char cpu[128];
+    struct utsname u = { .sysname = "unknown" };
+    processor(cpu);
+    uname(&u);
+    char *json = NULL;
+    if (asprintf(&json, "{\n  \"version\": \"0.1.0\",\n  \"compiler\": \"%s\",\n  \"kernels\": \"%s\",\n"
+                 "  \"processor\": \"%s\",\n  \"threads\": %d,\n  \"system\": \"%s %s %s\"\n}\n", __VERSION__, kernels,
+                 cpu, train_threads(), u.sysname, u.release, u.machine) < 0)
+        return ag_err_set(err, AG_ENOMEM, "out of memory");
+    *ret_json = json;
+    return AG_OK;
+}

@@ -1,0 +1,140 @@
+#include "train/generate.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Heap order: does token a go before token b?  Likelier first, then the lower number. */
+static bool before(const float *logits, int32_t a, int32_t b)
+{
+    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
+}
+
+static void sift(int32_t *heap, int64_t n, int64_t i, const float *logits)
+{
+    for (int64_t c; (c = 2 * i + 1) < n; i = c) {
+        if (c + 1 < n && before(logits, heap[c + 1], heap[c])) c++;
+        if (!before(logits, heap[c], heap[i])) return;
+        const int32_t x = heap[i];
+        heap[i] = heap[c];
+        heap[c] = x;
+    }
+}
+
+/* Takes the likeliest token off the heap. */
+static int32_t pop(int32_t *heap, int64_t *n, const float *logits)
+{
+    const int32_t top = heap[0];
+    heap[0] = heap[--*n];
+    sift(heap, *n, 0, logits);
+    return top;
+}
+
+/* The first token, from the likeliest down, at which the sum of probabilities passes u times that of the kept ones. */
+int32_t train_choose(const train_draw *d, const float *logits, int64_t n, int64_t index, int32_t *work)
+{
+    int32_t best = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (isnan(logits[i]) || logits[i] == INFINITY) return -1;
+        if (before(logits, (int32_t)i, best)) best = (int32_t)i;
+    }
+    if (d->temperature <= 0 || d->top_k == 1) return best;
+
+    const double top = (double)logits[best], inv_t = 1 / d->temperature;
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        work[i] = (int32_t)i;
+        sum += exp(((double)logits[i] - top) * inv_t);
+    }
+    for (int64_t i = n / 2; i-- > 0;) sift(work, n, i, logits);
+
+    const int64_t k = d->top_k > 0 && d->top_k < n ? d->top_k : n;
+    double kept = sum;
+    if (k < n || d->top_p < 1) {     /* how much of it the kept tokens have: a first pass down the order */
+        int64_t left = n;
+        kept = 0;
+        for (int64_t i = 0; i < k && (i == 0 || kept < d->top_p * sum); i++)
+            kept += exp(((double)logits[pop(work, &left, logits)] - top) * inv_t);
+        for (int64_t i = 0; i < n; i++) work[i] = (int32_t)i;
+        for (int64_t i = n / 2; i-- > 0;) sift(work, n, i, logits);
+    }
+    const double u = (double)ag_uniform(ag_noise_bits(d->seed, 0, AG_SITE_SAMPLE, (uint64_t)index)) * kept;
+    int64_t left = n;
+    double at = 0;
+    int32_t token = best;
+    while (left > 0 && at < u) {
+        token = pop(work, &left, logits);
+        at += exp(((double)logits[token] - top) * inv_t);
+    }
+    return token;
+}
+
+typedef struct decoder {
+    const nn_model *m;
+    ag_tape *t;
+    ag_kv_cache *cache;
+    int64_t context;
+    int32_t *text;                   /* [n_text]: prompt and what was drawn */
+    int64_t  n_text, fed;            /* tokens; how many of them the cache has seen or has dropped */
+    float   *logits;                 /* [classes] of the last position */
+} decoder;
+
+/* Feeds text[fed .. n_text) to the model and keeps the logits of the last position. */
+static int feed(decoder *d, ag_err *err)
+{
+    if (ag_kv_cache_length(d->cache) + d->n_text - d->fed > d->context) {
+        ag_kv_cache_reset(d->cache, 0);
+        const int64_t keep = d->context > 1 ? d->context / 2 : 1;
+        d->fed = d->n_text > keep ? d->n_text - keep : 0;
+    }
+    ag_tape_reset(d->t);
+    ag_tensor *ids = ag_input_i32(d->t, AG_SHAPE(1, d->n_text - d->fed), d->text + d->fed);
+    ag_tensor *y = nn_model_decode(d->m, d->t, ids, d->cache);
+    if (ag_error(d->t)) return ag_tape_status(d->t, err);
+    memcpy(d->logits, (const float *)y->data + (d->n_text - d->fed - 1) * d->m->classes,
+           (size_t)d->m->classes * sizeof(float));
+    d->fed = d->n_text;
+    return AG_OK;
+}
+
+static int64_t draw_all(decoder *dec, const train_draw *d, int32_t *work, int32_t *ret_tokens, train_token *told,
+                        void *arg, ag_err *err)
+{
+    for (int64_t i = 0; i < d->length; i++) {
+        const int r = feed(dec, err);
+        if (r < 0) return r;
+        const int32_t token = train_choose(d, dec->logits, dec->m->classes, i, work);
+        if (token < 0)
+            return ag_err_set(err, AG_EDIVERGED, "the logits of token %lld are not finite", (long long)i);
+        ret_tokens[i] = dec->text[dec->n_text++] = token;
+        if (told && told(arg, token)) return i + 1;
+    }
+    return d->length;
+}
+
+int64_t train_generate(const nn_model *m, ag_tape *t, int64_t context, const train_draw *d, const int32_t *prompt,
+                       int64_t n_prompt, int32_t *ret_tokens, train_token *told, void *arg, ag_err *err)
+{
+    if (n_prompt < 1) return ag_err_set(err, AG_ECONFIG, "an empty prompt: give at least one character");
+    decoder dec = { .m = m, .t = t, .context = context, .n_text = n_prompt };
+    int64_t r = nn_model_cache(m, 1, &dec.cache, err);
+    if (r < 0) return r;
+    int32_t *work = malloc((size_t)m->classes * sizeof *work);
+    dec.text = malloc((size_t)(n_prompt + d->length) * sizeof *dec.text);
+    dec.logits = malloc((size_t)m->classes * sizeof *dec.logits);
+    if (work && dec.text && dec.logits) {
+        memcpy(dec.text, prompt, (size_t)n_prompt * sizeof *prompt);
+        if (n_prompt > context) dec.fed = n_prompt - context;    /* the model sees the last part of a long prompt */
+        ag_tape_no_grad(t, true);
+        r = draw_all(&dec, d, work, ret_tokens, told, arg, err);
+        ag_tape_no_grad(t, false);
+        ag_tape_reset(t);
+    } else {
+        r = ag_err_set(err, AG_ENOMEM, "out of memory for a sample of %lld tokens", (long long)d->length);
+    }
+    free(work);
+    free(dec.text);
+    free(dec.logits);
+    ag_kv_cache_free(dec.cache);
+    return r;
+}

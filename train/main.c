@@ -1,0 +1,99 @@
+/*
+ * main.c -- the program: finds the command, prints errors, chooses the exit status.
+ */
+#include "train/command.h"
+#include "train/trainer.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static const train_command commands[] = {
+    { "train", "CONFIG [key=value ...] [--quiet]", "start a run", train_cmd_train },
+    { "resume", "RUN [key=value ...] [--quiet]", "go on with a run that was stopped or killed", train_cmd_resume },
+    { "sample", "RUN [--prompt TEXT] [-n N] [--temperature T] [--top-k K] [--top-p P] [--seed S] [--best]",
+      "draw text from a trained model", train_cmd_sample },
+    { "eval", "RUN [--split val|test|train] [--batches N] [--best] [--json]", "loss and accuracy of a trained model",
+      train_cmd_eval },
+    { "data", "list | get NAME [--to DIR] | verify NAME | import FILE -o FILE.h5 [--tokenizer char|byte]",
+      "find, fetch, check and convert data sets", train_cmd_data },
+    { "config", "print [CONFIG] [key=value ...] | explain KEY | reference | diff A B", "show what can be set, and what is",
+      train_cmd_config },
+    { "inspect", "RUN|FILE.h5", "what is in a checkpoint", train_cmd_inspect },
+    { "show", "ops [CONFIG] | memory CONFIG", "the ops of a step, where memory goes", train_cmd_show },
+    { "bench", "CONFIG [key=value ...] [--steps N] [--json]", "time the steps of a configuration", train_cmd_bench },
+};
+enum { COMMANDS = sizeof commands / sizeof *commands };
+
+static void usage(FILE *out)
+{
+    fputs("tulle 0.1.0: trains small sparse networks\n\n", out);
+    for (int i = 0; i < COMMANDS; i++)
+        fprintf(out, "  tulle %s %s\n      %s\n", commands[i].name, commands[i].usage, commands[i].help);
+    fputs("\nRUN is the directory of a run, CONFIG a YAML file such as configs/quickstart.yaml; key=value sets one key of it\n"
+          "(`tulle config explain KEY`).  Exit status: 0 fine, 1 failure, 2 usage or config, 3 out of memory, 4 bad input,\n"
+          "5 I/O error, 6 run directory in use, 7 diverged, 75 stopped and resumable, 130 interrupted and resumable.\n", out);
+}
+
+/* The first signal asks for a save and an end, the second ends at once. */
+static void on_stop(int signal)
+{
+    if (train_stop_signal) _exit(130);
+    train_stop_signal = signal;
+}
+
+static void on_save(int signal)
+{
+    (void)signal;
+    train_save_signal = 1;
+}
+
+static void catch_signals(void)
+{
+    struct sigaction stop = { .sa_handler = on_stop, .sa_flags = SA_RESTART };
+    struct sigaction save = { .sa_handler = on_save, .sa_flags = SA_RESTART };
+    struct sigaction ignore = { .sa_handler = SIG_IGN };
+    sigaction(SIGINT, &stop, NULL);
+    sigaction(SIGTERM, &stop, NULL);
+    sigaction(SIGUSR1, &save, NULL);
+    sigaction(SIGPIPE, &ignore, NULL);
+    sigaction(SIGXFSZ, &ignore, NULL);           /* a file too large is an error of write(), not a death */
+}
+
+static int run(int argc, char **argv, ag_err *err)
+{
+    if (argc < 2) {
+        usage(stderr);
+        return AG_ECONFIG;
+    }
+    if (!strcmp(argv[1], "help") || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) {
+        usage(stdout);
+        return AG_OK;
+    }
+    if (!strcmp(argv[1], "version") || !strcmp(argv[1], "--version")) {
+        puts("tulle 0.1.0");
+        return AG_OK;
+    }
+    for (int i = 0; i < COMMANDS; i++) {
+        if (strcmp(argv[1], commands[i].name)) continue;
+        if (argc > 2 && (!strcmp(argv[2], "--help") || !strcmp(argv[2], "-h"))) {
+            printf("tulle %s %s\n    %s\n", commands[i].name, commands[i].usage, commands[i].help);
+            return AG_OK;
+        }
+        const int r = commands[i].run(argc - 1, argv + 1, err);
+        if (r == AG_ECONFIG && !err->code)
+            return ag_err_set(err, r, "usage: tulle %s %s", commands[i].name, commands[i].usage);
+        return r;
+    }
+    return ag_err_set(err, AG_ECONFIG, "no command '%s'; `tulle help` lists them", argv[1]);
+}
+
+int main(int argc, char **argv)
+{
+    ag_err err = { 0 };
+    catch_signals();
+    int r = run(argc, argv, &err);
+    if (fflush(stdout) && r == AG_OK) r = ag_err_set(&err, AG_EIO, "cannot write the output");
+    if (err.code) fprintf(stderr, "tulle: %s\n", err.msg);
+    return ag_exit_status(r);
+}

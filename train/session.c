@@ -1,0 +1,371 @@
+#include "train/session.h"
+
+#include "autograd/base/hash.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* --- from the configuration ----------------------------------------------------------------------- */
+
+static int open_data(train_session *s, const train_open *what, ag_err *err)
+{
+    const train_config *c = &s->config;
+    const bool images = c->model.type == TRAIN_MODEL_MLP;
+    data_options o = data_options_default();
+    o.source = train_choice_word(c->data.source);
+    o.path = c->data.path;
+    o.tokenizer = c->data.tokenizer == TRAIN_TOKENIZER_AUTO ? "" : train_choice_word(c->data.tokenizer);
+    o.known = what->tokenizer;
+    o.val_fraction = c->data.val_fraction;
+    o.context = images ? 1 : c->model.context;
+    o.size = c->data.size;
+    o.seed = (uint64_t)c->run.seed;
+    o.mean = c->data.mean;
+    o.std = c->data.std;
+    o.h5_train = images ? c->data.images : c->data.tokens;
+    o.h5_val = images ? c->data.val_images : c->data.val_tokens;
+    o.h5_train_labels = c->data.labels;
+    o.h5_val_labels = c->data.val_labels;
+    o.download = c->data.download;
+    o.progress = what->progress;
+    o.progress_arg = what->progress_arg;
+    const int r = data_open(&o, &s->data, err);
+    if (r < 0) return r;
+    if (images != (s->data->kind == DATA_IMAGES))
+        return ag_err_set(err, AG_ECONFIG, "model.type is %s, but data.source %s holds %s", images ? "mlp" : "gpt",
+                          o.source, images ? "tokens" : "images");
+    s->tokenizer = s->data->tokenizer;
+    return AG_OK;
+}
+
+static nn_ff_config ff_config(const train_config *c)
+{
+    static const ag_act acts[] = {
+        [TRAIN_ACTIVATION_RELU] = AG_ACT_RELU, [TRAIN_ACTIVATION_GELU] = AG_ACT_GELU_ERF,
+        [TRAIN_ACTIVATION_GELU_TANH] = AG_ACT_GELU_TANH, [TRAIN_ACTIVATION_GELU_QUICK] = AG_ACT_GELU_QUICK,
+    };
+    const bool sparse = c->model.ff.type == TRAIN_FF_SPARSE;
+    return (nn_ff_config){
+        .sparse = sparse, .d_ff = train_config_d_ff(c), .dropout = c->model.dropout,
+        .bias_in = sparse ? c->model.ff.hidden_bias : c->model.bias,
+        .bias_out = sparse || c->model.bias,     /* the released sparse layer has b2 and no b1 */
+        .act = acts[c->model.activation], .block = c->model.ff.block, .d_lowrank = train_config_d_lowrank(c),
+        .rank_rule = c->model.ff.lowrank_rule == TRAIN_RANK_D_MODEL ? NN_RANK_D_MODEL : NN_RANK_BLOCKS,
+        .mask_order = c->model.ff.mask_order == TRAIN_MASK_AFTER_RELU ? NN_MASK_AFTER_RELU : NN_MASK_BEFORE_RELU,
+        .quant_prob = c->model.ff.quant_prob, .temperature = c->model.ff.temperature,
+        .controller_bias = c->model.ff.controller_bias, .controller_relu = c->model.ff.controller_relu,
+        .relaxed = c->model.ff.relaxed, .kernel_scaling = c->model.ff.kernel_scaling,
+    };
+}
+
+static int build_gpt(train_session *s, int64_t vocab, ag_err *err)
+{
+    const train_config *c = &s->config;
+    const nn_gpt_config g = {
+        .vocab = vocab, .context = c->model.context, .n_layers = c->model.n_layers, .n_heads = c->model.n_heads,
+        .d_model = c->model.d_model, .d_qk = c->model.d_qk, .d_v = c->model.d_v, .bias = c->model.bias,
+        .tied = c->model.tied_embeddings, .dropout = c->model.dropout, .init_std = c->model.init_std,
+        .norm_eps = c->model.layer_norm_eps, .ff = ff_config(c),
+    };
+    s->context = c->model.context;
+    return nn_gpt_new(&g, AG_F32, (uint64_t)c->run.seed, &s->model, err);
+}
+
+static int build_mlp(train_session *s, int64_t d_in, int64_t classes, ag_err *err)
+{
+    const train_config *c = &s->config;
+    if (c->model.d_in && c->model.d_in != d_in)
+        return ag_err_set(err, AG_ECONFIG, "model.d_in is %" PRId64 ", but an image has %" PRId64 " features",
+                          c->model.d_in, d_in);
+    const nn_mlp_config m = {
+        .d_in = d_in, .d_hidden = c->model.d_hidden, .classes = classes, .n_layers = c->model.n_layers,
+        .bias = c->model.bias, .init_std = c->model.init_std, .ff = ff_config(c),
+    };
+    s->context = 1;
+    s->d_in = d_in;
+    return nn_mlp_new(&m, AG_F32, (uint64_t)c->run.seed, &s->model, err);
+}
+
+static int build_model(train_session *s, const train_open *what, ag_err *err)
+{
+    const data_set *d = s->data;
+    if (s->config.model.type == TRAIN_MODEL_GPT) {
+        const int64_t vocab = d ? d->vocab : what->classes;
+        if (what->classes && vocab != what->classes)
+            return ag_err_set(err, AG_EINPUT, "the data have %" PRId64 " tokens, the checkpoint %" PRId64
+                              ": other data than it was trained on?", vocab, what->classes);
+        return build_gpt(s, vocab, err);
+    }
+    const int64_t d_in = d ? d->h * d->w * d->c : what->d_in, classes = d ? d->n_classes : what->classes;
+    if (what->classes && (classes != what->classes || d_in != what->d_in))
+        return ag_err_set(err, AG_EINPUT, "the data have %" PRId64 " features and %" PRId64 " classes, the checkpoint %"
+                          PRId64 " and %" PRId64 ": other data than it was trained on?", d_in, classes, what->d_in,
+                          what->classes);
+    return build_mlp(s, d_in, classes, err);
+}
+
+/*
+ * Samples of a micro-batch, where train.micro_batch leaves it open: the largest divisor of the batch for which what one
+ * layer works on fits a quarter of the last-level cache, but enough rows to keep the matrix product busy.
+ */
+static int64_t choose_micro_batch(const train_session *s)
+{
+    enum { LEAST_ROWS = 512 };
+    const train_config *c = &s->config;
+    const int64_t batch = c->train.batch, d_ff = train_config_d_ff(c);
+    const int64_t width = s->d_in ? s->d_in + 2 * d_ff : 8 * c->model.d_model + 2 * d_ff;
+    long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (cache <= 0) cache = 32l << 20;
+    const int64_t fit = cache / 4 / (width * s->context * (int64_t)sizeof(float));
+    const int64_t least = (LEAST_ROWS + s->context - 1) / s->context;
+    int64_t want = fit > least ? fit : least;
+    if (want > batch) want = batch;
+    while (batch % want) want--;
+    return want;
+}
+
+static int build_optimizer(train_session *s, ag_err *err)
+{
+    static const opt_type types[] = { [TRAIN_OPTIM_ADAMW] = OPT_ADAMW, [TRAIN_OPTIM_ADAM] = OPT_ADAM,
+                                      [TRAIN_OPTIM_SGD] = OPT_SGD };
+    static const opt_shape shapes[] = { [TRAIN_SCHEDULE_COSINE] = OPT_COSINE, [TRAIN_SCHEDULE_LINEAR] = OPT_LINEAR,
+                                        [TRAIN_SCHEDULE_INVERSE_SQRT] = OPT_INVERSE_SQRT,
+                                        [TRAIN_SCHEDULE_CONSTANT] = OPT_CONSTANT };
+    const train_config *c = &s->config;
+    const opt_config o = { .type = types[c->optim.type], .beta1 = c->optim.beta1, .beta2 = c->optim.beta2,
+                           .eps = c->optim.eps, .momentum = c->optim.momentum, .nesterov = c->optim.nesterov,
+                           .weight_decay = c->optim.weight_decay, .clip_norm = c->optim.clip_norm,
+                           .ema_decay = c->optim.ema_decay };
+    s->schedule = (opt_schedule){ .shape = shapes[c->schedule.type], .lr = c->optim.lr, .min_lr = c->schedule.min_lr,
+                                  .warmup_steps = c->schedule.warmup_steps,
+                                  .decay_steps = c->schedule.decay_steps ? c->schedule.decay_steps : c->train.steps };
+    int r = opt_schedule_check(&s->schedule, err);
+    if (r < 0) return r;
+    const nn_params *p = s->model->params;
+    opt_range *ranges = malloc((size_t)p->n_items * sizeof *ranges);
+    if (!ranges) return ag_err_set(err, AG_ENOMEM, "out of memory for the optimizer");
+    for (int i = 0; i < p->n_items; i++)
+        ranges[i] = (opt_range){ p->items[i].offset, p->items[i].count, p->items[i].decay };
+    r = opt_new(&o, p->n, ranges, p->n_items, &s->opt, err);
+    free(ranges);
+    return r;
+}
+
+static int build_buffers(train_session *s, ag_err *err)
+{
+    const char *why = NULL;
+    const ag_kernels *k = ag_kernels_best(AG_F32, &why);
+    if (!k) return ag_err_set(err, AG_ECONFIG, "%s", why);
+    s->tape = ag_tape_new(k);
+    if (!s->config.train.micro_batch) s->config.train.micro_batch = choose_micro_batch(s);
+    const size_t n = (size_t)s->config.train.micro_batch;
+    s->ids = malloc(n * (size_t)s->context * sizeof *s->ids);
+    s->targets = malloc(n * (size_t)s->context * sizeof *s->targets);
+    if (s->d_in) s->pixels = malloc(n * (size_t)s->d_in * sizeof *s->pixels);
+    if (!s->tape || !s->ids || !s->targets || (s->d_in && !s->pixels))
+        return ag_err_set(err, AG_ENOMEM, "out of memory for the batches");
+    return AG_OK;
+}
+
+int train_session_new(const train_config *c, const train_open *what, train_session **ret_s, ag_err *err)
+{
+    train_session *s = calloc(1, sizeof *s);
+    if (!s) return ag_err_set(err, AG_ENOMEM, "out of memory for the run");
+    s->config = *c;
+    s->best_loss = (double)NAN;
+    s->best_step = -1;
+    int r = what->data ? open_data(s, what, err) : AG_OK;
+    if (r == AG_OK) r = build_model(s, what, err);
+    if (r == AG_OK && what->optimizer) r = build_optimizer(s, err);
+    if (r == AG_OK) r = build_buffers(s, err);
+    if (r < 0) {
+        train_session_free(s);
+        return r;
+    }
+    *ret_s = s;
+    return AG_OK;
+}
+
+void train_session_free(train_session *s)
+{
+    if (!s) return;
+    if (!s->data || s->tokenizer != s->data->tokenizer) data_tokenizer_free(s->tokenizer);
+    data_close(s->data);
+    nn_model_free(s->model);
+    opt_free(s->opt);
+    ag_tape_free(s->tape);
+    free(s->ids);
+    free(s->targets);
+    free(s->pixels);
+    free(s);
+}
+
+/* --- a step ------------------------------------------------------------------------------------------- */
+
+/* Samples i0 .. i0+n-1 of a batch on a fresh tape; returns how many there were. */
+static int64_t fetch(train_session *s, const data_draw *w, int64_t i0, int64_t n, ag_tensor **ret_x,
+                     ag_tensor **ret_targets)
+{
+    ag_tape *t = s->tape;
+    ag_tape_reset(t);
+    if (s->d_in) {
+        n = data_batch_images(s->data, w, i0, n, s->pixels, s->targets);
+        if (n) {
+            *ret_x = ag_input(t, AG_SHAPE(n, s->d_in), s->pixels, false);
+            *ret_targets = ag_input_i32(t, AG_SHAPE(n), s->targets);
+        }
+        return n;
+    }
+    n = data_batch_tokens(s->data, w, i0, n, s->ids, s->targets);
+    if (n) {
+        *ret_x = ag_input_i32(t, AG_SHAPE(n, s->context), s->ids);
+        *ret_targets = ag_input_i32(t, AG_SHAPE(n, s->context), s->targets);
+    }
+    return n;
+}
+
+static double scalar_of(const ag_tensor *x) { return (double)*(const float *)x->data; }
+
+/* Forward and backward of the whole batch; the gradients are added up in the parameters. */
+static int run_batch(train_session *s, double *ret_loss, ag_err *err)
+{
+    const int64_t batch = s->config.train.batch, micro = s->config.train.micro_batch;
+    const data_draw w = { .split = DATA_TRAIN, .order = s->d_in ? DATA_SHUFFLED : DATA_RANDOM,
+                          .seed = (uint64_t)s->config.run.seed, .step = s->step, .batch = batch };
+    double loss = 0;
+    for (int64_t i = 0; i < batch; i += micro) {
+        const int64_t n = batch - i < micro ? batch - i : micro;
+        const double share = (double)n / (double)batch;
+        ag_tensor *x, *targets;
+        fetch(s, &w, i, n, &x, &targets);
+        ag_tape_noise(s->tape, &(ag_noise_key){ (uint64_t)s->config.run.seed, (uint32_t)s->step, i, n });
+        ag_tensor *part = nn_model_loss(s->model, s->tape, x, targets, NN_TRAIN);
+        loss += share * scalar_of(part);
+        ag_backward(s->tape, part, share);
+        const int r = ag_tape_status(s->tape, err);
+        if (r < 0) return r;
+    }
+    *ret_loss = loss;
+    return AG_OK;
+}
+
+/* A loss or gradient that is not finite: the step once more, looking for the op where it began. */
+static int diagnose(train_session *s, double loss, double norm, ag_err *err)
+{
+    ag_err first = { 0 };
+    double again;
+    nn_params_zero_grad(s->model->params);
+    ag_tape_watch(s->tape, true);
+    if (run_batch(s, &again, &first) == AG_OK) ag_err_set(&first, AG_EDIVERGED, "no op alone is to blame: the sum over "
+        "micro-batches overflowed");
+    ag_tape_watch(s->tape, false);
+    nn_params_zero_grad(s->model->params);
+    if (first.code != AG_EDIVERGED) return ag_err_set(err, first.code, "%s", first.msg);
+    return ag_err_set(err, AG_EDIVERGED, "step %" PRId64 ": loss %g, gradient norm %g\n  first: %s\n"
+                      "  a lower optim.lr, a longer schedule.warmup_steps or a smaller optim.clip_norm usually helps",
+                      s->step + 1, loss, norm, first.msg);
+}
+
+int train_session_step(train_session *s, double *ret_loss, double *ret_norm, ag_err *err)
+{
+    double loss, norm = (double)NAN;
+    const int r = run_batch(s, &loss, err);
+    if (r < 0) return r;
+    ag_err why = { 0 };
+    int done = isfinite(loss) ? AG_OK : AG_EDIVERGED;
+    if (done == AG_OK)
+        done = opt_step(s->opt, train_session_lr(s), s->model->params->weights, s->model->params->grads, &norm, &why);
+    if (done == AG_EDIVERGED) return diagnose(s, loss, norm, err);
+    if (done < 0) return ag_err_set(err, done, "%s", why.msg);
+    s->step++;
+    s->samples_seen += s->config.train.batch;
+    *ret_loss = loss;
+    *ret_norm = norm;
+    return AG_OK;
+}
+
+double train_session_lr(const train_session *s) { return opt_schedule_lr(&s->schedule, s->step); }
+
+/* --- evaluation ------------------------------------------------------------------------------------------ */
+
+static int64_t count_right(const float *logits, const int32_t *targets, int64_t rows, int64_t n)
+{
+    int64_t right = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t best = 0;
+        for (int64_t i = 1; i < n; i++)
+            if (logits[r * n + i] > logits[r * n + best]) best = i;
+        right += best == targets[r];
+    }
+    return right;
+}
+
+/* Adds a part of a batch to the sums; *ret_n: its samples, 0 behind the end of a sequential pass. */
+static int eval_part(train_session *s, const data_draw *w, int64_t i0, int64_t n, double *loss, double *right,
+                     int64_t *ret_n, ag_err *err)
+{
+    ag_tensor *x, *targets;
+    *ret_n = n = fetch(s, w, i0, n, &x, &targets);
+    if (n == 0) return AG_OK;
+    ag_tensor *logits = nn_model_logits(s->model, s->tape, x, NN_EVAL);
+    ag_tensor *part = ag_cross_entropy(s->tape, logits, targets);
+    const int r = ag_tape_status(s->tape, err);
+    if (r < 0) return r;
+    const int64_t rows = n * s->context;
+    *loss += scalar_of(part) * (double)rows;
+    *right += (double)count_right(logits->data, s->targets, rows, s->model->classes);
+    return AG_OK;
+}
+
+int train_session_eval(train_session *s, int split, int64_t batches, train_eval *ret_eval, ag_err *err)
+{
+    const int64_t micro = s->config.train.micro_batch;
+    const int64_t all = (data_samples(s->data, split) + micro - 1) / micro;
+    const int64_t parts = batches ? batches * ((s->config.train.batch + micro - 1) / micro) : all;
+    const data_draw w = { .split = split, .order = batches ? DATA_RANDOM : DATA_SEQUENTIAL,
+                          .seed = (uint64_t)s->config.run.seed ^ 0x6576616Cull, .batch = parts * micro };
+    double loss = 0, right = 0;
+    int64_t count = 0;
+    int r = AG_OK;
+    train_session_swap_ema(s);
+    ag_tape_no_grad(s->tape, true);
+    for (int64_t i = 0, n = 1; i < parts && n > 0 && r == AG_OK; i++) {
+        r = eval_part(s, &w, i * micro, micro, &loss, &right, &n, err);
+        count += n * s->context;
+    }
+    ag_tape_no_grad(s->tape, false);
+    ag_tape_reset(s->tape);
+    train_session_swap_ema(s);
+    if (r < 0) return r;
+    if (!count) return ag_err_set(err, AG_EINPUT, "nothing to evaluate on: the split is empty");
+    *ret_eval = (train_eval){ loss / (double)count, right / (double)count, count };
+    return AG_OK;
+}
+
+void train_session_swap_ema(train_session *s)
+{
+    if (!s->opt || !s->opt->ema) return;
+    float *w = s->model->params->weights, *e = s->opt->ema;
+    for (int64_t i = 0; i < s->model->params->n; i++) {
+        const float x = w[i];
+        w[i] = e[i];
+        e[i] = x;
+    }
+}
+
+void train_session_hash(const train_session *s, char ret_hex[65])
+{
+    ag_sha256 h;
+    uint8_t digest[32];
+    const size_t bytes = (size_t)s->model->params->n * sizeof(float);
+    ag_sha256_init(&h);
+    ag_sha256_add(&h, s->model->params->weights, bytes);
+    for (int i = 0; s->opt && i < s->opt->n_slots; i++) ag_sha256_add(&h, s->opt->slot[i].data, bytes);
+    const int64_t counters[] = { s->step, s->samples_seen };
+    ag_sha256_add(&h, counters, sizeof counters);
+    ag_sha256_end(&h, digest);
+    ag_sha256_hex(digest, ret_hex);
+}

@@ -1,0 +1,187 @@
+#include "train/state.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define TULLE_VERSION "0.1.0"
+
+static const char *const opt_names[] = { [OPT_ADAMW] = "adamw", [OPT_ADAM] = "adam", [OPT_SGD] = "sgd" };
+
+enum { GROUP_MAX = 64 };
+
+/* "optimizer/adamw/m" */
+static void slot_group(char buf[GROUP_MAX], opt_type type, const char *slot)
+{
+    snprintf(buf, GROUP_MAX, "optimizer/%s%s%s", opt_names[type], slot[0] ? "/" : "", slot);
+}
+
+/* --- to a checkpoint --------------------------------------------------------------------------------- */
+
+static train_ckpt_tensor tensor_of(const nn_item *p, const char *group, const float *flat)
+{
+    train_ckpt_tensor t = { .group = group, .name = p->name, .ndim = p->tensor->shape.ndim, .data = flat + p->offset };
+    for (int i = 0; i < t.ndim; i++) t.dim[i] = p->tensor->shape.dim[i];
+    return t;
+}
+
+typedef struct parts {               /* what a description points to */
+    train_ckpt_tensor *tensor;
+    char    group[1 + OPT_MAX_SLOTS][GROUP_MAX];
+    char   *yaml;
+    uint8_t *table;
+    size_t  table_size;
+} parts;
+
+static int collect(const train_session *s, parts *p, ag_err *err)
+{
+    const nn_params *np = s->model->params;
+    const int slots = s->opt ? s->opt->n_slots : 0;
+    int r = train_config_dump(&s->config, TRAIN_DUMP_ANNOTATED, &p->yaml, err);
+    if (r == AG_OK && s->tokenizer) r = data_tokenizer_save(s->tokenizer, &p->table, &p->table_size, err);
+    if (r < 0) return r;
+    p->tensor = malloc((size_t)(np->n_items * (1 + slots)) * sizeof *p->tensor);
+    if (!p->tensor) return ag_err_set(err, AG_ENOMEM, "out of memory for the checkpoint");
+    for (int i = 0; i < np->n_items; i++) p->tensor[i] = tensor_of(&np->items[i], "model", np->weights);
+    for (int k = 0; k < slots; k++) {
+        slot_group(p->group[k], s->opt->config.type, s->opt->slot[k].name);
+        for (int i = 0; i < np->n_items; i++)
+            p->tensor[(k + 1) * np->n_items + i] = tensor_of(&np->items[i], p->group[k], s->opt->slot[k].data);
+    }
+    slot_group(p->group[OPT_MAX_SLOTS], s->opt ? s->opt->config.type : OPT_ADAMW, "");
+    return AG_OK;
+}
+
+int train_state_save(const train_session *s, int (*save)(void *arg, const train_ckpt *c, ag_err *err), void *arg,
+                     ag_err *err)
+{
+    parts p = { 0 };
+    int r = collect(s, &p, err);
+    if (r == AG_OK) {
+        const train_ckpt_attr attrs[] = {
+            { .group = "model", .name = "classes", .type = TRAIN_CKPT_I64, .value.i = s->model->classes },
+            { .group = "model", .name = "d_in", .type = TRAIN_CKPT_I64, .value.i = s->d_in },
+            { .group = "train", .name = "samples_seen", .type = TRAIN_CKPT_I64, .value.i = s->samples_seen },
+            { .group = p.group[OPT_MAX_SLOTS], .name = "step", .type = TRAIN_CKPT_I64,
+              .value.i = s->opt ? s->opt->step : 0 },
+        };
+        const train_ckpt_blob blobs[] = {
+            { .group = "config", .name = "yaml", .data = p.yaml, .size = strlen(p.yaml), .is_text = true },
+            { .group = "tokenizer", .name = "table", .data = p.table, .size = p.table_size },
+        };
+        const train_ckpt c = {
+            .head = { .step = s->step, .tokens_seen = s->samples_seen * s->context, .seed = (uint64_t)s->config.run.seed,
+                      .best_metric = s->best_loss, .best_step = s->best_step },
+            .framework_version = TULLE_VERSION, .tensor = p.tensor, .attr = attrs, .blob = blobs,
+            .n_tensors = s->model->params->n_items * (1 + (s->opt ? s->opt->n_slots : 0)),
+            .n_attrs = s->opt ? 4 : 3, .n_blobs = p.table ? 2 : 1,
+        };
+        r = save(arg, &c, err);
+    }
+    free(p.tensor);
+    free(p.yaml);
+    free(p.table);
+    return r;
+}
+
+/* --- from a checkpoint ----------------------------------------------------------------------------------- */
+
+int train_state_config(const train_ckpt_file *f, train_config *ret_c, ag_err *err)
+{
+    char *yaml;
+    int r = train_ckpt_read_text(f, "config", "yaml", &yaml, err);
+    if (r < 0) return r;
+    train_config c;
+    train_config_init(&c);
+    ag_err why = { 0 };
+    r = train_config_parse(&c, yaml, strlen(yaml), "the checkpoint's config/yaml", &why);
+    free(yaml);
+    if (r < 0) return ag_err_set(err, r == AG_ENOMEM ? r : AG_EINPUT, "%s", why.msg);
+    *ret_c = c;
+    return AG_OK;
+}
+
+static int read_flat(const train_ckpt_file *f, const nn_params *p, const char *group, float *flat, ag_err *err)
+{
+    for (int i = 0; i < p->n_items; i++) {
+        const nn_item *it = &p->items[i];
+        const int r = train_ckpt_read(f, group, it->name, it->tensor->shape.ndim, it->tensor->shape.dim, false,
+                                      flat + it->offset, err);
+        if (r < 0) return r;
+    }
+    return AG_OK;
+}
+
+static int read_optimizer(const train_ckpt_file *f, train_session *s, ag_err *err)
+{
+    char group[GROUP_MAX];
+    for (int k = 0; k < s->opt->n_slots; k++) {
+        slot_group(group, s->opt->config.type, s->opt->slot[k].name);
+        const int r = read_flat(f, s->model->params, group, s->opt->slot[k].data, err);
+        if (r < 0) return r;
+    }
+    slot_group(group, s->opt->config.type, "");
+    return train_ckpt_get_i64(f, group, "step", &s->opt->step, err);
+}
+
+/* For evaluation: the averaged weights, where the file has them. */
+static int read_weights(const train_ckpt_file *f, train_session *s, ag_err *err)
+{
+    char group[GROUP_MAX] = "model";
+    for (int type = 0; !s->opt && type <= OPT_SGD; type++) {
+        char ema[GROUP_MAX];
+        slot_group(ema, (opt_type)type, "ema");
+        if (train_ckpt_has(f, ema)) memcpy(group, ema, sizeof group);
+    }
+    return read_flat(f, s->model->params, group, s->model->params->weights, err);
+}
+
+static int read_tokenizer(const train_ckpt_file *f, data_tokenizer **ret_tok, ag_err *err)
+{
+    *ret_tok = NULL;
+    if (!train_ckpt_has(f, "tokenizer/table")) return AG_OK;
+    char *bytes;
+    size_t size;
+    int r = train_ckpt_read_bytes(f, "tokenizer", "table", &bytes, &size, err);
+    if (r < 0) return r;
+    r = data_tokenizer_load((const uint8_t *)bytes, size, ret_tok, err);
+    free(bytes);
+    return r;
+}
+
+static int read_all(const train_ckpt_file *f, train_session *s, ag_err *err)
+{
+    const train_ckpt_head *head = train_ckpt_file_head(f);
+    int r = read_weights(f, s, err);
+    if (r == AG_OK && s->opt) r = read_optimizer(f, s, err);
+    if (r == AG_OK) r = train_ckpt_get_i64(f, "train", "samples_seen", &s->samples_seen, err);
+    s->step = head->step;
+    s->best_loss = head->best_metric;
+    s->best_step = head->best_step;
+    return r;
+}
+
+int train_state_load(const train_ckpt_file *f, const train_config *c, const train_open *what, train_session **ret_s,
+                     ag_err *err)
+{
+    train_open w = *what;
+    data_tokenizer *tok = NULL;
+    train_session *s = NULL;
+    int r = read_tokenizer(f, &tok, err);
+    if (r == AG_OK) r = train_ckpt_get_i64(f, "model", "classes", &w.classes, err);
+    if (r == AG_OK) r = train_ckpt_get_i64(f, "model", "d_in", &w.d_in, err);
+    w.tokenizer = tok;
+    if (r == AG_OK) r = train_session_new(c, &w, &s, err);
+    if (r == AG_OK) r = read_all(f, s, err);
+    if (r == AG_OK && !s->data) {    /* sampling: the session keeps the file's tokenizer */
+        s->tokenizer = tok;
+        tok = NULL;
+    }
+    data_tokenizer_free(tok);
+    if (r < 0) {
+        train_session_free(s);
+        return r;
+    }
+    *ret_s = s;
+    return AG_OK;
+}

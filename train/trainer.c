@@ -1,0 +1,313 @@
+#include "train/trainer.h"
+
+#include "autograd/base/clock.h"
+#include "train/environment.h"
+#include "train/generate.h"
+#include "train/state.h"
+#include "train/status.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+volatile sig_atomic_t train_stop_signal;
+volatile sig_atomic_t train_save_signal;
+
+typedef struct run {
+    train_session *s;
+    train_rundir   dir;
+    train_status   status;
+    train_eval     val;
+    double began, shown;             /* seconds: of this process, of the last line of metrics */
+    int64_t shown_step, saved_step;
+    int32_t *prompt;                 /* what samples begin with */
+    int64_t  n_prompt;
+} run;
+
+void train_run_dir(const train_config *c, char *buf, size_t size)
+{
+    if (c->run.dir[0]) snprintf(buf, size, "%s", c->run.dir);
+    else snprintf(buf, size, "runs/%s", c->run.name);
+}
+
+const char *train_eval_text(const train_session *s, const train_eval *e, char *buf, size_t size)
+{
+    if (s->d_in)
+        snprintf(buf, size, "val loss %.4f, accuracy %.2f %%", e->loss, 100 * e->accuracy);
+    else if (s->data && isfinite(s->data->entropy_rate))
+        snprintf(buf, size, "val loss %.4f (best possible %.4f), %.3f bits per token", e->loss, s->data->entropy_rate,
+                 e->loss / log(2));
+    else
+        snprintf(buf, size, "val loss %.4f, perplexity %.2f, %.3f bits per token", e->loss, exp(e->loss),
+                 e->loss / log(2));
+    return buf;
+}
+
+/* --- saving --------------------------------------------------------------------------------------------- */
+
+static int save_last(void *arg, const train_ckpt *c, ag_err *err)
+{
+    return train_rundir_save_last(arg, c, err);
+}
+
+static int save_best(void *arg, const train_ckpt *c, ag_err *err)
+{
+    return train_rundir_save_best(arg, c, err);
+}
+
+static int save(run *r, const char *why, ag_err *err)
+{
+    if (!r->s->config.checkpoint.keep_last || r->saved_step == r->s->step) return AG_OK;
+    const int code = train_state_save(r->s, save_last, &r->dir, err);
+    if (code < 0) return code;
+    r->saved_step = r->s->step;
+    train_status_line(&r->status, "saved %s/last.h5 at step %lld (%s)", r->dir.dir, (long long)r->s->step, why);
+    return AG_OK;
+}
+
+/* --- what happens every so many steps ------------------------------------------------------------------------ */
+
+static bool due(int64_t step, int64_t every, int64_t last) { return (every && step % every == 0) || step == last; }
+
+static double per_second(const run *r, double now)
+{
+    const double steps = (double)(r->s->step - r->shown_step);
+    return steps * (double)(r->s->config.train.batch * r->s->context) / fmax(now - r->shown, 1e-9);
+}
+
+static int log_step(run *r, double loss, double lr, double norm, ag_err *err)
+{
+    const double now = ag_seconds(), rate = per_second(r, now);
+    const bool log = due(r->s->step, r->s->config.train.log_every, r->s->config.train.steps);
+    const train_progress p = { .step = r->s->step, .loss = loss, .lr = lr, .per_second = rate,
+                               .val_loss = r->val.count ? r->val.loss : (double)NAN,
+                               .memory = log ? train_resident_bytes() : 0 };
+    if (log || r->status.tty) {
+        train_progress shown = p;
+        if (!shown.memory) shown.memory = train_resident_bytes();
+        train_status_step(&r->status, &shown, log);
+    }
+    if (!log) return AG_OK;
+    char line[512];
+    snprintf(line, sizeof line, "{\"step\":%lld,\"loss\":%.9g,\"lr\":%.9g,\"grad_norm\":%.9g,\"samples\":%lld,"
+             "\"seconds\":%.3f,\"%s_per_second\":%.1f,\"memory\":%zu}", (long long)r->s->step, loss, lr, norm,
+             (long long)r->s->samples_seen, now - r->began, r->status.unit, rate, p.memory);
+    r->shown = now;
+    r->shown_step = r->s->step;
+    return train_rundir_metrics_line(&r->dir, line, err);
+}
+
+static int evaluate(run *r, ag_err *err)
+{
+    train_session *s = r->s;
+    const double before = ag_seconds();
+    int code = train_session_eval(s, DATA_VAL, s->config.train.eval_batches, &r->val, err);
+    if (code < 0) return code;
+    const bool best = isnan(s->best_loss) || r->val.loss < s->best_loss;
+    if (best) {
+        s->best_loss = r->val.loss;
+        s->best_step = s->step;
+    }
+    char line[512], text[128];
+    snprintf(line, sizeof line, "{\"step\":%lld,\"val_loss\":%.9g,\"val_accuracy\":%.9g,\"val_count\":%lld,"
+             "\"best\":%s,\"eval_seconds\":%.3f}", (long long)s->step, r->val.loss, r->val.accuracy,
+             (long long)r->val.count, best ? "true" : "false", ag_seconds() - before);
+    if ((code = train_rundir_metrics_line(&r->dir, line, err)) < 0) return code;
+    train_status_line(&r->status, "step %lld: %s%s", (long long)s->step,
+                      train_eval_text(s, &r->val, text, sizeof text), best ? ", the best so far" : "");
+    if (best && s->config.checkpoint.keep_best) code = train_state_save(s, save_best, &r->dir, err);
+    r->shown += ag_seconds() - before;           /* speed is that of training alone */
+    r->status.began += ag_seconds() - before;
+    return code;
+}
+
+static int draw_sample(run *r, ag_err *err)
+{
+    train_session *s = r->s;
+    const double before = ag_seconds();
+    const train_draw d = { .length = s->config.sample.length, .temperature = s->config.sample.temperature,
+                           .top_k = s->config.sample.top_k, .top_p = s->config.sample.top_p,
+                           .seed = (uint64_t)s->config.sample.seed };
+    const size_t all = (size_t)(r->n_prompt + d.length);
+    int32_t *tokens = malloc(all * sizeof *tokens);
+    char *text = NULL;
+    size_t size;
+    if (!tokens) return ag_err_set(err, AG_ENOMEM, "out of memory for a sample");
+    memcpy(tokens, r->prompt, (size_t)r->n_prompt * sizeof *tokens);
+    train_session_swap_ema(s);
+    int64_t n = train_generate(s->model, s->tape, s->context, &d, r->prompt, r->n_prompt, tokens + r->n_prompt, NULL,
+                               NULL, err);
+    train_session_swap_ema(s);
+    int code = n < 0 ? (int)n : data_decode(s->tokenizer, tokens, r->n_prompt + n, &text, &size, err);
+    if (code == AG_OK) code = train_rundir_sample(&r->dir, s->step, text, err);
+    if (code == AG_OK) train_status_line(&r->status, "sample at step %lld:\n%s", (long long)s->step, text);
+    free(text);
+    free(tokens);
+    r->shown += ag_seconds() - before;
+    r->status.began += ag_seconds() - before;
+    return code;
+}
+
+/* The prompt of samples; the default one gives way to a token of the data where the data do not know it. */
+static int read_prompt(run *r, ag_err *err)
+{
+    const train_session *s = r->s;
+    if (s->d_in || !s->tokenizer || !s->config.sample.every) return AG_OK;
+    ag_err why = { 0 };
+    const char *prompt = s->config.sample.prompt;
+    const int code = data_encode(s->tokenizer, prompt, strlen(prompt), "sample.prompt", &r->prompt, &r->n_prompt, &why);
+    if (code == AG_OK && r->n_prompt > 0) return AG_OK;
+    train_config plain;
+    train_config_init(&plain);
+    if (strcmp(prompt, plain.sample.prompt))
+        return ag_err_set(err, AG_ECONFIG, "sample.prompt: %s", code < 0 ? why.msg : "it is empty");
+    free(r->prompt);
+    r->prompt = calloc(1, sizeof *r->prompt);
+    r->n_prompt = 1;
+    return r->prompt ? AG_OK : ag_err_set(err, AG_ENOMEM, "out of memory for the prompt");
+}
+
+/* --- the loop ----------------------------------------------------------------------------------------------- */
+
+static int stop(run *r, ag_err *err)
+{
+    const int signal = train_stop_signal;
+    const int code = save(r, signal == SIGINT ? "interrupted" : "stopped", err);
+    if (code < 0) return code;
+    return ag_err_set(err, signal == SIGINT ? AG_EINTR : AG_ESTOPPED, "stopped by signal %d at step %lld; "
+                      "`tulle resume %s` goes on", signal, (long long)r->s->step, r->dir.dir);
+}
+
+static int one_step(run *r, ag_err *err)
+{
+    train_session *s = r->s;
+    const train_config *c = &s->config;
+    const double lr = train_session_lr(s);
+    double loss, norm;
+    int code = train_session_step(s, &loss, &norm, err);
+    if (code < 0) {
+        if (code == AG_EDIVERGED) ag_err_prefix(err, "the run diverged; to see it again: tulle resume %s\n  ", r->dir.dir);
+        return code;
+    }
+    code = log_step(r, loss, lr, norm, err);
+    if (code == AG_OK && due(s->step, c->train.eval_every, c->train.steps)) code = evaluate(r, err);
+    if (code == AG_OK && r->prompt && due(s->step, c->sample.every, c->train.steps)) code = draw_sample(r, err);
+    if (code < 0) return code;
+    if (due(s->step, c->checkpoint.every, c->train.steps)) return save(r, "as planned", err);
+    if (train_save_signal) {
+        train_save_signal = 0;
+        return save(r, "asked by a signal", err);
+    }
+    return AG_OK;
+}
+
+static int loop(run *r, ag_err *err)
+{
+    train_session *s = r->s;
+    r->began = r->shown = ag_seconds();
+    r->shown_step = s->step;
+    r->saved_step = -1;
+    while (s->step < s->config.train.steps) {
+        if (train_stop_signal) return stop(r, err);
+        const int code = one_step(r, err);
+        if (code < 0) return code;
+    }
+    return AG_OK;
+}
+
+static void describe(run *r)
+{
+    const train_session *s = r->s;
+    const nn_cost *k = &s->model->cost;
+    if (s->data) train_status_line(&r->status, "data    %s", s->data->about);
+    train_status_line(&r->status, "model   %s, %lld parameters; feed-forward %lld, of which %lld are read per %s",
+                      s->model->kind, (long long)k->params, (long long)k->ff_params, (long long)k->ff_touched,
+                      s->d_in ? "image" : "token");
+    train_status_line(&r->status, "run     %s, %s kernels, %d threads, batch %lld in parts of %lld", r->dir.dir,
+                      ag_tape_kernels(s->tape)->name, train_threads(), (long long)s->config.train.batch,
+                      (long long)s->config.train.micro_batch);
+    if (s->data && isfinite(s->data->entropy_rate))
+        train_status_line(&r->status, "        entropy rate of the source: %.4f nats per token, the best loss there is",
+                          s->data->entropy_rate);
+}
+
+static int begin(run *r, FILE *out, int64_t keep_metrics, ag_err *err)
+{
+    train_session *s = r->s;
+    train_status_init(&r->status, out, s->step, s->config.train.steps, s->d_in ? "images" : "tokens");
+    describe(r);
+    int code = read_prompt(r, err);
+    char *text = NULL;
+    if (code == AG_OK) code = train_config_dump(&s->config, TRAIN_DUMP_ANNOTATED, &text, err);
+    if (code == AG_OK) code = train_rundir_write(&r->dir, "config.yaml", text, err);
+    free(text);
+    text = NULL;
+    if (code == AG_OK) code = train_environment(ag_tape_kernels(s->tape)->name, &text, err);
+    if (code == AG_OK) code = train_rundir_write(&r->dir, "env.json", text, err);
+    free(text);
+    return code == AG_OK ? train_rundir_metrics_begin(&r->dir, keep_metrics, err) : code;
+}
+
+static int finish(run *r, int code, train_result *ret_result)
+{
+    if (r->s) {
+        *ret_result = (train_result){ .step = r->s->step, .val = r->val, .best_loss = r->s->best_loss,
+                                      .best_step = r->s->best_step };
+        train_session_hash(r->s, ret_result->hash);
+    }
+    train_status_end(&r->status);
+    if (r->s && code == AG_OK) train_status_line(&r->status, "state sha256 %s", ret_result->hash);
+    free(r->prompt);
+    train_session_free(r->s);
+    train_rundir_release(&r->dir);
+    return code;
+}
+
+int train_run(const train_config *c, FILE *out, train_result *ret_result, ag_err *err)
+{
+    run r = { .dir = { .lock.fd = -1, .metrics_fd = -1 } };
+    char dir[PATH_MAX];
+    train_run_dir(c, dir, sizeof dir);
+    int code = train_threads_set(c->train.threads, err);
+    const train_open what = { .data = true, .optimizer = true };
+    if (code == AG_OK) code = train_session_new(c, &what, &r.s, err);     /* bad input leaves no directory behind */
+    if (code == AG_OK)
+        code = train_rundir_open(&r.dir, dir, c->run.overwrite ? TRAIN_RUNDIR_OVERWRITE : TRAIN_RUNDIR_NEW, err);
+    if (code == AG_OK) code = begin(&r, out, -1, err);
+    if (code == AG_OK) code = loop(&r, err);
+    return finish(&r, code, ret_result);
+}
+
+/* The run's configuration with the arguments on top, if they may change. */
+static int resumed_config(const train_ckpt_file *f, char *const *overrides, int n, train_config *ret_c, ag_err *err)
+{
+    train_config was, now;
+    int code = train_state_config(f, &was, err);
+    if (code < 0) return code;
+    now = was;
+    for (int i = 0; i < n && code == AG_OK; i++) code = train_config_override(&now, overrides[i], err);
+    if (code == AG_OK) code = train_config_check(&now, err);
+    if (code == AG_OK) code = train_config_resumable(&was, &now, err);
+    *ret_c = now;
+    return code;
+}
+
+int train_resume(const char *dir, char *const *overrides, int n, FILE *out, train_result *ret_result, ag_err *err)
+{
+    run r = { .dir = { .lock.fd = -1, .metrics_fd = -1 } };
+    train_ckpt_file *f = NULL;
+    train_config c;
+    char warning[1024] = "";
+    int code = train_rundir_open(&r.dir, dir, TRAIN_RUNDIR_RESUME, err);
+    if (code == AG_OK) code = train_rundir_resume(&r.dir, &f, warning, err);
+    if (code == AG_OK) code = resumed_config(f, overrides, n, &c, err);
+    if (code == AG_OK) code = train_threads_set(c.train.threads, err);
+    const train_open what = { .data = true, .optimizer = true };
+    if (code == AG_OK) code = train_state_load(f, &c, &what, &r.s, err);
+    if (code == AG_OK) code = begin(&r, out, r.s->step, err);
+    train_ckpt_close(f);
+    if (code == AG_OK && warning[0]) train_status_line(&r.status, "warning: %s", warning);
+    if (code == AG_OK) train_status_line(&r.status, "resumed at step %lld", (long long)r.s->step);
+    if (code == AG_OK) code = loop(&r, err);
+    return finish(&r, code, ret_result);
+}
