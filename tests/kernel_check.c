@@ -104,7 +104,7 @@ static void compare(const char *what, const ag_kernels *k, int index, const out 
         memcpy(&w, &want[i], sizeof w);
         const double s = o->scale ? o->scale[i - GUARD] : 1, d = fabs((double)g - (double)w);
         const bool same = got[i] == want[i] || (!o->exact && isnan(g) && isnan(w));
-        if (!same && (o->exact || !(d <= U32 * (o->c * s + 2 * fabs((double)w)) + 0x1p-149)))
+        if (!same && (o->exact || !(d <= U32 * (o->c * s + 2 * fabs((double)w)) + 0x1p-140)))
             fail_msg("%s (%s): output %d, element %lld of %lld: %.9g, should be %.9g (%g of the bound)", what, k->name,
                      index, (long long)(i - GUARD), (long long)o->n, (double)g, (double)w,
                      d / (U32 * (o->c * s + 2 * fabs((double)w))));

@@ -25,7 +25,7 @@ typedef struct out {
     int64_t n;                       /* words of 32 bits */
     bool    adds;                    /* starts as numbers, not as NaN */
     bool    exact;                   /* the bits of the reference: integers, copies */
-    double  c;                       /* |got - ref| <= U32 (c scale + 2 |ref|) */
+    double  c;                       /* |got - ref| <= U32 (c scale + 2 |ref|), or tiny */
     const double *scale;             /* [n], or NULL: 1 */
 } out;
 
