@@ -39,6 +39,6 @@ int main(int argc, char **argv)
     int rc = AG_ECONFIG;
     if (argc == 4 && !strcmp(argv[1], "save")) rc = do_save(argv[2], atoll(argv[3]), &err);
     if (argc == 3 && !strcmp(argv[1], "verify")) rc = do_verify(argv[2], &err);
-    if (rc) fprintf(stderr, "%s\n", err.msg);
+    if (err.code) fprintf(stderr, "%s\n", err.msg);
     return ag_exit_status(rc);
 }
