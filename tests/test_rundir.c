@@ -1,7 +1,6 @@
 /*
  * test_rundir.c -- who may use a run directory, which generation loads, which metrics stay.
  */
-#include "train/env.h"
 #include "train/rundir.h"
 
 #include "tests/ckpt_sample.h"
@@ -204,18 +203,6 @@ static void test_metrics_full(void **state)
     train_rundir_release(&r);
 }
 
-static void test_env(void **state)
-{
-    (void)state;
-    const train_env e = { "0.1.0", "-O2 \"x\\y\"\n", "cpu", "avx2", 3 };
-    char *json;
-    assert_int_equal(train_env_json(&e, &json, NULL), AG_OK);
-    assert_non_null(strstr(json, "\"version\": \"0.1.0\",\n"));
-    assert_non_null(strstr(json, "\"flags\": \"-O2 \\\"x\\\\y\\\"\\u000a\",\n"));
-    assert_non_null(strstr(json, "\"threads\": 3\n}\n"));
-    free(json);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -224,7 +211,6 @@ int main(void)
         cmocka_unit_test_teardown(test_generations, wipe),
         cmocka_unit_test_teardown(test_metrics, wipe),
         cmocka_unit_test_teardown(test_metrics_full, wipe),
-        cmocka_unit_test(test_env),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }
