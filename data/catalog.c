@@ -1,6 +1,6 @@
 /*
- * catalog.c -- the data sets that have a name: what their files are, where they are looked for, and if they are
- * whole.
+ * catalog.c -- the data sets that have a name: what their files are, where they are looked for, and
+ * if they are whole.
  */
 #include "autograd/base/hash.h"
 #include "data/internal.h"
@@ -9,18 +9,22 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#define MNIST_URL   {"https://ossci-datasets.s3.amazonaws.com/mnist/", \
-                     "https://storage.googleapis.com/cvdf-datasets/mnist/"}
+#define MNIST_URL {"https://ossci-datasets.s3.amazonaws.com/mnist/", \
+                   "https://storage.googleapis.com/cvdf-datasets/mnist/"}
+#define FASHION_GIT "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/"
 #define FASHION_URL {"http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", \
-                     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"}
+                     FASHION_GIT "data/fashion/"}
 
 static const data_named catalog[] = {
     {"shakespeare", "Tiny Shakespeare, 1.1 MB of plays, characters", {
-        {"input.txt", NULL, 1115394, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-         {"https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"}}}},
+        {"input.txt", NULL, 1115394,
+         "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+         {"https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"},
+         NULL}}},
     {"enwik8", "the first 100 MB of the English Wikipedia of 2006, bytes", {
         {"enwik8.zip", "enwik8", 36445475, "a1fa5ffddb56f4953e226637dabbb36a",
-         {"https://mattmahoney.net/dc/", "http://mattmahoney.net/dc/", "https://data.deepai.org/"}}}},
+         {"https://mattmahoney.net/dc/", "http://mattmahoney.net/dc/", "https://data.deepai.org/"},
+         NULL}}},
     {"mnist", "MNIST, 70,000 handwritten digits, 28 x 28", {
         {"train-images-idx3-ubyte.gz", NULL, 9912422, "f68b3c2dcbeaaa9fbdd348bbdeb94873", MNIST_URL,
          "6bbc9ace898e44ae57da46a324031adb"},
@@ -31,18 +35,18 @@ static const data_named catalog[] = {
         {"t10k-labels-idx1-ubyte.gz", NULL, 4542, "ec29112dd5afa0611ce80d1b7f02629c", MNIST_URL,
          "27ae3e4e09519cfbb04c329615203637"}}},
     {"fashion-mnist", "Fashion-MNIST, 70,000 articles of clothing, 28 x 28", {
-        {"train-images-idx3-ubyte.gz", NULL, 26421880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d", FASHION_URL,
-         "f4a8712d7a061bf5bd6d2ca38dc4d50a"},
+        {"train-images-idx3-ubyte.gz", NULL, 26421880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+         FASHION_URL, "f4a8712d7a061bf5bd6d2ca38dc4d50a"},
         {"train-labels-idx1-ubyte.gz", NULL, 29515, "25c81989df183df01b3e8a0aad5dffbe", FASHION_URL,
          "9018921c3c673c538a1fc5bad174d6f9"},
-        {"t10k-images-idx3-ubyte.gz", NULL, 4422102, "bef4ecab320f06d8554ea6380940ec79", FASHION_URL,
-         "8181f5470baa50b63fa0f6fddb340f0a"},
+        {"t10k-images-idx3-ubyte.gz", NULL, 4422102, "bef4ecab320f06d8554ea6380940ec79",
+         FASHION_URL, "8181f5470baa50b63fa0f6fddb340f0a"},
         {"t10k-labels-idx1-ubyte.gz", NULL, 5148, "bb300cfdad3c16e7a12a480ee83cd310", FASHION_URL,
          "15d484375f8d13e6eb1aabb0c3f46965"}}},
     {"cifar10", "CIFAR-10, 60,000 photographs, 32 x 32 (fetched, not yet read)", {
         {"cifar-10-binary.tar.gz", NULL, 170052171, "c32a1d4ab5d03f1284b67883e8d87530",
-         {"https://www.cs.toronto.edu/~kriz/"}}}},
-    {NULL, NULL, {{0}}},
+         {"https://www.cs.toronto.edu/~kriz/"}, NULL}}},
+    {0},
 };
 
 const data_named *data_catalog(void) { return catalog; }
@@ -79,7 +83,8 @@ static const char *const shakespeare_files[] = {"tinyshakespeare.txt", "input.tx
 static const char *const enwik8_files[] = {"enwik8", "enwik8.gz", "enwik8-4M.gz", NULL};
 static const char *const cifar_files[] = {"cifar-10-binary.tar.gz", NULL};
 static const char *const idx_files[] = {"train-images-idx3-ubyte", "train-images-idx3-ubyte.gz",
-                                        "train-images.idx3-ubyte", "train-images.idx3-ubyte.gz", NULL};
+                                        "train-images.idx3-ubyte", "train-images.idx3-ubyte.gz",
+                                        NULL};
 
 static const char *const *files_of(const char *name, bool *ret_folder)
 {
@@ -103,7 +108,7 @@ static bool look(search *s, const char *name, const char *dir, bool own)
     const char *const *file = files_of(name, &folder);
     const size_t used = strlen(s->looked);
     snprintf(s->looked + used, sizeof s->looked - used, "\n  %.300s", dir);
-    if (folder && !own)                                  /* MNIST and Fashion-MNIST share their file names */
+    if (folder && !own) /* MNIST and Fashion-MNIST share their file names */
         return false;
     for (; *file && !s->found; file++) {
         char *path = data_path_join(dir, *file);
@@ -115,8 +120,8 @@ static bool look(search *s, const char *name, const char *dir, bool own)
     return s->found != NULL;
 }
 
-/* The folder itself (if its name or its file names tell that it is of this set), then its subfolder of the set's
- * name. */
+/* The folder itself (if its name or its file names tell that it is of this set), then its subfolder
+ * of the set's name. */
 static bool look_around(search *s, const char *name, const char *dir)
 {
     char *sub = data_path_join(dir, name), *tiny = data_path_join(dir, "tinyshakespeare");
@@ -139,7 +144,8 @@ static int find_at(const char *name, const char *path, char **ret_path, ag_err *
         return ag_err_set(err, AG_EINPUT, "'%s' (data.path) does not exist", path);
     files_of(name, &folder);
     if (is_file(path) && folder)
-        return ag_err_set(err, AG_EINPUT, "'%s' (data.path) is a file; %s is a folder of IDX files", path, name);
+        return ag_err_set(err, AG_EINPUT, "'%s' (data.path) is a file; %s is a folder of IDX files",
+                          path, name);
     if (is_file(path))
         s.found = strdup(path);
     else if (!look(&s, name, path, true) && !s.oom)
@@ -176,8 +182,11 @@ int data_find(const char *name, const char *path, char **ret_path, ag_err *err)
         return ag_err_set(err, AG_ENOMEM, "no memory for a file name");
     }
     if (!found)
-        return ag_err_set(err, AG_EINPUT, "the data set %s is not on this machine; looked in%s\nFetch it with: tulle"
-                          " data get %s (or set data.path or TULLE_DATA)", name, s.looked, name);
+        return ag_err_set(
+            err, AG_EINPUT,
+            "the data set %s is not on this machine; looked in%s\nFetch it with: tulle"
+            " data get %s (or set data.path or TULLE_DATA)",
+            name, s.looked, name);
     *ret_path = s.found;
     return AG_OK;
 }
@@ -205,8 +214,8 @@ int data_sum_check(const char *path, const char *sum, ag_err *err)
     return !strcmp(hex, sum);
 }
 
-/* The checksum of a file that lies in dir: 1 right, -1 wrong, 0 not there; other negative codes are errors.  A
- * file that was unpacked, or packed anew, is right if what it holds is. */
+/* The checksum of a file that lies in dir: 1 right, -1 wrong, 0 not there; other negative codes are
+ * errors.  A file that was unpacked, or packed anew, is right if what it holds is. */
 enum { ABSENT = 0, RIGHT = 1, WRONG = -1 };
 
 static int check_contents(const char *path, const char *plain, ag_err *err)
@@ -233,10 +242,12 @@ static int check_file(const data_file *f, const char *path, int *ret_state, ag_e
     return rc < 0 ? rc : AG_OK;
 }
 
-/* Under which name the file lies in dir (malloc): as published, as it is also called, or without .gz. */
+/* Under which name the file lies in dir (malloc): as published, as it is also called, or without
+ * .gz. */
 static char *place_of(const data_file *f, const char *dir)
 {
-    const char *name = f->unpacked ? f->unpacked : f->name, *gz = f->plain ? strstr(name, ".gz") : NULL;
+    const char *name = f->unpacked ? f->unpacked : f->name,
+               *gz = f->plain ? strstr(name, ".gz") : NULL;
     char *path = data_path_join(dir, name);
     if (!path || is_file(path))
         return path;
@@ -261,7 +272,9 @@ int data_verify(const data_named *set, const char *dir, data_seen *seen, void *a
         if (one == AG_OK && seen)
             seen(arg, strrchr(path, '/') + 1, state);
         if (state == WRONG)
-            one = ag_err_set(err, AG_EINPUT, "'%s' is not the published file: its checksum is not %s", path, f->sum);
+            one =
+                ag_err_set(err, AG_EINPUT, "'%s' is not the published file: its checksum is not %s",
+                           path, f->sum);
         free(path);
         there += state != ABSENT;
         rc = rc ? rc : one;

@@ -9,8 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const sources[] = {"shakespeare", "enwik8", "mnist", "fashion-mnist", "cifar10", "text", "idx",
-                                      "hdf5", "language", "digits", NULL};
+static const char *const sources[] = {"shakespeare", "enwik8", "mnist", "fashion-mnist",
+                                      "cifar10",     "text",   "idx",   "hdf5",
+                                      "language",    "digits", NULL};
 
 const char *const *data_sources(void) { return sources; }
 
@@ -65,8 +66,10 @@ int data_check_labels(data_set *d, int64_t n_classes, const char *name, ag_err *
         for (int64_t i = 0; i < d->images[s].n; i++) {
             const int32_t y = d->images[s].label[i];
             if (n_classes > 0 && y >= n_classes)
-                return ag_err_set(err, AG_EINPUT, "'%s': label %d of %s image %" PRId64 " is out of range 0..%"
-                                  PRId64, name, y, s ? "validation" : "training", i, n_classes - 1);
+                return ag_err_set(err, AG_EINPUT,
+                                  "'%s': label %d of %s image %" PRId64
+                                  " is out of range 0..%" PRId64,
+                                  name, y, s ? "validation" : "training", i, n_classes - 1);
             if (y >= d->n_classes)
                 d->n_classes = y + 1;
         }
@@ -81,15 +84,19 @@ int data_check_labels(data_set *d, int64_t n_classes, const char *name, ag_err *
 static int check_options(const data_options *o, ag_err *err)
 {
     if (!(o->val_fraction >= 0 && o->val_fraction < 1))
-        return ag_err_set(err, AG_ECONFIG, "data: val_fraction is %g, not in 0 <= f < 1", o->val_fraction);
+        return ag_err_set(err, AG_ECONFIG, "data: val_fraction is %g, not in 0 <= f < 1",
+                          o->val_fraction);
     if (o->context < 1)
-        return ag_err_set(err, AG_ECONFIG, "data: the context is %" PRId64 " tokens, below 1", o->context);
+        return ag_err_set(err, AG_ECONFIG, "data: the context is %" PRId64 " tokens, below 1",
+                          o->context);
     if (!(o->std > 0) || !isfinite(o->mean) || !isfinite(o->std))
-        return ag_err_set(err, AG_ECONFIG, "data: mean %g and std %g cannot scale images", o->mean, o->std);
+        return ag_err_set(err, AG_ECONFIG, "data: mean %g and std %g cannot scale images", o->mean,
+                          o->std);
     if (o->size < 0)
         return ag_err_set(err, AG_ECONFIG, "data: size is %" PRId64 ", below 0", o->size);
     if (given(o->tokenizer) && strcmp(o->tokenizer, "char") && strcmp(o->tokenizer, "byte"))
-        return ag_err_set(err, AG_ECONFIG, "data: there is no tokenizer '%s' (there are: char, byte)", o->tokenizer);
+        return ag_err_set(err, AG_ECONFIG,
+                          "data: there is no tokenizer '%s' (there are: char, byte)", o->tokenizer);
     return AG_OK;
 }
 
@@ -99,9 +106,12 @@ static int check_lengths(const data_set *d, ag_err *err)
     for (int s = 0; s < DATA_SPLITS; s++) {
         const int64_t n = d->tokens[s].n;
         if ((n > 0 || s == DATA_TRAIN) && n <= d->context)
-            return ag_err_set(err, AG_EINPUT, "%s: the %s part has %" PRId64 " tokens, but a context of %" PRId64
-                              " needs at least %" PRId64 ": take a shorter context, another val_fraction or more"
-                              " data", d->file[0] ? d->file[0] : d->name, part[s], n, d->context, d->context + 1);
+            return ag_err_set(
+                err, AG_EINPUT,
+                "%s: the %s part has %" PRId64 " tokens, but a context of %" PRId64
+                " needs at least %" PRId64 ": take a shorter context, another val_fraction or more"
+                " data",
+                d->file[0] ? d->file[0] : d->name, part[s], n, d->context, d->context + 1);
     }
     return AG_OK;
 }
@@ -122,9 +132,11 @@ static int open_named(const data_options *o, data_set *d, ag_err *err)
 {
     char *path;
     if (!strcmp(o->source, "cifar10"))
-        return ag_err_set(err, AG_ECONFIG, "data: cifar10 can be fetched (tulle data get cifar10), but its binary format"
-                          " is not read; convert it to HDF5 with /train/images [N,32,32,3] and /train/labels [N] and"
-                          " use source hdf5");
+        return ag_err_set(
+            err, AG_ECONFIG,
+            "data: cifar10 can be fetched (tulle data get cifar10), but its binary format"
+            " is not read; convert it to HDF5 with /train/images [N,32,32,3] and"
+            " /train/labels [N] and use source hdf5");
     int rc = find_named(o, &path, err);
     if (rc)
         return rc;
@@ -146,8 +158,9 @@ static int open_source(const data_options *o, data_set *d, ag_err *err)
         return open_named(o, d, err);
     if (!given(o->path))
         return ag_err_set(err, AG_ECONFIG, "data: source %s needs data.path", o->source);
-    return !strcmp(o->source, "text") ? data_open_text(o, o->path, d, err)
-         : !strcmp(o->source, "idx") ? data_open_idx(o, o->path, 0, d, err) : data_open_hdf5(o, d, err);
+    return !strcmp(o->source, "text")  ? data_open_text(o, o->path, d, err)
+           : !strcmp(o->source, "idx") ? data_open_idx(o, o->path, 0, d, err)
+                                       : data_open_hdf5(o, d, err);
 }
 
 static void describe(data_set *d)
@@ -155,12 +168,15 @@ static void describe(data_set *d)
     const char *from = d->file[0] ? strrchr(d->file[0], '/') : NULL;
     from = from ? from + 1 : d->file[0] ? d->file[0] : "generated";
     if (d->kind == DATA_TOKENS)
-        snprintf(d->about, sizeof d->about, "%s (%.80s): %" PRId64 " tokens to train, %" PRId64 " to validate,"
-                 " vocabulary %" PRId64, d->name, from, d->tokens[0].n, d->tokens[1].n, d->vocab);
+        snprintf(d->about, sizeof d->about,
+                 "%s (%.80s): %" PRId64 " tokens to train, %" PRId64 " to validate,"
+                 " vocabulary %" PRId64,
+                 d->name, from, d->tokens[0].n, d->tokens[1].n, d->vocab);
     else
-        snprintf(d->about, sizeof d->about, "%s (%.80s): %" PRId64 " images to train, %" PRId64 " to validate, %"
-                 PRId64 " x %" PRId64 " x %" PRId64 ", %" PRId64 " classes", d->name, from, d->images[0].n,
-                 d->images[1].n, d->h, d->w, d->c, d->n_classes);
+        snprintf(d->about, sizeof d->about,
+                 "%s (%.80s): %" PRId64 " images to train, %" PRId64 " to validate, %" PRId64
+                 " x %" PRId64 " x %" PRId64 ", %" PRId64 " classes",
+                 d->name, from, d->images[0].n, d->images[1].n, d->h, d->w, d->c, d->n_classes);
 }
 
 static int open_checked(const data_options *o, data_set *d, ag_err *err)
@@ -168,8 +184,8 @@ static int open_checked(const data_options *o, data_set *d, ag_err *err)
     d->context = o->context;
     d->entropy_rate = NAN;
     snprintf(d->name, sizeof d->name, "%s", o->source);
-    for (int v = 0; v < 256; v++)
-        d->pixel[v] = (float)((v / 255.0 - o->mean) / o->std);
+    d->scale = (float)(1 / (255 * o->std));
+    d->shift = (float)(-o->mean / o->std);
     int rc = open_source(o, d, err);
     if (rc == AG_OK && d->kind == DATA_TOKENS)
         rc = check_lengths(d, err);
@@ -188,8 +204,10 @@ int data_open(const data_options *o, data_set **ret_set, ag_err *err)
     while (sources[i] && strcmp(sources[i], o->source))
         i++;
     if (!sources[i])
-        return ag_err_set(err, AG_ECONFIG, "data: there is no source '%s' (there are: shakespeare, enwik8, mnist,"
-                          " fashion-mnist, cifar10, text, idx, hdf5, language, digits)", o->source);
+        return ag_err_set(err, AG_ECONFIG,
+                          "data: there is no source '%s' (there are: shakespeare, enwik8, mnist,"
+                          " fashion-mnist, cifar10, text, idx, hdf5, language, digits)",
+                          o->source);
     int rc = check_options(o, err);
     if (rc)
         return rc;

@@ -1,10 +1,12 @@
 /*
- * data.h -- what a network is trained on: one interface for text, images, HDF5 files and generated sets.
+ * data.h -- what a network is trained on: one interface for text, images, HDF5 files and generated
+ * sets.
  *
- * A data_set is opened once and is read-only from then on: tokens and pixels lie in memory or in a mapped
- * file, so that a batch is an index computation and a copy.  Which samples a batch holds is a function of
- * (seed, step, index in the batch) and of nothing else: there is no cursor to store, a resumed run sees the
- * same batches, and a batch that is fetched in pieces (micro-batches) is the same batch.
+ * A data_set is opened once and is read-only from then on: tokens and pixels lie in memory or in a
+ * mapped file, so that a batch is an index computation and a copy.  Which samples a batch holds is
+ * a function of (seed, step, index in the batch) and of nothing else: there is no cursor to store,
+ * a resumed run sees the same batches, and a batch that is fetched in pieces (micro-batches) is the
+ * same batch.
  *
  * Legend: T context length, B samples in a batch, h w c height, width, channels of an image.
  */
@@ -35,7 +37,8 @@ typedef struct data_images {
     int64_t        n;
 } data_images;
 
-/* Told while a file is fetched; a return value other than 0 stops the transfer.  total is -1 if unknown. */
+/* Told while a file is fetched; a return value other than 0 stops the transfer.  total is -1 if
+ * unknown. */
 typedef int data_progress(void *arg, const char *file, int64_t done, int64_t total);
 
 typedef struct data_options {
@@ -48,9 +51,9 @@ typedef struct data_options {
     int64_t     size;                /* generated sets: tokens or images in all; 0: the default */
     uint64_t    seed;                /* generated sets */
     double      mean, std;           /* images: x = (pixel / 255 - mean) / std */
-    const char *h5_train, *h5_val;   /* data set names in an HDF5 file; NULL or "": /tokens/train and */
-    const char *h5_train_labels;     /* /tokens/val, or /train/images, /train/labels, /test/images and */
-    const char *h5_val_labels;       /* /test/labels */
+    const char *h5_train, *h5_val;   /* names in an HDF5 file; NULL or "": /tokens/train and */
+    const char *h5_train_labels;     /* /tokens/val, or /train/images, /train/labels, */
+    const char *h5_val_labels;       /* /test/images and /test/labels */
     bool        download;            /* fetch a named set that is not found */
     data_progress *progress;
     void       *progress_arg;
@@ -73,13 +76,13 @@ typedef struct data_set {
     double      entropy_rate;        /* nats per token, the best loss there is; NAN where unknown */
     data_images images[DATA_SPLITS];
     int64_t     h, w, c, n_classes;
-    float       pixel[256];          /* what a pixel value becomes in x */
+    float       scale, shift;        /* of a pixel: x = pixel * scale + shift */
     void       *owned[8];            /* memory and maps to release */
     ag_map      map;
 } data_set;
 
-/* Opens what o->source names.  AG_ECONFIG: an option that does not fit; AG_EINPUT: not found, damaged or too
- * short (the message says where was looked and what to do); AG_EIO, AG_ENOMEM. */
+/* Opens what o->source names.  AG_ECONFIG: an option that does not fit; AG_EINPUT: not found,
+ * damaged or too short (the message says where was looked and what to do); AG_EIO, AG_ENOMEM. */
 int  data_open(const data_options *o, data_set **ret_set, ag_err *err);
 void data_close(data_set *d);                                      /* NULL is fine */
 
@@ -92,7 +95,7 @@ const char *const *data_sources(void);
 /* ---- which samples: sample.c ---- */
 
 typedef enum data_order {
-    DATA_RANDOM,                     /* drawn with replacement; tokens: a window at any offset (nanoGPT) */
+    DATA_RANDOM,                     /* with replacement; tokens: at any offset, as nanoGPT */
     DATA_SHUFFLED,                   /* every sample once per epoch, in an order of (seed, epoch) */
     DATA_SEQUENTIAL,                 /* every sample once, in order, then no more */
 } data_order;
@@ -105,18 +108,19 @@ typedef struct data_draw {
     int64_t    batch;                /* B */
 } data_draw;
 
-/* Samples of a split: images, or windows of T + 1 tokens that overlap by one (the last, short one left out). */
+/* Samples of a split: images, or windows of T + 1 tokens that overlap by one (the last, short one
+ * left out). */
 int64_t data_samples(const data_set *d, int split);
 
-/* Where sample i (0 .. B-1) of the batch starts: an image index or a token offset; -1 behind the end of a
- * sequential pass. */
+/* Where sample i (0 .. B-1) of the batch starts: an image index or a token offset; -1 behind the
+ * end of a sequential pass. */
 int64_t data_sample_at(const data_set *d, const data_draw *w, int64_t i);
 
 /* Index s of the n samples of an epoch in its shuffled order: a bijection of 0 .. n-1. */
 int64_t data_shuffle(uint64_t seed, int64_t epoch, int64_t n, int64_t s);
 
-/* Fetch samples i0 .. i0+n-1 of the batch: x, y [n, T], y one token ahead; or x [n, h*w*c], label [n].  Return
- * the samples written: n, or fewer at the end of a sequential pass. */
+/* Fetch samples i0 .. i0+n-1 of the batch: x, y [n, T], y one token ahead; or x [n, h*w*c], label
+ * [n].  Return the samples written: n, or fewer at the end of a sequential pass. */
 int64_t data_batch_tokens(const data_set *d, const data_draw *w, int64_t i0, int64_t n,
                           int32_t *x, int32_t *y);
 int64_t data_batch_images(const data_set *d, const data_draw *w, int64_t i0, int64_t n,
@@ -126,7 +130,7 @@ int64_t data_batch_images(const data_set *d, const data_draw *w, int64_t i0, int
 
 typedef struct data_file {
     const char *name;                /* as published */
-    const char *unpacked;            /* the file that is wanted, where name is an archive; else NULL */
+    const char *unpacked;            /* what is wanted, where name is an archive; else NULL */
     int64_t     size;                /* bytes as published */
     const char *sum;                 /* of the wanted file, hex: 32 digits MD5, 64 digits SHA-256 */
     const char *url[3];              /* folders that hold it, with the slash at the end */
@@ -138,25 +142,28 @@ typedef struct data_named {
     data_file   file[5];             /* name NULL behind the last */
 } data_named;
 
-/* All named sets, name NULL behind the last; and one of them, NULL if there is none of that name. */
+/* All named sets, name NULL behind the last; and one of them, NULL if there is none of that
+ * name. */
 const data_named *data_catalog(void);
 const data_named *data_catalog_find(const char *name);
 
-/* Finds a named set: path if given, then $TULLE_DATA, $TULLE_DATA/NAME, the user cache, system packages.  The
- * answer (malloc) is a file, or the folder of an IDX set.  AG_EINPUT lists the places looked at. */
+/* Finds a named set: path if given, then $TULLE_DATA, $TULLE_DATA/NAME, the user cache, system
+ * packages.  The answer (malloc) is a file, or the folder of an IDX set.  AG_EINPUT lists the
+ * places looked at. */
 int data_find(const char *name, const char *path, char **ret_path, ag_err *err);
 
 /* The user's cache: $XDG_CACHE_HOME/tulle or ~/.cache/tulle (malloc); NULL if neither is known. */
 char *data_cache_dir(void);
 
-/* Compares the published files that lie in dir with their checksums.  seen is told of each file: state > 0
- * good, 0 not there, < 0 wrong.  AG_EINPUT if one is wrong or none is there. */
+/* Compares the published files that lie in dir with their checksums.  seen is told of each file:
+ * state > 0 good, 0 not there, < 0 wrong.  AG_EINPUT if one is wrong or none is there. */
 typedef void data_seen(void *arg, const char *file, int state);
 int data_verify(const data_named *set, const char *dir, data_seen *seen, void *arg, ag_err *err);
 
-/* Fetches the files of a named set into dir (NULL: the cache), each checked before it gets its name.
- * A broken transfer goes on where it stopped.  $TULLE_MIRROR: folders, separated by spaces, used instead of
- * the published ones, each holding NAME/FILE.  On failure the message says how to place the files by hand. */
+/* Fetches the files of a named set into dir (NULL: the cache), each checked before it gets its
+ * name.  A broken transfer goes on where it stopped.  $TULLE_MIRROR: folders, separated by spaces,
+ * used instead of the published ones, each holding NAME/FILE.  On failure the message says how to
+ * place the files by hand. */
 int data_get(const char *name, const char *dir, data_progress *progress, void *arg, ag_err *err);
 
 /* ---- HDF5: hdf5.c ---- */

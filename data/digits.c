@@ -11,8 +11,8 @@
 
 enum { SIDE = 28, PIXELS = SIDE * SIDE, STROKES = 4, POINTS = 14, DEFAULT_SIZE = 11000 };
 
-/* An arc of an ellipse: centre, radii, from and to in degrees (0 right, 90 down); with rx < 0 a line from (x, y)
- * to (a, b).  The digit fills the unit square, y down. */
+/* An arc of an ellipse: centre, radii, from and to in degrees (0 right, 90 down); with rx < 0 a
+ * line from (x, y) to (a, b).  The digit fills the unit square, y down. */
 typedef struct stroke { float x, y, rx, ry, a, b; } stroke;
 #define ARC(x, y, rx, ry, from, to) {x, y, rx, ry, from, to}
 #define LINE(x0, y0, x1, y1) {x0, y0, -1, 0, x1, y1}
@@ -20,10 +20,12 @@ typedef struct stroke { float x, y, rx, ry, a, b; } stroke;
 static const struct { int n; stroke s[STROKES]; } shape[10] = {
     {1, {ARC(.50f, .50f, .28f, .42f, -90, 270)}},
     {2, {LINE(.36f, .26f, .54f, .08f), LINE(.54f, .08f, .54f, .92f)}},
-    {3, {ARC(.50f, .32f, .26f, .24f, 190, 400), LINE(.70f, .47f, .24f, .92f), LINE(.24f, .92f, .80f, .92f)}},
+    {3, {ARC(.50f, .32f, .26f, .24f, 190, 400), LINE(.70f, .47f, .24f, .92f),
+         LINE(.24f, .92f, .80f, .92f)}},
     {2, {ARC(.46f, .29f, .26f, .21f, 200, 450), ARC(.46f, .71f, .28f, .21f, -90, 160)}},
     {3, {LINE(.60f, .08f, .20f, .62f), LINE(.20f, .62f, .84f, .62f), LINE(.62f, .30f, .62f, .92f)}},
-    {3, {LINE(.76f, .08f, .34f, .08f), LINE(.34f, .08f, .30f, .46f), ARC(.47f, .66f, .27f, .26f, 230, 510)}},
+    {3, {LINE(.76f, .08f, .34f, .08f), LINE(.34f, .08f, .30f, .46f),
+         ARC(.47f, .66f, .27f, .26f, 230, 510)}},
     {2, {ARC(.72f, .64f, .47f, .56f, 180, 262), ARC(.50f, .68f, .25f, .24f, 180, 540)}},
     {3, {LINE(.22f, .10f, .78f, .10f), LINE(.78f, .10f, .44f, .92f), LINE(.42f, .50f, .74f, .50f)}},
     {2, {ARC(.50f, .29f, .21f, .20f, 90, 450), ARC(.50f, .71f, .26f, .22f, -90, 270)}},
@@ -40,14 +42,19 @@ static uint32_t roll(dice *r)
 
 static float between(dice *r, float a, float b) { return a + (b - a) * ag_uniform(roll(r)); }
 
-/* Where a point of the unit square lies on the page, in pixels: x = m[0] u + m[1] v + m[2], y likewise. */
-typedef struct page { float m[6]; float pen; } page;                /* pen: half the stroke width, pixels */
+/* Where a point of the unit square lies on the page, in pixels: x = m[0] u + m[1] v + m[2], y
+ * likewise. */
+typedef struct page {
+    float m[6];
+    float pen;
+} page; /* pen: half the stroke width, pixels */
 
 static page page_roll(dice *r)
 {
     const float turn = between(r, -.26f, .26f), slant = between(r, -.25f, .25f);
     const float w = between(r, 17, 22), h = between(r, 18, 22), cs = cosf(turn), sn = sinf(turn);
-    page p = {{w * cs, h * (slant * cs - sn), 0, w * sn, h * (slant * sn + cs), 0}, between(r, .7f, 1.6f)};
+    page p = {{w * cs, h * (slant * cs - sn), 0, w * sn, h * (slant * sn + cs), 0},
+              between(r, .7f, 1.6f)};
     p.m[2] = SIDE / 2.0f + between(r, -2, 2) - (p.m[0] + p.m[1]) / 2;
     p.m[5] = SIDE / 2.0f + between(r, -2, 2) - (p.m[3] + p.m[4]) / 2;
     return p;
@@ -57,8 +64,10 @@ static page page_roll(dice *r)
 static void ink_line(float *dist, float pen, float x0, float y0, float x1, float y1)
 {
     const float dx = x1 - x0, dy = y1 - y0, len2 = dx * dx + dy * dy + 1e-12f, far = pen + 1;
-    const int left = (int)fmaxf(0, fminf(x0, x1) - far), right = (int)fminf(SIDE - 1, fmaxf(x0, x1) + far);
-    const int top = (int)fmaxf(0, fminf(y0, y1) - far), bottom = (int)fminf(SIDE - 1, fmaxf(y0, y1) + far);
+    const int left = (int)fmaxf(0, fminf(x0, x1) - far),
+              right = (int)fminf(SIDE - 1, fmaxf(x0, x1) + far);
+    const int top = (int)fmaxf(0, fminf(y0, y1) - far),
+              bottom = (int)fminf(SIDE - 1, fmaxf(y0, y1) + far);
     for (int y = top; y <= bottom; y++)
         for (int x = left; x <= right; x++) {
             const float px = (float)x - x0, py = (float)y - y0;
@@ -80,9 +89,12 @@ static void ink_stroke(float *dist, const page *p, const stroke *s, dice *r)
     for (int i = 0; i < n; i++) {
         const float t = (float)i / (float)(n - 1);
         const float angle = (s->a + (s->b - s->a) * t) * 0.01745329252f;
-        const float u = (line ? s->x + (s->a - s->x) * t : s->x + s->rx * sx * cosf(angle)) + jx + (kx - jx) * t;
-        const float v = (line ? s->y + (s->b - s->y) * t : s->y + s->ry * sy * sinf(angle)) + jy + (ky - jy) * t;
-        const float x = p->m[0] * u + p->m[1] * v + p->m[2], y = p->m[3] * u + p->m[4] * v + p->m[5];
+        const float u = (line ? s->x + (s->a - s->x) * t : s->x + s->rx * sx * cosf(angle)) + jx
+                        + (kx - jx) * t;
+        const float v = (line ? s->y + (s->b - s->y) * t : s->y + s->ry * sy * sinf(angle)) + jy
+                        + (ky - jy) * t;
+        const float x = p->m[0] * u + p->m[1] * v + p->m[2],
+                    y = p->m[3] * u + p->m[4] * v + p->m[5];
         if (i > 0)
             ink_line(dist, p->pen, x0, y0, x, y);
         x0 = x;
@@ -115,7 +127,8 @@ int data_open_digits(const data_options *o, data_set *d, ag_err *err)
 {
     const int64_t n = o->size ? o->size : DEFAULT_SIZE;
     if (n > INT32_MAX)
-        return ag_err_set(err, AG_ECONFIG, "data: %lld digits are more than 2^31 - 1", (long long)n);
+        return ag_err_set(err, AG_ECONFIG, "data: %lld digits are more than 2^31 - 1",
+                          (long long)n);
     uint8_t *at = malloc((size_t)n * PIXELS);
     int rc = data_own(d, at, (size_t)n * PIXELS, err);
     if (rc)

@@ -1,8 +1,8 @@
 /*
  * download.c -- fetches the published files of a named set with libcurl: mirrors, resume, checksum.
  *
- * A transfer goes into FILE.part, which stays when it breaks off and is carried on by the next attempt; only a file
- * whose checksum is right gets its name.
+ * A transfer goes into FILE.part, which stays when it breaks off and is carried on by the next
+ * attempt; only a file whose checksum is right gets its name.
  */
 #include "data/internal.h"
 #include <errno.h>
@@ -46,15 +46,19 @@ static size_t on_data(char *p, size_t one, size_t n, void *arg)
     return one * n;
 }
 
-static int on_progress(void *arg, curl_off_t total, curl_off_t done, curl_off_t up, curl_off_t up_done)
+static int on_progress(void *arg, curl_off_t total, curl_off_t done, curl_off_t up,
+                       curl_off_t up_done)
 {
     const transfer *t = arg;
     (void)up;
     (void)up_done;
-    return t->progress ? t->progress(t->arg, t->file, t->start + done, total > 0 ? t->start + total : -1) : 0;
+    return t->progress
+               ? t->progress(t->arg, t->file, t->start + done, total > 0 ? t->start + total : -1)
+               : 0;
 }
 
-/* Carries the part file on from url, or begins it where from_zero.  A CURLcode, with its words in why. */
+/* Carries the part file on from url, or begins it where from_zero.  A CURLcode, with its words in
+ * why. */
 static CURLcode attempt(const char *url, bool from_zero, transfer *t, char *why)
 {
     CURL *c = curl_easy_init();
@@ -91,10 +95,10 @@ static CURLcode attempt(const char *url, bool from_zero, transfer *t, char *why)
     return rc == CURLE_HTTP_RETURNED_ERROR && status == 416 ? CURLE_RANGE_ERROR : rc;
 }
 
-/* Tries one mirror, a second time from the beginning where it does not know ranges or where what had been carried
- * on turns out wrong.  1: the part file is good; 0: not here; < 0: give up. */
-static int try_mirror(const char *url, const char *part, const char *sum, transfer *t, char *notes, size_t room,
-                      ag_err *err)
+/* Tries one mirror, a second time from the beginning where it does not know ranges or where what
+ * had been carried on turns out wrong.  1: the part file is good; 0: not here; < 0: give up. */
+static int try_mirror(const char *url, const char *part, const char *sum, transfer *t, char *notes,
+                      size_t room, ag_err *err)
 {
     char why[CURL_ERROR_SIZE];
     bool wrong = false;
@@ -103,13 +107,15 @@ static int try_mirror(const char *url, const char *part, const char *sum, transf
         if (t->error)
             return ag_err_set(err, AG_EIO, "cannot write '%s': %s", part, strerror(t->error));
         if (rc == CURLE_ABORTED_BY_CALLBACK)
-            return ag_err_set(err, AG_EINTR, "the transfer of %s was stopped; it will go on where it was", url);
+            return ag_err_set(err, AG_EINTR,
+                              "the transfer of %s was stopped; it will go on where it was", url);
         const int good = rc != CURLE_OK ? 0 : sum ? data_sum_check(part, sum, err) : 1;
         if (good)
             return good;
         wrong = rc == CURLE_OK || t->size > t->most;
         if (wrong)
-            snprintf(why, sizeof why, rc == CURLE_OK ? "wrong checksum" : "larger than the published file");
+            snprintf(why, sizeof why,
+                     rc == CURLE_OK ? "wrong checksum" : "larger than the published file");
         if (!(rc == CURLE_RANGE_ERROR || (rc == CURLE_OK && t->start > 0)))
             break;
     }
@@ -120,7 +126,8 @@ static int try_mirror(const char *url, const char *part, const char *sum, transf
     return 0;
 }
 
-static int fetch_part(const char *const *url, int n, const char *part, const char *sum, transfer *t, ag_err *err)
+static int fetch_part(const char *const *url, int n, const char *part, const char *sum, transfer *t,
+                      ag_err *err)
 {
     char notes[1500] = "";
     if (sum && lseek(t->fd, 0, SEEK_END) > 0) {
@@ -178,7 +185,8 @@ int data_fetch(const char *const *url, int n, const char *path, const char *sum,
 
 /* ---- a set: its files, one after the other ---- */
 
-/* URLs of one file, each malloc'ed: from $TULLE_MIRROR where set, else as published.  The number of them. */
+/* URLs of one file, each malloc'ed: from $TULLE_MIRROR where set, else as published.  The number of
+ * them. */
 static int make_urls(const char *set, const data_file *f, char *url[MIRRORS], ag_err *err)
 {
     const char *mirror = getenv("TULLE_MIRROR");
@@ -186,7 +194,8 @@ static int make_urls(const char *set, const data_file *f, char *url[MIRRORS], ag
     for (const char *p = mirror; p && *p && n < MIRRORS && rc >= 0;) {
         const size_t len = strcspn(p, " ");
         if (len)
-            rc = asprintf(&url[n++], "%.*s%s%s/%s", (int)len, p, p[len - 1] == '/' ? "" : "/", set, f->name);
+            rc = asprintf(&url[n++], "%.*s%s%s/%s", (int)len, p, p[len - 1] == '/' ? "" : "/", set,
+                          f->name);
         p += len + (p[len] == ' ');
     }
     for (int i = 0; !(mirror && *mirror) && i < 3 && f->url[i] && rc >= 0; i++)
@@ -198,17 +207,21 @@ static int make_urls(const char *set, const data_file *f, char *url[MIRRORS], ag
 }
 
 /* What to do by hand, in place of a transfer that failed. */
-static int by_hand(const data_file *f, const char *url, const char *dir, const ag_err *why, ag_err *err)
+static int by_hand(const data_file *f, const char *url, const char *dir, const ag_err *why,
+                   ag_err *err)
 {
-    const char *wanted = f->unpacked ? f->unpacked : f->name, *kind = strlen(f->sum) == 32 ? "MD5" : "SHA-256";
-    return ag_err_set(err, why->code, "%s\nTo place it by hand: fetch %s%s%s%s and put it there as %s/%s\n"
-                      "(%s %s)", why->msg, url, f->unpacked ? ", unpack " : "", f->unpacked ? f->unpacked : "",
+    const char *wanted = f->unpacked ? f->unpacked : f->name,
+               *kind = strlen(f->sum) == 32 ? "MD5" : "SHA-256";
+    return ag_err_set(err, why->code,
+                      "%s\nTo place it by hand: fetch %s%s%s%s and put it there as %s/%s\n"
+                      "(%s %s)",
+                      why->msg, url, f->unpacked ? ", unpack " : "", f->unpacked ? f->unpacked : "",
                       f->unpacked ? " from it" : "", dir, wanted, kind, f->sum);
 }
 
 /* An archive has no checksum of its own; what it holds is checked. */
-static int get_archive(const char *const *url, int n, const data_file *f, const char *dir, const char *wanted,
-                       data_progress *progress, void *arg, ag_err *err)
+static int get_archive(const char *const *url, int n, const data_file *f, const char *dir,
+                       const char *wanted, data_progress *progress, void *arg, ag_err *err)
 {
     char *zip = data_path_join(dir, f->name);
     int rc = zip ? AG_OK : ag_err_set(err, AG_ENOMEM, "no memory for a file name");
@@ -226,12 +239,13 @@ static int get_archive(const char *const *url, int n, const data_file *f, const 
     return rc > 0 ? AG_OK : rc;
 }
 
-static int get_file(const char *set, const data_file *f, const char *dir, data_progress *progress, void *arg,
-                    ag_err *err)
+static int get_file(const char *set, const data_file *f, const char *dir, data_progress *progress,
+                    void *arg, ag_err *err)
 {
     char *url[MIRRORS] = {0}, *path = data_path_join(dir, f->unpacked ? f->unpacked : f->name);
     ag_err why = {0};
-    int rc = path ? make_urls(set, f, url, &why) : ag_err_set(&why, AG_ENOMEM, "no memory for a file name");
+    int rc = path ? make_urls(set, f, url, &why)
+                  : ag_err_set(&why, AG_ENOMEM, "no memory for a file name");
     const int n = rc;
     if (rc >= 0)
         rc = ag_path_exists(path) ? data_sum_check(path, f->sum, &why) : 0;
@@ -240,7 +254,8 @@ static int get_file(const char *set, const data_file *f, const char *dir, data_p
     else if (rc == 0 && f->unpacked)
         rc = get_archive((const char *const *)url, n, f, dir, path, progress, arg, &why);
     else if (rc == 0)
-        rc = data_fetch((const char *const *)url, n, path, f->sum, 2 * f->size, progress, arg, &why);
+        rc =
+            data_fetch((const char *const *)url, n, path, f->sum, 2 * f->size, progress, arg, &why);
     if (rc < 0)
         by_hand(f, url[0] ? url[0] : f->name, dir, &why, err);
     for (int i = 0; i < MIRRORS; i++)
@@ -253,12 +268,16 @@ int data_get(const char *name, const char *dir, data_progress *progress, void *a
 {
     const data_named *set = data_catalog_find(name);
     if (!set)
-        return ag_err_set(err, AG_ECONFIG, "there is no data set '%s' to fetch (there are: shakespeare, mnist,"
-                          " fashion-mnist, enwik8, cifar10)", name);
+        return ag_err_set(err, AG_ECONFIG,
+                          "there is no data set '%s' to fetch (there are: shakespeare, mnist,"
+                          " fashion-mnist, enwik8, cifar10)",
+                          name);
     char *cache = dir ? NULL : data_cache_dir();
     char *to = dir ? strdup(dir) : cache ? data_path_join(cache, name) : NULL;
-    int rc = to ? ag_dir_make(to, err)
-                : ag_err_set(err, AG_EIO, "there is no cache folder: set XDG_CACHE_HOME or HOME, or name a folder");
+    int rc =
+        to ? ag_dir_make(to, err)
+           : ag_err_set(err, AG_EIO,
+                        "there is no cache folder: set XDG_CACHE_HOME or HOME, or name a folder");
     for (const data_file *f = set->file; rc == AG_OK && f->name; f++)
         rc = get_file(name, f, to, progress, arg, err);
     free(cache);

@@ -1,9 +1,10 @@
 /*
  * guard.c -- runs a parser of untrusted files in a child process with limits.
  *
- * libhdf5 dies on some damaged files (by signal, by assertion, or by eating memory), and no check beforehand finds
- * them all.  So it works in a child that may not write, grow or run on, and answers through a pipe with a struct
- * of fixed size; whatever kills the child is an ordinary error of the parent.
+ * libhdf5 dies on some damaged files (by signal, by assertion, or by eating memory), and no check
+ * beforehand finds them all.  So it works in a child that may not write, grow or run on, and
+ * answers through a pipe with a struct of fixed size; whatever kills the child is an ordinary error
+ * of the parent.
  */
 #include "data/internal.h"
 #include <errno.h>
@@ -48,7 +49,8 @@ static void limit_memory(int64_t more)
 static void limit_memory(int64_t more) { (void)more; }
 #endif
 
-static void child(const data_guard *g, data_guard_work *work, void *arg, void *reply, size_t size, int out)
+static void child(const data_guard *g, data_guard_work *work, void *arg, void *reply, size_t size,
+                  int out)
 {
     const int null = open("/dev/null", O_RDWR);
     for (int fd = 0; fd < 3 && null >= 0; fd++)
@@ -89,10 +91,11 @@ static int judge(size_t got, size_t size, bool late, int status, const char *nam
     if (got == size)
         return AG_OK;
     if (late)
-        return ag_err_set(err, AG_EINPUT, "'%s' is damaged: its reader did not come to an end", name);
+        return ag_err_set(err, AG_EINPUT, "'%s' is damaged: its reader did not come to an end",
+                          name);
     if (WIFSIGNALED(status))
-        return ag_err_set(err, AG_EINPUT, "'%s' is damaged: its reader was ended by signal %d (%s)", name,
-                          WTERMSIG(status), strsignal(WTERMSIG(status)));
+        return ag_err_set(err, AG_EINPUT, "'%s' is damaged: its reader was ended by signal %d (%s)",
+                          name, WTERMSIG(status), strsignal(WTERMSIG(status)));
     return ag_err_set(err, AG_EINPUT, "'%s' is damaged: its reader gave up", name);
 }
 
@@ -101,14 +104,16 @@ int data_guard_run(const data_guard *g, data_guard_work *work, void *arg, void *
 {
     int fd[2], status = 0;
     if (pipe2(fd, O_CLOEXEC))
-        return ag_err_set(err, AG_EIO, "cannot make a pipe to read '%s': %s", name, strerror(errno));
+        return ag_err_set(err, AG_EIO, "cannot make a pipe to read '%s': %s", name,
+                          strerror(errno));
     fflush(NULL);
     const pid_t pid = fork();
     if (pid < 0) {
         const int e = errno;
         close(fd[0]);
         close(fd[1]);
-        return ag_err_set(err, AG_EIO, "cannot start a process to read '%s': %s", name, strerror(e));
+        return ag_err_set(err, AG_EIO, "cannot start a process to read '%s': %s", name,
+                          strerror(e));
     }
     if (pid == 0) {
         close(fd[0]);

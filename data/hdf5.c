@@ -1,8 +1,10 @@
 /*
- * hdf5.c -- the only file of data/ that calls libhdf5: looks into foreign files, copies out of them, writes ours.
+ * hdf5.c -- the only file of data/ that calls libhdf5: looks into foreign files, copies out of
+ * them, writes ours.
  *
- * h5_inspect and h5_copy meet files that anybody may have made, and run in a guarded child (guard.c).  They follow
- * hard links only, and take plain integer arrays, contiguous, compact or in chunks with the usual filters.
+ * h5_inspect and h5_copy meet files that anybody may have made, and run in a guarded child
+ * (guard.c).  They follow hard links only, and take plain integer arrays, contiguous, compact or in
+ * chunks with the usual filters.
  */
 #include "data/internal.h"
 #include <hdf5.h>
@@ -38,7 +40,8 @@ static hid_t open_file(const h5_job *j, h5_reply *r)
     return f;
 }
 
-/* 1 if name is reached by hard links alone, 0 if it is not there, -1 if something else leads to it. */
+/* 1 if name is reached by hard links alone, 0 if it is not there, -1 if something else leads to
+ * it. */
 static int has_path(hid_t f, const char *name)
 {
     char part[256];
@@ -65,7 +68,8 @@ static bool filters_known(hid_t dcpl)
     for (int i = 0; i < n; i++) {
         unsigned flags;
         size_t values = 0;
-        const H5Z_filter_t z = H5Pget_filter2(dcpl, (unsigned)i, &flags, &values, NULL, 0, NULL, NULL);
+        const H5Z_filter_t z =
+            H5Pget_filter2(dcpl, (unsigned)i, &flags, &values, NULL, 0, NULL, NULL);
         if (z != H5Z_FILTER_DEFLATE && z != H5Z_FILTER_SHUFFLE && z != H5Z_FILTER_FLETCHER32)
             return false;
     }
@@ -96,22 +100,28 @@ static bool inspect_type(hid_t type, const char *name, h5_array *a, h5_reply *r)
         return fail(r, AG_EINPUT, "%s is no array of integers of 1, 2, 4 or 8 bytes", name);
     a->bytes = (int32_t)size;
     a->mapped = (size == 1 || H5Tget_order(type) == H5T_ORDER_LE) && size < 8
-             && H5Tget_precision(type) == 8 * size && (H5Tget_sign(type) == H5T_SGN_NONE || size == 4);
+                && H5Tget_precision(type) == 8 * size
+                && (H5Tget_sign(type) == H5T_SGN_NONE || size == 4);
     return true;
 }
 
-static bool inspect_storage(hid_t ds, hid_t dcpl, const h5_job *j, const char *name, h5_array *a, h5_reply *r)
+static bool inspect_storage(hid_t ds, hid_t dcpl, const h5_job *j, const char *name, h5_array *a,
+                            h5_reply *r)
 {
     const H5D_layout_t layout = H5Pget_layout(dcpl);
     const int64_t bytes = a->n * a->bytes;
     const hsize_t stored = H5Dget_storage_size(ds);
     const haddr_t at = layout == H5D_CONTIGUOUS ? H5Dget_offset(ds) : HADDR_UNDEF;
-    if (layout == H5D_VIRTUAL || layout < 0 || H5Pget_external_count(dcpl) != 0 || !filters_known(dcpl))
-        return fail(r, AG_EINPUT, "%s lies outside the file or behind an unknown filter; repack it with h5repack",
+    if (layout == H5D_VIRTUAL || layout < 0 || H5Pget_external_count(dcpl) != 0
+        || !filters_known(dcpl))
+        return fail(r, AG_EINPUT,
+                    "%s lies outside the file or behind an unknown filter; repack it with h5repack",
                     name);
     if (stored > (hsize_t)j->file_size || bytes / RATIO > (int64_t)stored
-        || (at != HADDR_UNDEF && (at > (haddr_t)j->file_size || bytes > j->file_size - (int64_t)at)))
-        return fail(r, AG_EINPUT, "%s claims %" PRId64 " bytes, more than the file can hold", name, bytes);
+        || (at != HADDR_UNDEF
+            && (at > (haddr_t)j->file_size || bytes > j->file_size - (int64_t)at)))
+        return fail(r, AG_EINPUT, "%s claims %" PRId64 " bytes, more than the file can hold", name,
+                    bytes);
     a->mapped = a->mapped && at != HADDR_UNDEF && at % (haddr_t)a->bytes == 0;
     a->at = a->mapped ? (int64_t)at : 0;
     return true;
@@ -121,7 +131,8 @@ static bool inspect_array(hid_t f, const h5_job *j, const char *name, h5_array *
 {
     const int there = has_path(f, name);
     if (there < 0)
-        return fail(r, AG_EINPUT, "%s is reached by a soft or external link; only hard links are followed", name);
+        return fail(r, AG_EINPUT,
+                    "%s is reached by a soft or external link; only hard links are followed", name);
     if (there == 0)
         return true;
     const hid_t ds = H5Dopen2(f, name, H5P_DEFAULT);
@@ -135,9 +146,11 @@ static bool inspect_array(hid_t f, const h5_job *j, const char *name, h5_array *
 static void inspect_kind(hid_t f, h5_reply *r)
 {
     char *text = NULL, fixed[256] = "";
-    if (has_path(f, "/tokenizer") != 1 || H5Aexists_by_name(f, "/tokenizer", "kind", H5P_DEFAULT) <= 0)
+    if (has_path(f, "/tokenizer") != 1
+        || H5Aexists_by_name(f, "/tokenizer", "kind", H5P_DEFAULT) <= 0)
         return;
-    const hid_t a = H5Aopen_by_name(f, "/tokenizer", "kind", H5P_DEFAULT, H5P_DEFAULT), t = H5Aget_type(a);
+    const hid_t a = H5Aopen_by_name(f, "/tokenizer", "kind", H5P_DEFAULT, H5P_DEFAULT),
+                t = H5Aget_type(a);
     if (a < 0 || t < 0 || H5Tget_class(t) != H5T_STRING)
         return;
     if (H5Tis_variable_str(t) <= 0 && H5Tget_size(t) < sizeof fixed && H5Aread(a, t, fixed) >= 0)
@@ -174,8 +187,8 @@ static bool pack(const int64_t *v, int64_t n, int bytes, uint8_t *out)
 }
 
 /* Copies rows row .. row+rows-1 of the first dimension to their place in the output. */
-static bool copy_rows(hid_t ds, const h5_job *j, int i, int64_t row, int64_t rows, int64_t *v, uint8_t *b,
-                      h5_reply *r)
+static bool copy_rows(hid_t ds, const h5_job *j, int i, int64_t row, int64_t rows, int64_t *v,
+                      uint8_t *b, h5_reply *r)
 {
     const h5_array *a = &j->array[i];
     const int64_t width = a->n / a->dim[0], n = rows * width;
@@ -191,8 +204,9 @@ static bool copy_rows(hid_t ds, const h5_job *j, int i, int64_t row, int64_t row
     if (!ok)
         return fail(r, AG_EINPUT, "%s is damaged near row %" PRId64, j->name[i], row);
     if (!pack(v, n, a->bytes, b))
-        return fail(r, AG_EINPUT, "%s has a value that is negative or above 2^%d - 1 near row %" PRId64, j->name[i],
-                    8 * a->bytes, row);
+        return fail(r, AG_EINPUT,
+                    "%s has a value that is negative or above 2^%d - 1 near row %" PRId64,
+                    j->name[i], 8 * a->bytes, row);
     const size_t size = (size_t)(n * a->bytes);
     if (pwrite(j->out, b, size, (off_t)(a->at + row * width * a->bytes)) != (ssize_t)size)
         return fail(r, AG_EIO, "its imported copy cannot be written (is the disk full?)");
@@ -240,8 +254,8 @@ static void put_group(writer *w, const char *name)
     w->bad |= g < 0 || H5Gclose(g) < 0;
 }
 
-static void put_array(writer *w, const char *name, int rank, const hsize_t *dim, hid_t in_file, hid_t in_memory,
-                      const void *at)
+static void put_array(writer *w, const char *name, int rank, const hsize_t *dim, hid_t in_file,
+                      hid_t in_memory, const void *at)
 {
     const hid_t space = H5Screate_simple(rank, dim, NULL);
     const hid_t ds = H5Dcreate2(w->file, name, in_file, space, H5P_DEFAULT, w->dcpl, H5P_DEFAULT);
@@ -253,7 +267,8 @@ static void put_text(writer *w, const char *object, const char *name, const char
 {
     const hid_t type = H5Tcopy(H5T_C_S1), space = H5Screate(H5S_SCALAR);
     w->bad |= H5Tset_size(type, H5T_VARIABLE) < 0 || H5Tset_cset(type, H5T_CSET_UTF8) < 0;
-    const hid_t a = H5Acreate_by_name(w->file, object, name, type, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+    const hid_t a = H5Acreate_by_name(w->file, object, name, type, space, H5P_DEFAULT, H5P_DEFAULT,
+                                      H5P_DEFAULT);
     w->bad |= a < 0 || H5Awrite(a, type, &text) < 0 || H5Aclose(a) < 0;
     w->bad |= H5Tclose(type) < 0 || H5Sclose(space) < 0;
 }
@@ -261,9 +276,10 @@ static void put_text(writer *w, const char *object, const char *name, const char
 static void put_number(writer *w, const char *object, const char *name, int64_t v)
 {
     const hid_t space = H5Screate(H5S_SCALAR);
-    const hid_t a = H5Acreate_by_name(w->file, object, name, H5T_STD_I64LE, space, H5P_DEFAULT, H5P_DEFAULT,
-                                      H5P_DEFAULT);
-    w->bad |= a < 0 || H5Awrite(a, H5T_NATIVE_INT64, &v) < 0 || H5Aclose(a) < 0 || H5Sclose(space) < 0;
+    const hid_t a = H5Acreate_by_name(w->file, object, name, H5T_STD_I64LE, space, H5P_DEFAULT,
+                                      H5P_DEFAULT, H5P_DEFAULT);
+    w->bad |=
+        a < 0 || H5Awrite(a, H5T_NATIVE_INT64, &v) < 0 || H5Aclose(a) < 0 || H5Sclose(space) < 0;
 }
 
 /* A JSON list of the characters, as a scalar string: what json.loads() in Python wants. */
@@ -275,14 +291,17 @@ static int put_vocabulary(writer *w, const data_tokenizer *t, ag_err *err)
     for (int32_t i = 0; i < t->n; i++) {
         const uint32_t c = t->code_point[i], v = c - 0x10000;
         p += c < 0x10000 ? sprintf(p, "%s\"\\u%04x\"", i ? "," : "[", c)
-                         : sprintf(p, "%s\"\\u%04x\\u%04x\"", i ? "," : "[", 0xD800 + (v >> 10), 0xDC00 + (v & 0x3FF));
+                         : sprintf(p, "%s\"\\u%04x\\u%04x\"", i ? "," : "[", 0xD800 + (v >> 10),
+                                   0xDC00 + (v & 0x3FF));
     }
     p += sprintf(p, "]");
     const hid_t type = H5Tcopy(H5T_C_S1), space = H5Screate(H5S_SCALAR);
     w->bad |= H5Tset_size(type, (size_t)(p - json)) < 0 || H5Tset_strpad(type, H5T_STR_NULLPAD) < 0
            || H5Tset_cset(type, H5T_CSET_UTF8) < 0;
-    const hid_t ds = H5Dcreate2(w->file, "/tokenizer/vocab_json", type, space, H5P_DEFAULT, w->dcpl, H5P_DEFAULT);
-    w->bad |= ds < 0 || H5Dwrite(ds, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, json) < 0 || H5Dclose(ds) < 0;
+    const hid_t ds = H5Dcreate2(w->file, "/tokenizer/vocab_json", type, space, H5P_DEFAULT, w->dcpl,
+                                H5P_DEFAULT);
+    w->bad |=
+        ds < 0 || H5Dwrite(ds, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, json) < 0 || H5Dclose(ds) < 0;
     w->bad |= H5Tclose(type) < 0 || H5Sclose(space) < 0;
     free(json);
     return AG_OK;
@@ -295,7 +314,9 @@ static int put_tokens(writer *w, const data_set *d, ag_err *err)
     for (int s = 0; s < DATA_SPLITS; s++) {
         const data_tokens *t = &d->tokens[s];
         const hsize_t n = (hsize_t)t->n;
-        const hid_t type = t->bytes == 1 ? H5T_STD_U8LE : t->bytes == 2 ? H5T_STD_U16LE : H5T_STD_U32LE;
+        const hid_t type = t->bytes == 1   ? H5T_STD_U8LE
+                           : t->bytes == 2 ? H5T_STD_U16LE
+                                           : H5T_STD_U32LE;
         if (n > 0)
             put_array(w, name[s], 1, &n, type, type, t->at);
     }
@@ -306,7 +327,8 @@ static int put_tokens(writer *w, const data_set *d, ag_err *err)
     if (d->tokenizer->kind != DATA_TOKENIZER_CHAR)
         return AG_OK;
     const hsize_t n = (hsize_t)d->tokenizer->n;
-    put_array(w, "/tokenizer/code_points", 1, &n, H5T_STD_U32LE, H5T_NATIVE_UINT32, d->tokenizer->code_point);
+    put_array(w, "/tokenizer/code_points", 1, &n, H5T_STD_U32LE, H5T_NATIVE_UINT32,
+              d->tokenizer->code_point);
     return put_vocabulary(w, d->tokenizer, err);
 }
 
@@ -371,10 +393,12 @@ int data_export_hdf5(const data_set *d, const char *path, ag_err *err)
     const hid_t fcpl = H5Pcreate(H5P_FILE_CREATE), fapl = H5Pcreate(H5P_FILE_ACCESS);
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
     w.bad = H5Pset_obj_track_times(fcpl, 0) < 0 || H5Pset_obj_track_times(w.gcpl, 0) < 0
-         || H5Pset_obj_track_times(w.dcpl, 0) < 0 || H5Pset_fapl_core(fapl, 16 << 20, 0) < 0
-         || H5Pset_alignment(fapl, 4096, 4096) < 0 || H5Pset_fclose_degree(fapl, H5F_CLOSE_SEMI) < 0;
+            || H5Pset_obj_track_times(w.dcpl, 0) < 0 || H5Pset_fapl_core(fapl, 16 << 20, 0) < 0
+            || H5Pset_alignment(fapl, 4096, 4096) < 0
+            || H5Pset_fclose_degree(fapl, H5F_CLOSE_SEMI) < 0;
     w.file = H5Fcreate(path, H5F_ACC_TRUNC, fcpl, fapl);
-    int rc = w.file < 0 ? ag_err_set(err, AG_EFAIL, "libhdf5 could not begin '%s'", path) : put_all(&w, d, err);
+    int rc = w.file < 0 ? ag_err_set(err, AG_EFAIL, "libhdf5 could not begin '%s'", path)
+                        : put_all(&w, d, err);
     if (rc == AG_OK)
         rc = store(&w, path, err);
     if (w.file >= 0 && H5Fclose(w.file) < 0 && rc == AG_OK)

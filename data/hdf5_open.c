@@ -1,9 +1,11 @@
 /*
- * hdf5_open.c -- HDF5 files as data sets: mapped where the arrays lie contiguous, else from an imported copy.
+ * hdf5_open.c -- HDF5 files as data sets: mapped where the arrays lie contiguous, else from an
+ * imported copy.
  *
- * The training loop never reads through libhdf5: a guarded child (hdf5.c) tells where the arrays lie, the file is
- * closed again, and its pages are mapped.  Arrays in chunks, compressed, of another byte order or width are copied
- * once into a file of the user cache whose name is the SHA-256 of the source, and mapped from there.
+ * The training loop never reads through libhdf5: a guarded child (hdf5.c) tells where the arrays
+ * lie, the file is closed again, and its pages are mapped.  Arrays in chunks, compressed, of
+ * another byte order or width are copied once into a file of the user cache whose name is the
+ * SHA-256 of the source, and mapped from there.
  */
 #include "autograd/base/hash.h"
 #include "data/internal.h"
@@ -34,7 +36,8 @@ static uint64_t le64(const unsigned char *p)
     return v;
 }
 
-/* What can be said without the library: signature, superblock, base address 0, the end inside the file. */
+/* What can be said without the library: signature, superblock, base address 0, the end inside the
+ * file. */
 static int check_superblock(const ag_map *m, const char *path, ag_err *err)
 {
     static const unsigned char signature[8] = {0x89, 'H', 'D', 'F', '\r', '\n', 0x1A, '\n'};
@@ -43,11 +46,13 @@ static int check_superblock(const ag_map *m, const char *path, ag_err *err)
         return ag_err_set(err, AG_EINPUT, "'%s' is no HDF5 file (or one with a user block)", path);
     const int version = p[8], base = version == 0 ? 24 : version == 1 ? 28 : 12;
     if (version > 3 || p[version < 2 ? 13 : 9] != 8)
-        return ag_err_set(err, AG_EINPUT, "'%s' is an HDF5 file of a kind that is not read (superblock %d)", path,
+        return ag_err_set(err, AG_EINPUT,
+                          "'%s' is an HDF5 file of a kind that is not read (superblock %d)", path,
                           version);
     const uint64_t end = le64(p + base + 16);
     if (le64(p + base) != 0 || end > m->size)
-        return ag_err_set(err, AG_EINPUT, "'%s' is cut off: it has %zu bytes and should have %" PRIu64, path,
+        return ag_err_set(err, AG_EINPUT,
+                          "'%s' is cut off: it has %zu bytes and should have %" PRIu64, path,
                           m->size, end);
     return AG_OK;
 }
@@ -73,15 +78,18 @@ static const char *or_else(const char *s, const char *other) { return s && *s ? 
 static int inspect(const data_options *o, h5_job *j, h5_reply *ret, ag_err *err)
 {
     const bool named = o->h5_train && *o->h5_train;
-    const char *const token[H5_ARRAYS] = {"/tokens/train", "/tokens/val", "/train/labels", "/test/labels",
-                                          "/tokenizer/code_points"};
-    const char *const image[H5_ARRAYS] = {"/train/images", "/test/images", "/train/labels", "/test/labels", NULL};
-    const char *const own[H5_ARRAYS] = {o->h5_train, o->h5_val, o->h5_train_labels, o->h5_val_labels, NULL};
+    const char *const token[H5_ARRAYS] = {"/tokens/train", "/tokens/val", "/train/labels",
+                                          "/test/labels", "/tokenizer/code_points"};
+    const char *const image[H5_ARRAYS] = {"/train/images", "/test/images", "/train/labels",
+                                          "/test/labels", NULL};
+    const char *const own[H5_ARRAYS] = {o->h5_train, o->h5_val, o->h5_train_labels,
+                                        o->h5_val_labels, NULL};
     for (int round = 0; round < 2; round++) {
         for (int i = 0; i < H5_ARRAYS; i++) {
             j->name[i] = or_else(own[i], round ? image[i] : named && i == H5_VAL ? NULL : token[i]);
             if (j->name[i] && j->name[i][0] != '/')
-                return ag_err_set(err, AG_ECONFIG, "data: the HDF5 name '%s' does not begin with /", j->name[i]);
+                return ag_err_set(err, AG_ECONFIG, "data: the HDF5 name '%s' does not begin with /",
+                                  j->name[i]);
         }
         const int rc = guarded(h5_inspect, j, 0, ret, err);
         if (rc || ret->array[H5_TRAIN].rank)
@@ -89,7 +97,9 @@ static int inspect(const data_options *o, h5_job *j, h5_reply *ret, ag_err *err)
         if (named)
             return ag_err_set(err, AG_EINPUT, "'%s' has no data set %s", j->path, o->h5_train);
     }
-    return ag_err_set(err, AG_EINPUT, "'%s' has neither /tokens/train nor /train/images: name the data set", j->path);
+    return ag_err_set(err, AG_EINPUT,
+                      "'%s' has neither /tokens/train nor /train/images: name the data set",
+                      j->path);
 }
 
 /* ---- the imported copy ---- */
@@ -135,7 +145,8 @@ static bool copy_fits(const ag_map *m, const char *key, h5_reply *ret)
     if (m->size < HEAD_BYTES)
         return false;
     memcpy(&h, m->data, sizeof h);
-    if (memcmp(h.magic, copy_magic, sizeof h.magic) || memcmp(h.key, key, 65) || h.crc != head_crc(&h))
+    if (memcmp(h.magic, copy_magic, sizeof h.magic) || memcmp(h.key, key, 65)
+        || h.crc != head_crc(&h))
         return false;
     const h5_reply plan = h.plan;
     if (lay_out(h.plan.array) != (int64_t)m->size)
@@ -158,16 +169,19 @@ static int fill_copy(int fd, const h5_job *source, const char *key, h5_reply *pl
     memcpy(j.array, plan->array, sizeof j.array);
     j.out = fd;
     if (ftruncate(fd, size))
-        return ag_err_set(err, AG_EIO, "no room for an imported copy of '%s': %s", j.path, strerror(errno));
+        return ag_err_set(err, AG_EIO, "no room for an imported copy of '%s': %s", j.path,
+                          strerror(errno));
     const int rc = guarded(h5_copy, &j, size, &done, err);
     if (rc)
         return rc;
     if (pwrite(fd, &h, sizeof h, 0) != (ssize_t)sizeof h || fsync(fd))
-        return ag_err_set(err, AG_EIO, "cannot write an imported copy of '%s': %s", j.path, strerror(errno));
+        return ag_err_set(err, AG_EIO, "cannot write an imported copy of '%s': %s", j.path,
+                          strerror(errno));
     return AG_OK;
 }
 
-static int make_copy(const h5_job *j, const char *key, const char *path, h5_reply *plan, ag_err *err)
+static int make_copy(const h5_job *j, const char *key, const char *path, h5_reply *plan,
+                     ag_err *err)
 {
     char *temporary = malloc(strlen(path) + 8);
     if (!temporary)
@@ -179,7 +193,8 @@ static int make_copy(const h5_job *j, const char *key, const char *path, h5_repl
     if (fd >= 0 && close(fd) && rc == AG_OK)
         rc = ag_err_set(err, AG_EIO, "cannot write '%s': %s", temporary, strerror(errno));
     if (rc == AG_OK && rename(temporary, path))
-        rc = ag_err_set(err, AG_EIO, "cannot rename '%s' to '%s': %s", temporary, path, strerror(errno));
+        rc = ag_err_set(err, AG_EIO, "cannot rename '%s' to '%s': %s", temporary, path,
+                        strerror(errno));
     if (rc && fd >= 0)
         unlink(temporary);
     free(temporary);
@@ -193,8 +208,8 @@ static int use_copy(const h5_job *j, ag_map *m, h5_reply *plan, ag_err *err)
     char *dir = cache ? data_path_join(cache, "imported") : NULL, *path = NULL;
     ag_map copy = {0};
     int rc = dir ? ag_dir_make(dir, err)
-                 : ag_err_set(err, AG_EIO, "'%s' must be imported, but there is no cache folder: set XDG_CACHE_HOME or"
-                              " HOME, or store it contiguous", j->path);
+                 : ag_err_set(err, AG_EIO, "'%s' must be imported, but there is no cache folder:"
+                              " set XDG_CACHE_HOME or HOME, or store it contiguous", j->path);
     make_key(m, j, key);
     snprintf(name, sizeof name, "%s.bin", key);
     if (rc == AG_OK && !(path = data_path_join(dir, name)))
@@ -222,7 +237,8 @@ static int use_copy(const h5_job *j, ag_map *m, h5_reply *plan, ag_err *err)
 static uint32_t value(const ag_map *m, const h5_array *a, int64_t i)
 {
     const unsigned char *p = m->data + a->at;
-    return a->bytes == 1 ? p[i] : a->bytes == 2 ? ((const uint16_t *)p)[i] : ((const uint32_t *)p)[i];
+    return a->bytes == 1 ? p[i]
+         : a->bytes == 2 ? ((const uint16_t *)p)[i] : ((const uint32_t *)p)[i];
 }
 
 static uint32_t largest(const ag_map *m, const h5_array *a)
@@ -251,7 +267,8 @@ static int bind_tokenizer(const data_options *o, data_set *d, const h5_reply *r,
     return rc;
 }
 
-static int bind_tokens(const data_options *o, const h5_job *j, data_set *d, const h5_reply *r, ag_err *err)
+static int bind_tokens(const data_options *o, const h5_job *j, data_set *d, const h5_reply *r,
+                       ag_err *err)
 {
     d->kind = DATA_TOKENS;
     int rc = bind_tokenizer(o, d, r, err);
@@ -260,17 +277,20 @@ static int bind_tokens(const data_options *o, const h5_job *j, data_set *d, cons
         const h5_array *a = &r->array[s == DATA_TRAIN ? H5_TRAIN : H5_VAL];
         const int64_t most = a->rank ? largest(&d->map, a) : 0;
         if (a->rank > 1)
-            rc = ag_err_set(err, AG_EINPUT, "'%s': %s is no list of tokens (rank %d)", o->path, j->name[s], a->rank);
+            rc = ag_err_set(err, AG_EINPUT, "'%s': %s is no list of tokens (rank %d)", o->path,
+                            j->name[s], a->rank);
         else if (most >= INT32_MAX || (d->tokenizer && most >= d->vocab))
-            rc = ag_err_set(err, AG_EINPUT, "'%s': %s has a token that is negative or outside the vocabulary", o->path,
-                            j->name[s]);
+            rc = ag_err_set(err, AG_EINPUT,
+                            "'%s': %s has a token that is negative or outside the vocabulary",
+                            o->path, j->name[s]);
         if (!d->tokenizer && most >= d->vocab)
             d->vocab = most + 1;
         if (a->rank)
             d->tokens[s] = (data_tokens){d->map.data + a->at, a->n, a->bytes};
     }
     if (rc == AG_OK && d->tokens[DATA_VAL].n == 0)
-        data_split_tokens(d, d->tokens[0].at, d->tokens[0].n, d->tokens[0].bytes, o->val_fraction, 0);
+        data_split_tokens(d, d->tokens[0].at, d->tokens[0].n, d->tokens[0].bytes, o->val_fraction,
+                          0);
     return rc;
 }
 
@@ -279,8 +299,8 @@ static int bind_labels(const h5_job *j, int split, data_set *d, const h5_reply *
     const int which = split == DATA_TRAIN ? H5_TRAIN_LABELS : H5_VAL_LABELS;
     const h5_array *a = &r->array[which];
     if (a->rank != 1 || a->n != d->images[split].n)
-        return ag_err_set(err, AG_EINPUT, "'%s': %s has %" PRId64 " labels for %" PRId64 " images", j->path, j->name[which],
-                          a->rank == 1 ? a->n : 0, d->images[split].n);
+        return ag_err_set(err, AG_EINPUT, "'%s': %s has %" PRId64 " labels for %" PRId64 " images",
+                          j->path, j->name[which], a->rank == 1 ? a->n : 0, d->images[split].n);
     int32_t *label = malloc((size_t)a->n * sizeof *label);
     const int rc = data_own(d, label, (size_t)a->n * sizeof *label, err);
     if (rc)
@@ -288,14 +308,16 @@ static int bind_labels(const h5_job *j, int split, data_set *d, const h5_reply *
     for (int64_t i = 0; i < a->n; i++) {
         const uint32_t v = value(&d->map, a, i);
         if (v >= INT32_MAX)
-            return ag_err_set(err, AG_EINPUT, "'%s': label %" PRId64 " of %s is out of range", j->path, i, j->name[which]);
+            return ag_err_set(err, AG_EINPUT, "'%s': label %" PRId64 " of %s is out of range",
+                              j->path, i, j->name[which]);
         label[i] = (int32_t)v;
     }
     d->images[split].label = label;
     return AG_OK;
 }
 
-static int bind_images(const data_options *o, const h5_job *j, data_set *d, const h5_reply *r, ag_err *err)
+static int bind_images(const data_options *o, const h5_job *j, data_set *d, const h5_reply *r,
+                       ag_err *err)
 {
     d->kind = DATA_IMAGES;
     for (int s = DATA_TRAIN; s <= DATA_VAL; s++) {
@@ -304,11 +326,12 @@ static int bind_images(const data_options *o, const h5_job *j, data_set *d, cons
         if (a->rank == 0)
             continue;
         if (a->rank < 3 || a->bytes != 1)
-            return ag_err_set(err, AG_EINPUT, "'%s': %s is no array of u8 images [N, H, W] or [N, H, W, C]", j->path,
-                              j->name[s]);
+            return ag_err_set(err, AG_EINPUT,
+                              "'%s': %s is no array of u8 images [N, H, W] or [N, H, W, C]",
+                              j->path, j->name[s]);
         if (s != DATA_TRAIN && (a->dim[1] != d->h || a->dim[2] != d->w || c != d->c))
-            return ag_err_set(err, AG_EINPUT, "'%s': %s and %s hold images of different size", j->path,
-                              j->name[H5_TRAIN], j->name[H5_VAL]);
+            return ag_err_set(err, AG_EINPUT, "'%s': %s and %s hold images of different size",
+                              j->path, j->name[H5_TRAIN], j->name[H5_VAL]);
         d->h = a->dim[1];
         d->w = a->dim[2];
         d->c = c;
@@ -332,8 +355,9 @@ static bool lies_within(const ag_map *m, const h5_array *a)
             return false;
         n *= a->dim[i];
     }
-    return a->rank <= 4 && a->n == n && (a->bytes == 1 || a->bytes == 2 || a->bytes == 4) && a->at >= 0
-        && a->at % a->bytes == 0 && a->at <= (int64_t)m->size && n <= ((int64_t)m->size - a->at) / a->bytes;
+    return a->rank <= 4 && a->n == n && (a->bytes == 1 || a->bytes == 2 || a->bytes == 4)
+           && a->at >= 0 && a->at % a->bytes == 0 && a->at <= (int64_t)m->size
+           && n <= ((int64_t)m->size - a->at) / a->bytes;
 }
 
 int data_open_hdf5(const data_options *o, data_set *d, ag_err *err)
@@ -342,7 +366,8 @@ int data_open_hdf5(const data_options *o, data_set *d, ag_err *err)
     h5_reply r;
     bool mapped = true;
     int rc = ag_file_map(o->path, &d->map, err);
-    if (rc || (rc = check_superblock(&d->map, o->path, err)) || (rc = data_add_file(d, o->path, err)))
+    if (rc || (rc = check_superblock(&d->map, o->path, err))
+        || (rc = data_add_file(d, o->path, err)))
         return rc;
     j.file_size = (int64_t)d->map.size;
     if ((rc = inspect(o, &j, &r, err)))
@@ -357,6 +382,7 @@ int data_open_hdf5(const data_options *o, data_set *d, ag_err *err)
         return rc;
     for (int i = 0; i < H5_ARRAYS; i++)
         if (!lies_within(&d->map, &r.array[i]))
-            return ag_err_set(err, AG_EINPUT, "'%s' is damaged: %s lies outside it", o->path, j.name[i]);
+            return ag_err_set(err, AG_EINPUT, "'%s' is damaged: %s lies outside it", o->path,
+                              j.name[i]);
     return tokens ? bind_tokens(o, &j, d, &r, err) : bind_images(o, &j, d, &r, err);
 }

@@ -1,8 +1,8 @@
 /*
  * idx.c -- MNIST's format: images and labels as IDX files, plain or gzip, in one folder.
  *
- * An IDX file is 0, 0, type (8: u8), rank, then rank big-endian u32 dimensions, then the data.  The sizes in the
- * header are checked against the real size before anything is allocated.
+ * An IDX file is 0, 0, type (8: u8), rank, then rank big-endian u32 dimensions, then the data.  The
+ * sizes in the header are checked against the real size before anything is allocated.
  */
 #include "data/internal.h"
 #include <inttypes.h>
@@ -10,15 +10,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct idx { int rank; int64_t dim[3]; int64_t head; int64_t size; } idx;    /* sizes in bytes */
+typedef struct idx {
+    int rank;
+    int64_t dim[3];
+    int64_t head;
+    int64_t size;
+} idx; /* sizes in bytes */
 
 static int parse(const unsigned char *p, size_t n, const char *path, idx *ret, ag_err *err)
 {
     idx x = {.size = 1};
     if (n < 4 || p[0] || p[1] || p[2] != 8 || (p[3] != 1 && p[3] != 3))
-        return ag_err_set(err, AG_EINPUT, "'%s' is no IDX file of bytes with 1 or 3 dimensions (it begins with"
-                          " %02x %02x %02x %02x)", path, n > 0 ? p[0] : 0, n > 1 ? p[1] : 0,
-                          n > 2 ? p[2] : 0, n > 3 ? p[3] : 0);
+        return ag_err_set(err, AG_EINPUT,
+                          "'%s' is no IDX file of bytes with 1 or 3 dimensions (it begins with"
+                          " %02x %02x %02x %02x)",
+                          path, n > 0 ? p[0] : 0, n > 1 ? p[1] : 0, n > 2 ? p[2] : 0,
+                          n > 3 ? p[3] : 0);
     x.rank = p[3];
     x.head = 4 + 4 * x.rank;
     if (n < (size_t)x.head)
@@ -38,7 +45,7 @@ static int parse(const unsigned char *p, size_t n, const char *path, idx *ret, a
 
 static int64_t size_of(const unsigned char *head, size_t n, const char *path, ag_err *err)
 {
-    idx x;
+    idx x = {0};
     const int rc = parse(head, n, path, &x, err);
     return rc ? rc : x.head + x.size;
 }
@@ -62,7 +69,8 @@ static char *find(const char *dir, const char *part, const char *what, int rank)
 }
 
 /* Loads one file of the folder into memory that d owns; *ret_at points behind its header. */
-static int load(data_set *d, const char *path, int rank, idx *ret_idx, const unsigned char **ret_at, ag_err *err)
+static int load(data_set *d, const char *path, int rank, idx *ret_idx, const unsigned char **ret_at,
+                ag_err *err)
 {
     data_bytes b;
     int rc = data_bytes_load_sized(path, size_of, &b, err);
@@ -96,11 +104,14 @@ static int load_part(data_set *d, int split, const char *images, const char *lab
     if (rc || (rc = load(d, labels, 1, &y, &at, err)))
         return rc;
     if (x.dim[0] != y.dim[0])
-        return ag_err_set(err, AG_EINPUT, "'%s' has %" PRId64 " images, but '%s' has %" PRId64 " labels", images,
+        return ag_err_set(err, AG_EINPUT,
+                          "'%s' has %" PRId64 " images, but '%s' has %" PRId64 " labels", images,
                           x.dim[0], labels, y.dim[0]);
     if (split != DATA_TRAIN && (x.dim[1] != d->h || x.dim[2] != d->w))
-        return ag_err_set(err, AG_EINPUT, "'%s' has images of %" PRId64 " x %" PRId64 ", the training part of %"
-                          PRId64 " x %" PRId64, images, x.dim[1], x.dim[2], d->h, d->w);
+        return ag_err_set(err, AG_EINPUT,
+                          "'%s' has images of %" PRId64 " x %" PRId64
+                          ", the training part of %" PRId64 " x %" PRId64,
+                          images, x.dim[1], x.dim[2], d->h, d->w);
     int32_t *label = malloc((size_t)y.size * sizeof *label);
     if ((rc = data_own(d, label, (size_t)y.size * sizeof *label, err)))
         return rc;
@@ -126,8 +137,10 @@ int data_open_idx(const data_options *o, const char *dir, int n_classes, data_se
         if (images && labels)
             rc = load_part(d, s, images, labels, err);
         else if (images || labels || s == DATA_TRAIN)
-            rc = ag_err_set(err, AG_EINPUT, "'%s' has no %s-%s file (%s-%s-idx%d-ubyte, plain or .gz)", dir, part[s],
-                            images ? "labels" : "images", part[s], images ? "labels" : "images", images ? 1 : 3);
+            rc = ag_err_set(err, AG_EINPUT,
+                            "'%s' has no %s-%s file (%s-%s-idx%d-ubyte, plain or .gz)", dir,
+                            part[s], images ? "labels" : "images", part[s],
+                            images ? "labels" : "images", images ? 1 : 3);
         free(images);
         free(labels);
     }

@@ -1,8 +1,10 @@
 /*
- * inflate.c -- gzip files and zip archives, unpacked by zlib into memory that is bounded beforehand.
+ * inflate.c -- gzip files and zip archives, unpacked by zlib into memory that is bounded
+ * beforehand.
  *
- * Deflate cannot do better than 1032:1, so a file that promises more than 1040 times its own size is
- * refused before anything is allocated; where the contents tell their size (IDX), that is the bound.
+ * Deflate cannot do better than 1032:1, so a file that promises more than 1040 times its own size
+ * is refused before anything is allocated; where the contents tell their size (IDX), that is the
+ * bound.
  */
 #include "data/internal.h"
 #include <inttypes.h>
@@ -12,10 +14,11 @@
 
 enum { RATIO = 1040, HEAD = 64, GZIP = 15 + 16, RAW = -15, CHUNK = 1 << 30 };
 
-/* One stream from in[n] to out[cap]; stops where out is full.  Sets *ret_n to the bytes made and *ret_end where
- * all input was used up by whole members.  Returns a zlib code: Z_OK, Z_DATA_ERROR, Z_MEM_ERROR. */
-static int inflate_into(const unsigned char *in, size_t n, int window, unsigned char *out, size_t cap,
-                        size_t *ret_n, bool *ret_end)
+/* One stream from in[n] to out[cap]; stops where out is full.  Sets *ret_n to the bytes made and
+ * *ret_end where all input was used up by whole members.  Returns a zlib code: Z_OK, Z_DATA_ERROR,
+ * Z_MEM_ERROR. */
+static int inflate_into(const unsigned char *in, size_t n, int window, unsigned char *out,
+                        size_t cap, size_t *ret_n, bool *ret_end)
 {
     z_stream z = {0};
     size_t used = 0, made = 0;
@@ -51,12 +54,14 @@ static int gzip_error(int zrc, const char *path, size_t made, ag_err *err)
 {
     if (zrc == Z_MEM_ERROR)
         return ag_err_set(err, AG_ENOMEM, "no memory to unpack '%s'", path);
-    return ag_err_set(err, AG_EINPUT, "'%s' is damaged: its gzip stream %s after %zu unpacked bytes", path,
+    return ag_err_set(err, AG_EINPUT,
+                      "'%s' is damaged: its gzip stream %s after %zu unpacked bytes", path,
                       zrc == Z_OK ? "breaks off" : "is wrong", made);
 }
 
 /* Unpacks a gzip file in memory whose contents are exactly size bytes. */
-static int unpack_exactly(const ag_map *m, const char *path, size_t size, unsigned char **ret, ag_err *err)
+static int unpack_exactly(const ag_map *m, const char *path, size_t size, unsigned char **ret,
+                          ag_err *err)
 {
     unsigned char *out = malloc(size + 1);
     size_t made = 0;
@@ -68,8 +73,8 @@ static int unpack_exactly(const ag_map *m, const char *path, size_t size, unsign
     if (zrc != Z_OK || (!end && made <= size))
         rc = gzip_error(zrc, path, made, err);
     else if (made != size)
-        rc = ag_err_set(err, AG_EINPUT, "'%s' unpacks to %s%zu bytes, but its header tells of %zu", path,
-                        made > size ? "more than " : "", made > size ? size : made, size);
+        rc = ag_err_set(err, AG_EINPUT, "'%s' unpacks to %s%zu bytes, but its header tells of %zu",
+                        path, made > size ? "more than " : "", made > size ? size : made, size);
     if (rc)
         free(out);
     else
@@ -78,17 +83,20 @@ static int unpack_exactly(const ag_map *m, const char *path, size_t size, unsign
 }
 
 /* Unpacks a gzip file whose size is not known: its last four bytes are the first guess. */
-static int unpack(const ag_map *m, const char *path, unsigned char **ret, size_t *ret_size, ag_err *err)
+static int unpack(const ag_map *m, const char *path, unsigned char **ret, size_t *ret_size,
+                  ag_err *err)
 {
     const unsigned char *tail = m->data + m->size - 4;
     const size_t most = m->size * RATIO;
-    size_t cap = (size_t)tail[0] | (size_t)tail[1] << 8 | (size_t)tail[2] << 16 | (size_t)tail[3] << 24;
+    size_t cap =
+        (size_t)tail[0] | (size_t)tail[1] << 8 | (size_t)tail[2] << 16 | (size_t)tail[3] << 24;
     for (cap = cap < most ? cap + 1 : most;; cap = cap < most / 2 ? 2 * cap : most) {
         size_t made = 0;
         bool end = false;
         unsigned char *out = malloc(cap);
         if (!out)
-            return ag_err_set(err, AG_ENOMEM, "no memory for the contents of '%s' (%zu bytes)", path, cap);
+            return ag_err_set(err, AG_ENOMEM, "no memory for the contents of '%s' (%zu bytes)",
+                              path, cap);
         const int zrc = inflate_into(m->data, m->size, GZIP, out, cap, &made, &end);
         if (zrc == Z_OK && end) {
             *ret = out;
@@ -113,7 +121,8 @@ static int load(const char *path, data_size_of *size_of, data_bytes *b, ag_err *
     bool end;
     const bool packed = is_gzip(&b->map);
     if (packed && b->map.size < 18)
-        return ag_err_set(err, AG_EINPUT, "'%s' is damaged: %zu bytes are no gzip file", path, b->map.size);
+        return ag_err_set(err, AG_EINPUT, "'%s' is damaged: %zu bytes are no gzip file", path,
+                          b->map.size);
     b->at = b->map.data;
     b->size = b->map.size;
     if (!size_of) {
@@ -135,20 +144,23 @@ static int load(const char *path, data_size_of *size_of, data_bytes *b, ag_err *
     if (size < 0)
         return (int)size;
     if (!packed && (uint64_t)size != b->size)
-        return ag_err_set(err, AG_EINPUT, "'%s' has %zu bytes, but its header tells of %" PRId64, path,
-                          b->size, size);
+        return ag_err_set(err, AG_EINPUT, "'%s' has %zu bytes, but its header tells of %" PRId64,
+                          path, b->size, size);
     if (!packed)
         return AG_OK;
     if ((uint64_t)size > b->map.size * RATIO)
-        return ag_err_set(err, AG_EINPUT, "'%s' has %zu bytes, which cannot hold the %" PRId64 " that its header"
-                          " tells of", path, b->map.size, size);
+        return ag_err_set(err, AG_EINPUT,
+                          "'%s' has %zu bytes, which cannot hold the %" PRId64 " that its header"
+                          " tells of",
+                          path, b->map.size, size);
     b->size = (size_t)size;
     const int rc = unpack_exactly(&b->map, path, b->size, &b->unpacked, err);
     b->at = b->unpacked;
     return rc;
 }
 
-int data_bytes_load_sized(const char *path, data_size_of *size_of, data_bytes *ret_bytes, ag_err *err)
+int data_bytes_load_sized(const char *path, data_size_of *size_of, data_bytes *ret_bytes,
+                          ag_err *err)
 {
     data_bytes b = {0};
     int rc = ag_file_map(path, &b.map, err);
@@ -187,17 +199,22 @@ static uint32_t le(const unsigned char *p, int n)
     return v;
 }
 
-static int unzip(const ag_map *m, const char *zip, const char *member, const char *path, ag_err *err)
+static int unzip(const ag_map *m, const char *zip, const char *member, const char *path,
+                 ag_err *err)
 {
     const unsigned char *p = m->data;
     const size_t len = strlen(member);
-    if (m->size < 30 + len || le(p, 4) != 0x04034B50 || le(p + 26, 2) != len || memcmp(p + 30, member, len))
-        return ag_err_set(err, AG_EINPUT, "'%s' is no zip archive that begins with '%s'", zip, member);
+    if (m->size < 30 + len || le(p, 4) != 0x04034B50 || le(p + 26, 2) != len
+        || memcmp(p + 30, member, len))
+        return ag_err_set(err, AG_EINPUT, "'%s' is no zip archive that begins with '%s'", zip,
+                          member);
     const size_t start = 30 + len + le(p + 28, 2), packed = le(p + 18, 4), size = le(p + 22, 4);
-    if (le(p + 6, 2) & 8 || le(p + 8, 2) != Z_DEFLATED || start > m->size || packed > m->size - start
-        || size > packed * RATIO)
-        return ag_err_set(err, AG_EINPUT, "'%s': member '%s' is damaged or of a kind that is not read (unzip it by"
-                          " hand into '%s')", zip, member, path);
+    if (le(p + 6, 2) & 8 || le(p + 8, 2) != Z_DEFLATED || start > m->size
+        || packed > m->size - start || size > packed * RATIO)
+        return ag_err_set(err, AG_EINPUT,
+                          "'%s': member '%s' is damaged or of a kind that is not read (unzip it by"
+                          " hand into '%s')",
+                          zip, member, path);
     unsigned char *out = malloc(size + 1);
     size_t made = 0;
     bool end = false;
@@ -206,7 +223,8 @@ static int unzip(const ag_map *m, const char *zip, const char *member, const cha
     const int zrc = inflate_into(p + start, packed, RAW, out, size + 1, &made, &end);
     int rc;
     if (zrc != Z_OK || made != size || !end || crc32_z(0, out, size) != le(p + 14, 4))
-        rc = ag_err_set(err, AG_EINPUT, "'%s' is damaged: member '%s' does not unpack", zip, member);
+        rc =
+            ag_err_set(err, AG_EINPUT, "'%s' is damaged: member '%s' does not unpack", zip, member);
     else
         rc = ag_file_replace(path, out, size, err);
     free(out);

@@ -29,7 +29,8 @@ int data_encode_packed(const data_tokenizer *tok, const char *text, size_t size,
                        void **ret_at, int64_t *ret_n, int *ret_bytes, ag_err *err);
 
 /* ---- inflate.c: gzip and zip, with the output bounded before it is made ---- */
-/* A file in memory: mapped, or unpacked where it begins as gzip does.  unpacked is malloc'ed or NULL. */
+/* A file in memory: mapped, or unpacked where it begins as gzip does.  unpacked is malloc'ed or
+ * NULL. */
 typedef struct data_bytes {
     const unsigned char *at;
     size_t size;
@@ -38,10 +39,11 @@ typedef struct data_bytes {
 } data_bytes;
 int  data_bytes_load(const char *path, data_bytes *ret_bytes, ag_err *err);
 void data_bytes_release(data_bytes *b);
-/* The same for a file that tells its own size: size_of gets its first 64 bytes (fewer in a shorter file) and
- * answers the size that the whole must have, or a negative code. */
+/* The same for a file that tells its own size: size_of gets its first 64 bytes (fewer in a shorter
+ * file) and answers the size that the whole must have, or a negative code. */
 typedef int64_t data_size_of(const unsigned char *head, size_t size, const char *path, ag_err *err);
-int  data_bytes_load_sized(const char *path, data_size_of *size_of, data_bytes *ret_bytes, ag_err *err);
+int data_bytes_load_sized(const char *path, data_size_of *size_of, data_bytes *ret_bytes,
+                          ag_err *err);
 /* Unpacks the one file called member of a zip archive into path. */
 int  data_unzip(const char *zip, const char *member, const char *path, ag_err *err);
 
@@ -53,7 +55,8 @@ int  data_sum_check(const char *path, const char *sum, ag_err *err);
 char *data_path_join(const char *dir, const char *name);
 
 /* ---- download.c ---- */
-/* Fetches one file from the first of n URLs that has it, into path, by way of path.part.  sum NULL: not checked. */
+/* Fetches one file from the first of n URLs that has it, into path, by way of path.part.  sum NULL:
+ * not checked. */
 int data_fetch(const char *const *url, int n, const char *path, const char *sum, int64_t max_size,
                data_progress *progress, void *arg, ag_err *err);
 
@@ -64,8 +67,8 @@ typedef struct data_guard {
     int64_t memory;                  /* bytes beyond what the process has now */
     int64_t file_size;               /* bytes up to which the child may make a file grow */
 } data_guard;
-/* Runs work(arg, reply) in a child and brings reply[size] back.  AG_EINPUT where the child dies or does not
- * answer in time: "'name' is damaged: ...". */
+/* Runs work(arg, reply) in a child and brings reply[size] back.  AG_EINPUT where the child dies or
+ * does not answer in time: "'name' is damaged: ...". */
 int data_guard_run(const data_guard *g, data_guard_work *work, void *arg, void *reply, size_t size,
                    const char *name, ag_err *err);
 

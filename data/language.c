@@ -1,15 +1,17 @@
 /*
  * language.c -- a small formal language whose entropy rate is known exactly.
  *
- * Sentences such as "the cats that see a dog hear some birds." come from a probabilistic automaton: a state is a
- * list of words with weights, each word leads to one state.  Verbs agree in number with a noun that may lie a
- * relative clause (or two, one inside the other) back, so that there is something for attention to find.
+ * Sentences such as "the cats that see a dog hear some birds." come from a probabilistic automaton:
+ * a state is a list of words with weights, each word leads to one state.  Verbs agree in number
+ * with a noun that may lie a relative clause (or two, one inside the other) back, so that there is
+ * something for attention to find.
  *
- * The words of a state are prefix-free and lead to one state each, so text and path determine each other, and the
- * chain rule gives the entropy rate per character exactly (Cover and Thomas, Elements of Information Theory, 4.2):
+ * The words of a state are prefix-free and lead to one state each, so text and path determine each
+ * other, and the chain rule gives the entropy rate per character exactly (Cover and Thomas,
+ * Elements of Information Theory, 4.2):
  *     h = sum_s mu_s H_s / sum_s mu_s L_s,
- * with mu the stationary distribution over the word steps, H_s the entropy of the choice in state s, and L_s the
- * mean length of its words.  No model has a lower loss, however long its context.
+ * with mu the stationary distribution over the word steps, H_s the entropy of the choice in state
+ * s, and L_s the mean length of its words.  No model has a lower loss, however long its context.
  */
 #include "autograd/base/rng.h"
 #include "data/internal.h"
@@ -19,18 +21,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STATES = 19, WORDS = 16, WORD_LENGTH = 24, DEFAULT_SIZE = 1000000 };
+enum { WORDS = 16, WORD_LENGTH = 24, DEFAULT_SIZE = 1000000 };
 
-/* States; + n: the number of the subject (0 singular, 1 plural) that the main verb has to agree with, and for two
- * of them + 2 m: that of the noun which an inner clause is about. */
-enum { SUBJECT = 0, AFTER = 1, CLAUSE = 3, INSIDE = 5, AFTER_INSIDE = 7, DEEP = 11, DEEPEST = 15, MAIN = 17,
-       OBJECT = 1000 };                                  /* OBJECT is SUBJECT with a full stop, the last state */
+/* States; + n: the number of the subject (0 singular, 1 plural) that the main verb has to agree
+ * with, and for two of them + 2 m: that of the noun which an inner clause is about.  OBJECT is
+ * SUBJECT with a full stop, the last state. */
+enum {
+    SUBJECT = 0, AFTER = 1, CLAUSE = 3, INSIDE = 5, AFTER_INSIDE = 7, DEEP = 11, DEEPEST = 15,
+    MAIN = 17, OBJECT = 19, STATES = 20,
+};
 
 typedef struct word { char text[WORD_LENGTH]; int weight, next; } word;
 typedef struct state { word word[WORDS]; int n, total; } state;
-typedef struct grammar { state state[STATES + 1]; int n; } grammar;
-
-static int object_state(int next) { return next == OBJECT ? STATES : next; }
+typedef struct grammar { state state[STATES]; } grammar;
 
 static void add(state *s, int weight, int next, const char *a, const char *b, const char *c)
 {
@@ -38,7 +41,7 @@ static void add(state *s, int weight, int next, const char *a, const char *b, co
     word *w = &s->word[s->n++];
     snprintf(w->text, sizeof w->text, "%s%s%s", a, b, c);
     w->weight = weight;
-    w->next = object_state(next);
+    w->next = next;
     s->total += weight;
 }
 
@@ -68,9 +71,8 @@ static void grammar_make(grammar *g)
 {
     state *s = g->state;
     memset(g, 0, sizeof *g);
-    g->n = STATES + 1;
-    add_nouns(&s[SUBJECT], " ", AFTER, AFTER + 1);
-    add_nouns(&s[STATES], ".\n", SUBJECT, SUBJECT);
+        add_nouns(&s[SUBJECT], " ", AFTER, AFTER + 1);
+    add_nouns(&s[OBJECT], ".\n", SUBJECT, SUBJECT);
     for (int n = 0; n < 2; n++) {
         add(&s[AFTER + n], 10, CLAUSE + n, "that ", "", "");
         add_verbs(&s[AFTER + n], 1, n, OBJECT);
@@ -86,16 +88,17 @@ static void grammar_make(grammar *g)
     }
 }
 
-/* mu = mu P with sum 1, by repeated (I + P) / 2, which converges for every automaton that comes back. */
-static void stationary(const grammar *g, double mu[STATES + 1])
+/* mu = mu P with sum 1, by repeated (I + P) / 2, which converges for every automaton that comes
+ * back. */
+static void stationary(const grammar *g, double mu[STATES])
 {
-    for (int i = 0; i < g->n; i++)
-        mu[i] = 1.0 / g->n;
+    for (int i = 0; i < STATES; i++)
+        mu[i] = 1.0 / STATES;
     for (int round = 0; round < 2000; round++) {
-        double next[STATES + 1];
-        for (int i = 0; i < g->n; i++)
+        double next[STATES];
+        for (int i = 0; i < STATES; i++)
             next[i] = mu[i] / 2;
-        for (int i = 0; i < g->n; i++)
+        for (int i = 0; i < STATES; i++)
             for (int j = 0; j < g->state[i].n; j++) {
                 const word *w = &g->state[i].word[j];
                 next[w->next] += mu[i] / 2 * w->weight / g->state[i].total;
@@ -106,9 +109,9 @@ static void stationary(const grammar *g, double mu[STATES + 1])
 
 static double entropy_rate(const grammar *g)
 {
-    double mu[STATES + 1], nats = 0, chars = 0;
+    double mu[STATES], nats = 0, chars = 0;
     stationary(g, mu);
-    for (int i = 0; i < g->n; i++)
+    for (int i = 0; i < STATES; i++)
         for (int j = 0; j < g->state[i].n; j++) {
             const word *w = &g->state[i].word[j];
             const double p = (double)w->weight / g->state[i].total;
@@ -139,9 +142,9 @@ static void write_text(const grammar *g, uint64_t seed, char *text, size_t size)
 /* The characters that the language has, whether or not a short text shows them all. */
 static int make_tokenizer(const grammar *g, data_tokenizer **ret_tok, ag_err *err)
 {
-    char all[(STATES + 1) * WORDS * WORD_LENGTH];
+    char all[(STATES) * WORDS * WORD_LENGTH];
     size_t n = 0;
-    for (int i = 0; i < g->n; i++)
+    for (int i = 0; i < STATES; i++)
         for (int j = 0; j < g->state[i].n; j++) {
             const size_t len = strlen(g->state[i].word[j].text);
             memcpy(all + n, g->state[i].word[j].text, len);

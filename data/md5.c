@@ -1,5 +1,6 @@
 /*
- * md5.c -- MD5 (RFC 1321), only because that is what MNIST, Fashion-MNIST, enwik8 and CIFAR-10 were published with.
+ * md5.c -- MD5 (RFC 1321), only because that is what MNIST, Fashion-MNIST, enwik8 and CIFAR-10 were
+ * published with.
  */
 #include "data/internal.h"
 #include <stdio.h>

@@ -1,10 +1,10 @@
 /*
  * sample.c -- which samples a batch holds, as a function of (seed, step, index in the batch).
  *
- * Random windows are two Philox words each.  A shuffled epoch is a Feistel network on the sample index, with
- * round keys from Philox: a bijection of 0 .. 2^bits - 1, walked until it falls below n (cycle walking; Black
- * and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002), so that the order of an epoch needs no
- * memory and any place in it can be asked for at once.
+ * Random windows are two Philox words each.  A shuffled epoch is a Feistel network on the sample
+ * index, with round keys from Philox: a bijection of 0 .. 2^bits - 1, walked until it falls below n
+ * (cycle walking; Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002), so that
+ * the order of an epoch needs no memory and any place in it can be asked for at once.
  */
 #include "autograd/base/rng.h"
 #include "data/internal.h"
@@ -32,8 +32,8 @@ static shuffle shuffle_make(uint64_t seed, int64_t epoch, int64_t n)
     s.left = bits / 2;
     s.right = bits - s.left;
     for (uint32_t i = 0; i < 2; i++)
-        ag_philox(seed, (uint32_t)epoch, AG_SITE_SHUFFLE, 1ULL << 63 | (uint64_t)(epoch >> 32) << 1 | i,
-                  s.key + 4 * i);
+        ag_philox(seed, (uint32_t)epoch, AG_SITE_SHUFFLE,
+                  1ULL << 63 | (uint64_t)(epoch >> 32) << 1 | i, s.key + 4 * i);
     return s;
 }
 
@@ -81,7 +81,9 @@ typedef struct sampler { int64_t n, unit, epoch; shuffle order; } sampler;
 
 static sampler sampler_make(const data_set *d, const data_draw *w)
 {
-    sampler s = {.n = data_samples(d, w->split), .unit = d->kind == DATA_TOKENS ? d->context : 1, .epoch = -1};
+    sampler s = {.n = data_samples(d, w->split),
+                 .unit = d->kind == DATA_TOKENS ? d->context : 1,
+                 .epoch = -1};
     if (w->order == DATA_RANDOM && d->kind == DATA_TOKENS) {
         s.n = d->tokens[w->split].n - d->context;        /* offsets at which T + 1 tokens follow */
         s.unit = 1;
@@ -111,7 +113,8 @@ int64_t data_sample_at(const data_set *d, const data_draw *w, int64_t i)
 }
 
 /* n + 1 tokens from at: x gets the first n, y the last n. */
-static void copy_tokens(const data_tokens *t, int64_t at, int64_t n, int32_t *x, int32_t *y)
+static void copy_tokens(const data_tokens *t, int64_t at, int64_t n, int32_t *restrict x,
+                        int32_t *restrict y)
 {
     if (t->bytes == 1) {
         const uint8_t *p = (const uint8_t *)t->at + at;
@@ -145,6 +148,12 @@ int64_t data_batch_tokens(const data_set *d, const data_draw *w, int64_t i0, int
     return n;
 }
 
+static void copy_image(const uint8_t *p, int64_t n, float scale, float shift, float *restrict x)
+{
+    for (int64_t j = 0; j < n; j++)
+        x[j] = (float)p[j] * scale + shift;
+}
+
 int64_t data_batch_images(const data_set *d, const data_draw *w, int64_t i0, int64_t n,
                           float *x, int32_t *label)
 {
@@ -156,9 +165,7 @@ int64_t data_batch_images(const data_set *d, const data_draw *w, int64_t i0, int
         const int64_t at = sample_at(&s, w, i0 + i);
         if (at < 0)
             return i;
-        const uint8_t *p = im->at + at * size;
-        for (int64_t j = 0; j < size; j++)
-            x[i * size + j] = d->pixel[p[j]];
+        copy_image(im->at + at * size, size, d->scale, d->shift, x + i * size);
         label[i] = im->label[at];
     }
     return n;

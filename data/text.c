@@ -1,15 +1,16 @@
 /*
  * text.c -- a text file, plain or gzip, as characters or bytes.
  *
- * The parts are nanoGPT's: the first int(n * 0.9) tokens train, the rest validates; enwik8 is cut 90 / 5 / 5 as
- * everywhere (90 M, 5 M and 5 M bytes of the whole file).
+ * The parts are nanoGPT's: the first int(n * 0.9) tokens train, the rest validates; enwik8 is cut
+ * 90 / 5 / 5 as everywhere (90 M, 5 M and 5 M bytes of the whole file).
  */
 #include "data/internal.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static int choose_tokenizer(const data_options *o, const data_bytes *b, const char *path, data_set *d, ag_err *err)
+static int choose_tokenizer(const data_options *o, const data_bytes *b, const char *path,
+                            data_set *d, ag_err *err)
 {
     const bool named = o->tokenizer && *o->tokenizer;
     const bool bytes = named ? !strcmp(o->tokenizer, "byte") : !strcmp(d->name, "enwik8");
@@ -21,13 +22,13 @@ static int choose_tokenizer(const data_options *o, const data_bytes *b, const ch
 }
 
 /* Takes b over: bytes are tokens as they lie, characters are encoded. */
-static int tokens_of(data_bytes *b, const char *path, data_set *d, const void **ret_at, int64_t *ret_n,
-                     int *ret_bytes, ag_err *err)
+static int tokens_of(data_bytes *b, const char *path, data_set *d, const void **ret_at,
+                     int64_t *ret_n, int *ret_bytes, ag_err *err)
 {
     if (d->tokenizer->kind == DATA_TOKENIZER_CHAR) {
         void *at;
-        const int rc = data_encode_packed(d->tokenizer, (const char *)b->at, b->size, path, &at, ret_n,
-                                          ret_bytes, err);
+        const int rc = data_encode_packed(d->tokenizer, (const char *)b->at, b->size, path, &at,
+                                          ret_n, ret_bytes, err);
         if (rc)
             return rc;
         *ret_at = at;

@@ -41,8 +41,10 @@ static size_t utf8_put(uint32_t c, char *out)
 
 static int bad_utf8(const unsigned char *p, size_t at, const char *name, ag_err *err)
 {
-    return ag_err_set(err, AG_EINPUT, "'%s' is not UTF-8: byte 0x%02X at offset %zu; use the byte tokenizer"
-                      " (data.tokenizer=byte) or convert the file", name, *p, at);
+    return ag_err_set(err, AG_EINPUT,
+                      "'%s' is not UTF-8: byte 0x%02X at offset %zu; use the byte tokenizer"
+                      " (data.tokenizer=byte) or convert the file",
+                      name, *p, at);
 }
 
 static int tokenizer_new(data_tokenizer_kind kind, size_t n, data_tokenizer **ret_tok, ag_err *err)
@@ -66,17 +68,20 @@ int data_tokenizer_bytes(data_tokenizer **ret_tok, ag_err *err)
     return tokenizer_new(DATA_TOKENIZER_BYTE, 256, ret_tok, err);
 }
 
-int data_tokenizer_chars(const uint32_t *code_point, size_t n, data_tokenizer **ret_tok, ag_err *err)
+int data_tokenizer_chars(const uint32_t *code_point, size_t n, data_tokenizer **ret_tok,
+                         ag_err *err)
 {
     if (n == 0 || n > CODE_POINTS)
         return ag_err_set(err, AG_EINPUT, "a character tokenizer cannot have %zu characters", n);
     for (size_t i = 0; i < n; i++) {
         const uint32_t c = code_point[i];
         if (c >= CODE_POINTS || (c >= 0xD800 && c < 0xE000) || (i > 0 && c <= code_point[i - 1]))
-            return ag_err_set(err, AG_EINPUT, "the tokenizer is damaged: entry %zu is U+%04X, no character"
-                              " or out of order", i, c);
+            return ag_err_set(err, AG_EINPUT,
+                              "the tokenizer is damaged: entry %zu is U+%04X, no character"
+                              " or out of order",
+                              i, c);
     }
-    data_tokenizer *t;
+    data_tokenizer *t = NULL;
     const int rc = tokenizer_new(DATA_TOKENIZER_CHAR, n, &t, err);
     if (rc)
         return rc;
@@ -145,7 +150,8 @@ static uint32_t get_u32(const uint8_t *p)
     return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
-int data_tokenizer_save(const data_tokenizer *tok, uint8_t **ret_bytes, size_t *ret_size, ag_err *err)
+int data_tokenizer_save(const data_tokenizer *tok, uint8_t **ret_bytes, size_t *ret_size,
+                        ag_err *err)
 {
     const size_t n = tok->kind == DATA_TOKENIZER_CHAR ? (size_t)tok->n : 0, size = 8 + 4 * n;
     uint8_t *b = malloc(size);
@@ -166,8 +172,9 @@ int data_tokenizer_load(const uint8_t *bytes, size_t size, data_tokenizer **ret_
     if (kind == DATA_TOKENIZER_BYTE && n == 256 && size == 8)
         return data_tokenizer_bytes(ret_tok, err);
     if (kind != DATA_TOKENIZER_CHAR || n > CODE_POINTS || size != 8 + 4 * (size_t)n)
-        return ag_err_set(err, AG_EINPUT, "the tokenizer is damaged: kind %u, %u tokens in %zu bytes",
-                          kind, n, size);
+        return ag_err_set(err, AG_EINPUT,
+                          "the tokenizer is damaged: kind %u, %u tokens in %zu bytes", kind, n,
+                          size);
     uint32_t *list = malloc((n ? n : 1) * sizeof *list);
     if (!list)
         return ag_err_set(err, AG_ENOMEM, "no memory for a tokenizer of %u tokens", n);
@@ -201,9 +208,11 @@ static int no_token(const unsigned char *text, const unsigned char *p, int step,
         col = *q == '\n' ? 1 : col + ((*q & 0xC0) != 0x80);
         line += *q == '\n';
     }
-    return ag_err_set(err, AG_EINPUT, "%s:%zu:%zu: the tokenizer has no token for '%.*s' (U+%04X): leave the"
-                      " character out, or train with a text that has it or with data.tokenizer=byte",
-                      name, line, col, c < 32 ? 0 : step, (const char *)p, c);
+    return ag_err_set(
+        err, AG_EINPUT,
+        "%s:%zu:%zu: the tokenizer has no token for '%.*s' (U+%04X): leave the"
+        " character out, or train with a text that has it or with data.tokenizer=byte",
+        name, line, col, c < 32 ? 0 : step, (const char *)p, c);
 }
 
 static void put_token(void *out, int bytes, int64_t i, int32_t t)
@@ -217,8 +226,8 @@ static void put_token(void *out, int bytes, int64_t i, int32_t t)
 }
 
 /* Tokens of the given width into out, which has room for size of them. */
-static int encode(const data_tokenizer *tok, const char *text, size_t size, const char *name, int bytes,
-                  void *out, int64_t *ret_n, ag_err *err)
+static int encode(const data_tokenizer *tok, const char *text, size_t size, const char *name,
+                  int bytes, void *out, int64_t *ret_n, ag_err *err)
 {
     const unsigned char *begin = (const unsigned char *)text, *end = begin + size;
     int64_t n = 0;
@@ -237,12 +246,13 @@ static int encode(const data_tokenizer *tok, const char *text, size_t size, cons
     return AG_OK;
 }
 
-static int encode_new(const data_tokenizer *tok, const char *text, size_t size, const char *name, int bytes,
-                      void **ret_at, int64_t *ret_n, ag_err *err)
+static int encode_new(const data_tokenizer *tok, const char *text, size_t size, const char *name,
+                      int bytes, void **ret_at, int64_t *ret_n, ag_err *err)
 {
     void *out = size < SIZE_MAX / 8 ? malloc(((size ? size : 1)) * (size_t)bytes) : NULL;
     if (!out)
-        return ag_err_set(err, AG_ENOMEM, "no memory for the tokens of '%s' (%zu bytes of text)", name, size);
+        return ag_err_set(err, AG_ENOMEM, "no memory for the tokens of '%s' (%zu bytes of text)",
+                          name, size);
     const int rc = encode(tok, text, size, name, bytes, out, ret_n, err);
     if (rc) {
         free(out);
@@ -255,7 +265,7 @@ static int encode_new(const data_tokenizer *tok, const char *text, size_t size, 
 int data_encode(const data_tokenizer *tok, const char *text, size_t size, const char *name,
                 int32_t **ret_tokens, int64_t *ret_n, ag_err *err)
 {
-    void *at;
+    void *at = NULL;
     const int rc = encode_new(tok, text, size, name, 4, &at, ret_n, err);
     if (rc == AG_OK)
         *ret_tokens = at;
@@ -282,8 +292,8 @@ int data_decode(const data_tokenizer *tok, const int32_t *tokens, int64_t n, cha
     for (int64_t i = 0; i < n; i++) {
         if (tokens[i] < 0 || tokens[i] >= tok->n) {
             free(out);
-            return ag_err_set(err, AG_EINPUT, "token %d at %lld is outside the vocabulary of %d", tokens[i],
-                              (long long)i, tok->n);
+            return ag_err_set(err, AG_EINPUT, "token %d at %lld is outside the vocabulary of %d",
+                              tokens[i], (long long)i, tok->n);
         }
         if (tok->kind == DATA_TOKENIZER_BYTE)
             out[size++] = (char)tokens[i];

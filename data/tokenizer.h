@@ -1,8 +1,8 @@
 /*
  * tokenizer.h -- text to token numbers and back: characters (Unicode code points) or bytes.
  *
- * The character tokenizer is nanoGPT's: the sorted set of the characters of the training text.  It travels
- * in the checkpoint as a flat list of bytes, so that a run can be sampled without its text.
+ * The character tokenizer is nanoGPT's: the sorted set of the characters of the training text.  It
+ * travels in the checkpoint as a flat list of bytes, so that a run can be sampled without its text.
  */
 #ifndef DATA_TOKENIZER_H
 #define DATA_TOKENIZER_H
@@ -11,7 +11,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum data_tokenizer_kind { DATA_TOKENIZER_BYTE = 1, DATA_TOKENIZER_CHAR = 2 } data_tokenizer_kind;
+typedef enum data_tokenizer_kind {
+    DATA_TOKENIZER_BYTE = 1,
+    DATA_TOKENIZER_CHAR = 2
+} data_tokenizer_kind;
 
 typedef struct data_tokenizer {
     data_tokenizer_kind kind;
@@ -22,20 +25,23 @@ typedef struct data_tokenizer {
 
 /* All new tokenizers are the caller's to free.  AG_ENOMEM. */
 int  data_tokenizer_bytes(data_tokenizer **ret_tok, ag_err *err);
-/* The characters of a text.  AG_EINPUT names the offset of what is no UTF-8; name is the file's, for messages. */
+/* The characters of a text.  AG_EINPUT names the offset of what is no UTF-8; name is the file's,
+ * for messages. */
 int  data_tokenizer_train(const char *text, size_t size, const char *name, data_tokenizer **ret_tok,
                           ag_err *err);
 /* n code points, strictly ascending.  AG_EINPUT if they are not, or are no characters. */
-int  data_tokenizer_chars(const uint32_t *code_point, size_t n, data_tokenizer **ret_tok, ag_err *err);
+int data_tokenizer_chars(const uint32_t *code_point, size_t n, data_tokenizer **ret_tok,
+                         ag_err *err);
 void data_tokenizer_free(data_tokenizer *tok);                     /* NULL is fine */
 const char *data_tokenizer_name(const data_tokenizer *tok);        /* "char" or "byte" */
 
 /* Flat form: kind, n, then n code points, each a little-endian u32.  AG_EINPUT if it is none. */
-int  data_tokenizer_save(const data_tokenizer *tok, uint8_t **ret_bytes, size_t *ret_size, ag_err *err);
+int data_tokenizer_save(const data_tokenizer *tok, uint8_t **ret_bytes, size_t *ret_size,
+                        ag_err *err);
 int  data_tokenizer_load(const uint8_t *bytes, size_t size, data_tokenizer **ret_tok, ag_err *err);
 
-/* Text to tokens [ret_n] (malloc) and back.  AG_EINPUT names a character that has no token, with its line and
- * column, or a token that has no character.  The text gets a NUL behind it. */
+/* Text to tokens [ret_n] (malloc) and back.  AG_EINPUT names a character that has no token, with
+ * its line and column, or a token that has no character.  The text gets a NUL behind it. */
 int  data_encode(const data_tokenizer *tok, const char *text, size_t size, const char *name,
                  int32_t **ret_tokens, int64_t *ret_n, ag_err *err);
 int  data_decode(const data_tokenizer *tok, const int32_t *tokens, int64_t n, char **ret_text,

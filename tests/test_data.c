@@ -1,5 +1,6 @@
 /*
- * test_data.c -- data sets: text, IDX, generated; which samples a batch holds; and what damaged files say.
+ * test_data.c -- data sets: text, IDX, generated; which samples a batch holds; and what damaged
+ * files say.
  */
 #include "data_util.h"
 #include "autograd/base/hash.h"
@@ -60,7 +61,7 @@ static void shakespeare(void **state)
     assert_int_equal(d->tokens[DATA_TRAIN].n, 1003854);
     assert_int_equal(d->tokens[DATA_VAL].n, 111540);
     assert_int_equal(d->tokens[DATA_TRAIN].bytes, 1);
-    static const uint8_t first[5] = {18, 47, 56, 57, 58};                  /* "First", as nanoGPT numbers it */
+    static const uint8_t first[5] = {18, 47, 56, 57, 58}; /* "First", as nanoGPT numbers it */
     assert_memory_equal(d->tokens[DATA_TRAIN].at, first, 5);
     assert_int_equal(data_sha256(d, hex, NULL), 0);
     assert_string_equal(hex, data_catalog_find("shakespeare")->file[0].sum);
@@ -157,7 +158,8 @@ static void gzip_text(void **state)
     FILE *f = fopen(path, "rb");
     const size_t size = fread(file, 1, sizeof file, f);
     fclose(f);
-    for (size_t cut = 0; cut < size; cut += 7) {         /* cut anywhere: damaged, or no gzip and too short */
+    for (size_t cut = 0; cut < size;
+         cut += 7) { /* cut anywhere: damaged, or no gzip and too short */
         const data_options c = options("text", tmp_write("cut.gz", file, cut), 8);
         open_bad(&c, AG_EINPUT, "cut.gz");
     }
@@ -178,7 +180,9 @@ static void gzip_text(void **state)
 
 static size_t idx_images(unsigned char *p, int n, int h, int w)
 {
-    const unsigned char head[16] = {0, 0, 8, 3, 0, 0, 0, (unsigned char)n, 0, 0, 0, (unsigned char)h,
+    const unsigned char head[16] = {0, 0, 8, 3,
+                                    0, 0, 0, (unsigned char)n,
+                                    0, 0, 0, (unsigned char)h,
                                     0, 0, 0, (unsigned char)w};
     memcpy(p, head, 16);
     for (int i = 0; i < n * h * w; i++)
@@ -228,7 +232,7 @@ static void idx_small(void **state)
     unlink(tmp_path("t10k-images-idx3-ubyte"));
     open_bad(&o, AG_EINPUT, "has no t10k-images file");
     unlink(tmp_path("t10k-labels-idx1-ubyte.gz"));
-    d = open_ok(&o);                                     /* no test part: the last tenth validates */
+    d = open_ok(&o); /* no test part: the last tenth validates */
     assert_int_equal(d->images[DATA_TRAIN].n, 27);
     assert_int_equal(d->images[DATA_VAL].n, 3);
     data_close(d);
@@ -267,7 +271,7 @@ static void idx_bad(void **state)
     write_gz("train-images-idx3-ubyte.gz", b, n + 1);
     open_bad(&o, AG_EINPUT, "unpacks to more than 616 bytes");
     memcpy(head, b, 16);
-    head[4] = head[8] = head[12] = 0xFF;                 /* a bomb: refused before it is allocated */
+    head[4] = head[8] = head[12] = 0xFF; /* a bomb: refused before it is allocated */
     write_gz("train-images-idx3-ubyte.gz", head, 16);
     open_bad(&o, AG_EINPUT, "claims more than 2^40 bytes");
     memset(head + 4, 0, 12);
@@ -279,7 +283,8 @@ static void idx_bad(void **state)
     open_bad(&o, AG_EINPUT, "is empty");
 }
 
-/* A gzip IDX file cut anywhere, or with any bit turned, is refused or (in header fields of gzip) the same. */
+/* A gzip IDX file cut anywhere, or with any bit turned, is refused or (in header fields of gzip)
+ * the same. */
 static void idx_damage(void **state)
 {
     size_t size;
@@ -325,17 +330,24 @@ static void mnist(void **state)
     for (int64_t i = 0; i < 60000 * 784; i++)
         sum += d->images[0].at[i];
     assert_true(fabs(sum / (60000 * 784 * 255.0) - 0.1307) < 5e-5);
-    assert_int_equal(data_verify(data_catalog_find("mnist"), real_data("mnist"), NULL, NULL, NULL), 0);
+    assert_int_equal(data_verify(data_catalog_find("mnist"), real_data("mnist"), NULL, NULL, NULL),
+                     0);
     data_close(d);
 }
 
 /* ---- generated sets ---- */
 
-/* The entropy rate, measured: words (an article belongs to its noun) are counted by what the sentence was so far, told
- * as one letter a word: T that, V verb, S and P singular and plural noun.  That is all the next word depends on. */
+/* The entropy rate, measured: words (an article belongs to its noun) are counted by what the
+ * sentence was so far, told as one letter a word: T that, V verb, S and P singular and plural noun.
+ * That is all the next word depends on. */
 enum { HISTORIES = 512, KINDS = 64, WORD = 24 };
 
-typedef struct history { char so_far[WORD]; int n, count[KINDS]; char word[KINDS][WORD]; int kinds; } history;
+typedef struct history {
+    char so_far[WORD];
+    int n, count[KINDS];
+    char word[KINDS][WORD];
+    int kinds;
+} history;
 
 static history *history_of(history *h, const char *so_far)
 {
@@ -430,8 +442,8 @@ static void generated_sets(void **state)
     }
 }
 
-/* Digits: all classes, ink inside the page, image i the same in a larger set, and not all alike: the nearest class
- * mean tells most of them. */
+/* Digits: all classes, ink inside the page, image i the same in a larger set, and not all alike:
+ * the nearest class mean tells most of them. */
 static void digits(void **state)
 {
     static double mean[10][784];
@@ -495,7 +507,7 @@ static void shuffle(void **state)
             }
             assert_true(sizes[k] < 1000 || moved > sizes[k] * 99 / 100);
         }
-    double chi2 = 0;                                     /* where index 0 goes over 10,000 epochs: 10 bins */
+    double chi2 = 0; /* where index 0 goes over 10,000 epochs: 10 bins */
     int bin[10] = {0};
     for (int64_t epoch = 0; epoch < 10000; epoch++)
         bin[data_shuffle(3, epoch, 100, 0) / 10]++;
@@ -580,7 +592,8 @@ static void sequential_pass(void **state)
     data_close(d);
 }
 
-/* Over one epoch the shuffled batches hold every image once, however the epoch and the batch size fit. */
+/* Over one epoch the shuffled batches hold every image once, however the epoch and the batch size
+ * fit. */
 static void image_epochs(void **state)
 {
     enum { B = 64 };
@@ -600,7 +613,8 @@ static void image_epochs(void **state)
         for (int i = 0; i < 20; i++) {
             const int64_t at = data_sample_at(d, &w, 10 + i);
             assert_int_equal(label[i], d->images[0].label[at]);
-            assert_true(x[i * 784 + 400] == (float)(d->images[0].at[at * 784 + 400] / 255.0));
+            assert_true(fabs((double)x[i * 784 + 400] - d->images[0].at[at * 784 + 400] / 255.0)
+                        < 1e-6);
         }
     }
     for (int i = 0; i < 300; i++)
@@ -619,7 +633,8 @@ static void md5(void **state)
     assert_string_equal(hex, "d41d8cd98f00b204e9800998ecf8427e");            /* RFC 1321, A.5 */
     data_md5_hex("message digest", 14, hex);
     assert_string_equal(hex, "f96b697d7cb7938d525a2f31aaf161d0");
-    data_md5_hex("12345678901234567890123456789012345678901234567890123456789012345678901234567890", 80, hex);
+    data_md5_hex("12345678901234567890123456789012345678901234567890123456789012345678901234567890",
+                 80, hex);
     assert_string_equal(hex, "57edf4a22be3c955ac49da2e2107b67a");
     data_md5_hex(text, 56, hex);
     assert_string_equal(hex, "3b0c8ac703f828b04c6c197006d17218");
@@ -658,7 +673,9 @@ static void search_order(void **state)
     assert_int_equal(data_find("shakespeare", tmp_path("d/none.txt"), &path, NULL), AG_EINPUT);
     assert_int_equal(data_find("shakespeare", tmp_path("d/enwik8-4M.gz"), &path, NULL), 0);
     free(path);
-    assert_int_equal(data_verify(data_catalog_find("enwik8"), tmp_path("tulle/enwik8"), NULL, NULL, &err), AG_EINPUT);
+    assert_int_equal(
+        data_verify(data_catalog_find("enwik8"), tmp_path("tulle/enwik8"), NULL, NULL, &err),
+        AG_EINPUT);
     if (old)
         setenv("TULLE_DATA", old, 1);
     else
@@ -669,12 +686,24 @@ static void search_order(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(shakespeare), cmocka_unit_test(enwik8), cmocka_unit_test(text_parts),
-        cmocka_unit_test(bad_text), cmocka_unit_test(gzip_text), cmocka_unit_test(idx_small),
-        cmocka_unit_test(idx_bad), cmocka_unit_test(idx_damage), cmocka_unit_test(mnist),
-        cmocka_unit_test(language_entropy), cmocka_unit_test(generated_sets), cmocka_unit_test(digits),
-        cmocka_unit_test(shuffle), cmocka_unit_test(token_ranges), cmocka_unit_test(random_offsets_cover),
-        cmocka_unit_test(sequential_pass), cmocka_unit_test(image_epochs), cmocka_unit_test(md5),
+        cmocka_unit_test(shakespeare),
+        cmocka_unit_test(enwik8),
+        cmocka_unit_test(text_parts),
+        cmocka_unit_test(bad_text),
+        cmocka_unit_test(gzip_text),
+        cmocka_unit_test(idx_small),
+        cmocka_unit_test(idx_bad),
+        cmocka_unit_test(idx_damage),
+        cmocka_unit_test(mnist),
+        cmocka_unit_test(language_entropy),
+        cmocka_unit_test(generated_sets),
+        cmocka_unit_test(digits),
+        cmocka_unit_test(shuffle),
+        cmocka_unit_test(token_ranges),
+        cmocka_unit_test(random_offsets_cover),
+        cmocka_unit_test(sequential_pass),
+        cmocka_unit_test(image_epochs),
+        cmocka_unit_test(md5),
         cmocka_unit_test(search_order),
     };
     return cmocka_run_group_tests(tests, tmp_make, tmp_remove);

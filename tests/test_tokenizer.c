@@ -4,7 +4,7 @@
 #include "data_util.h"
 #include "data/tokenizer.h"
 
-static const char sample[] = "z\xC3\xA4 a\n\xE2\x82\xAC\xF0\x9F\x98\x80 a";        /* "zä a\n€😀 a" */
+static const char sample[] = "z\xC3\xA4 a\n\xE2\x82\xAC\xF0\x9F\x98\x80 a"; /* "zä a\n€😀 a" */
 
 static void round_trip(void **state)
 {
@@ -86,13 +86,15 @@ static void unknown_character(void **state)
 
 static void bad_utf8(void **state)
 {
-    static const char *const bad[] = {"ok\x80", "ok\xC0\x80", "ok\xE2\x82", "ok\xED\xA0\x80", "ok\xF4\x90\x80\x80",
-                                      "ok\xFFz", "ok\xE0\x80\x80", "ok\xC3", "ok\xF0\x8F\xBF\xBF"};
+    static const char *const bad[] = {
+        "ok\x80",  "ok\xC0\x80",     "ok\xE2\x82", "ok\xED\xA0\x80",    "ok\xF4\x90\x80\x80",
+        "ok\xFFz", "ok\xE0\x80\x80", "ok\xC3",     "ok\xF0\x8F\xBF\xBF"};
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         ag_err err = {0};
         data_tokenizer *t = NULL;
-        assert_int_equal(data_tokenizer_train(bad[i], strlen(bad[i]), "f.txt", &t, &err), AG_EINPUT);
+        assert_int_equal(data_tokenizer_train(bad[i], strlen(bad[i]), "f.txt", &t, &err),
+                         AG_EINPUT);
         assert_null(t);
         assert_non_null(strstr(err.msg, "'f.txt' is not UTF-8"));
         assert_non_null(strstr(err.msg, "at offset 2;"));
@@ -100,7 +102,8 @@ static void bad_utf8(void **state)
     }
 }
 
-/* Every code point survives encoding and decoding; every flip and cut of a saved form is refused or valid. */
+/* Every code point survives encoding and decoding; every flip and cut of a saved form is refused or
+ * valid. */
 static void all_code_points(void **state)
 {
     ag_err err = {0};
@@ -154,8 +157,9 @@ static void damaged_form(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(round_trip), cmocka_unit_test(bytes), cmocka_unit_test(unknown_character),
-        cmocka_unit_test(bad_utf8), cmocka_unit_test(all_code_points), cmocka_unit_test(damaged_form),
+        cmocka_unit_test(round_trip),        cmocka_unit_test(bytes),
+        cmocka_unit_test(unknown_character), cmocka_unit_test(bad_utf8),
+        cmocka_unit_test(all_code_points),   cmocka_unit_test(damaged_form),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
