@@ -2,26 +2,12 @@
 
 #include "autograd/base/rng.h"
 
-#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    ALIGN = 16,                      /* elements from one parameter to the next: a multiple of this */
-    GROUP = 64,                      /* elements that 16 Philox blocks make (rng.h) */
-};
-
-nn_init nn_glorot(int64_t fan_in, int64_t fan_out, double gain)
-{
-    return nn_uniform(gain * sqrt(6.0 / (double)(fan_in + fan_out)));
-}
-
-nn_init nn_matrix_init(double std, int64_t fan_in, int64_t fan_out, double gain)
-{
-    return std > 0 ? nn_normal(gain * std) : nn_glorot(fan_in, fan_out, gain);
-}
+enum { ALIGN = 16 };                 /* elements: parameters start at multiples of it */
 
 nn_params *nn_params_new(ag_dtype dtype)
 {
@@ -126,44 +112,6 @@ const nn_item *nn_params_find(const nn_params *p, const char *name)
 
 /* --- memory and initial values ------------------------------------------------------------------------- */
 
-/* Standard normal or uniform (-1, 1) numbers of elements GROUP*g .. GROUP*g + GROUP-1, in the order of rng.h. */
-static void group_draw(uint64_t seed, uint32_t site, int64_t g, bool normal, double v[GROUP])
-{
-    for (int j = 0; j < 16; j++) {
-        uint32_t w[4];
-        ag_philox(seed, 0, site, (uint64_t)(16 * g + j), w);
-        for (int k = 0; k < 4; k += 2) {
-            double z[2];
-            if (normal) ag_normal2(w[k], w[k + 1], z);
-            else for (int i = 0; i < 2; i++) z[i] = 2 * (double)ag_uniform(w[k + i]) - 1;
-            v[j + 16 * k] = z[0];
-            v[j + 16 * (k + 1)] = z[1];
-        }
-    }
-}
-
-static void store(const ag_tensor *x, int64_t first, int64_t n, double scale, const double *v)
-{
-    for (int64_t i = 0; i < n; i++)
-        if (x->dtype == AG_F64) ((double *)x->data)[first + i] = scale * v[i];
-        else ((float *)x->data)[first + i] = (float)(scale * v[i]);
-}
-
-static void item_init(const nn_item *item, uint64_t seed, uint32_t site)
-{
-    const int64_t groups = (item->count + GROUP - 1) / GROUP;
-    const nn_init init = item->init;
-    if (init.kind == NN_CONSTANT && init.scale == 0) return;     /* the memory came zeroed */
-    #pragma omp parallel for schedule(static) if (groups > 64)
-    for (int64_t g = 0; g < groups; g++) {
-        const int64_t left = item->count - g * GROUP;
-        double v[GROUP];
-        if (init.kind == NN_CONSTANT) for (int i = 0; i < GROUP; i++) v[i] = 1;
-        else group_draw(seed, site, g, init.kind == NN_NORMAL, v);
-        store(item->tensor, g * GROUP, left < GROUP ? left : GROUP, init.scale, v);
-    }
-}
-
 int nn_params_alloc(nn_params *p, uint64_t seed, ag_err *err)
 {
     if (p->err.code) return ag_err_set(err, p->err.code, "%s", p->err.msg);
@@ -177,7 +125,7 @@ int nn_params_alloc(nn_params *p, uint64_t seed, ag_err *err)
         const nn_item *item = &p->items[i];
         item->tensor->data = (char *)p->weights + (size_t)item->offset * size;
         item->tensor->grad = (char *)p->grads + (size_t)item->offset * size;
-        item_init(item, seed, AG_SITE_INIT + (uint32_t)i);
+        nn_init_fill(&item->init, seed, AG_SITE_INIT + (uint32_t)i, item->tensor);
     }
     return AG_OK;
 }

@@ -14,20 +14,7 @@
 #include "autograd/base/arena.h"
 #include "autograd/base/error.h"
 #include "autograd/tensor.h"
-
-/* Initial values of a parameter, a function of (seed, index of the parameter, element). */
-typedef struct nn_init {
-    enum { NN_CONSTANT, NN_NORMAL, NN_UNIFORM } kind;
-    double scale;                    /* the constant; the standard deviation; the largest magnitude */
-} nn_init;
-
-static inline nn_init nn_constant(double value) { return (nn_init){ NN_CONSTANT, value }; }
-static inline nn_init nn_normal(double std) { return (nn_init){ NN_NORMAL, std }; }
-static inline nn_init nn_uniform(double limit) { return (nn_init){ NN_UNIFORM, limit }; }
-/* gain * U(-l, l), l = sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010) */
-nn_init nn_glorot(int64_t fan_in, int64_t fan_out, double gain);
-/* For the weights of a matrix: normal of gain * std, or Glorot where std is 0. */
-nn_init nn_matrix_init(double std, int64_t fan_in, int64_t fan_out, double gain);
+#include "layers/init.h"
 
 typedef struct nn_item {             /* one parameter */
     const char *name;                /* "blocks/0/attn/qkv/weight": its path in a checkpoint */

@@ -1,15 +1,28 @@
 #include "optim/kernels.h"
 
+#include "autograd/base/clones.h"
+
 #include <math.h>
 
-/* One copy of the function per instruction set; the loader picks. */
-#if defined __x86_64__ && defined __gnu_linux__ && defined __GNUC__ && !defined __clang__
-#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#ifdef __SSE__
+#include <xmmintrin.h>
+
+enum { FLUSH_RESULTS = 0x8000, FLUSH_INPUTS = 0x0040 };      /* bits of MXCSR */
+
+unsigned opt_tiny_flush(void)
+{
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(before | FLUSH_RESULTS | FLUSH_INPUTS);
+    return before;
+}
+
+void opt_tiny_restore(unsigned before) { _mm_setcsr(before); }
 #else
-#define CLONES
+unsigned opt_tiny_flush(void) { return 0; }
+void opt_tiny_restore(unsigned before) { (void)before; }
 #endif
 
-CLONES void opt_adam_part(const opt_adam *a, int64_t n, float *restrict p, float *restrict g,
+AG_CLONES void opt_adam_part(const opt_adam *a, int64_t n, float *restrict p, float *restrict g,
                           float *restrict m, float *restrict v)
 {
     const opt_adam c = *a;
@@ -25,7 +38,7 @@ CLONES void opt_adam_part(const opt_adam *a, int64_t n, float *restrict p, float
     }
 }
 
-CLONES void opt_sgd_part(const opt_sgd *s, int64_t n, float *restrict p, float *restrict g, float *restrict m)
+AG_CLONES void opt_sgd_part(const opt_sgd *s, int64_t n, float *restrict p, float *restrict g, float *restrict m)
 {
     const opt_sgd c = *s;
     const float from_g = c.nesterov ? 1 : 0, from_m = c.nesterov ? c.momentum : 1;
@@ -39,7 +52,7 @@ CLONES void opt_sgd_part(const opt_sgd *s, int64_t n, float *restrict p, float *
     }
 }
 
-CLONES void opt_ema_part(float decay, float keep, int64_t n, const float *restrict p, float *restrict e)
+AG_CLONES void opt_ema_part(float decay, float keep, int64_t n, const float *restrict p, float *restrict e)
 {
     #pragma omp simd
     for (int64_t i = 0; i < n; i++) e[i] = decay * e[i] + keep * p[i];
@@ -47,7 +60,7 @@ CLONES void opt_ema_part(float decay, float keep, int64_t n, const float *restri
 
 enum { LANES = 32 };                 /* sums side by side */
 
-CLONES double opt_square_part(int64_t n, const float *x)
+AG_CLONES double opt_square_part(int64_t n, const float *x)
 {
     double lane[LANES] = { 0 };
     int64_t i = 0;

@@ -9,6 +9,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/*
+ * While on, this thread takes numbers below 1.2e-38 for zero.  The moments of a weight without gradient (a unit that is
+ * never chosen) decay into such numbers and stay there for good, and arithmetic on them is twenty times slower.
+ * Returns what opt_tiny_restore() wants.
+ */
+unsigned opt_tiny_flush(void);
+void     opt_tiny_restore(unsigned before);
+
 typedef struct opt_adam {            /* one step of Adam, all factors worked out */
     float clip;                      /* factor of the gradient */
     float l2, shrink;                /* g += l2 p; p *= shrink */

@@ -157,30 +157,39 @@ static opt_adam adam_factors(const opt_state *o, double lr, double clip)
     };
 }
 
-static void step_parts(opt_state *o, double lr, double clip, float *p, float *g)
+typedef struct step_factors {        /* of one step; weight decay for the parts that decay */
+    opt_adam adam;
+    opt_sgd  sgd;
+    float    l2, shrink, ema_decay, ema_keep;
+} step_factors;
+
+static step_factors factors(const opt_state *o, double lr, double clip)
 {
     const opt_config *c = &o->config;
-    const opt_adam adam = adam_factors(o, lr, clip);
-    const opt_sgd sgd = { (float)clip, 0, (float)c->momentum, (float)lr, c->nesterov };
-    const float l2 = (float)c->weight_decay, shrink = (float)(1 - lr * c->weight_decay);
-    #pragma omp parallel for schedule(static) if (o->n > SMALL)
-    for (int64_t i = 0; i < o->n_parts; i++) {
-        const struct opt_part part = o->part[i];
-        const int64_t at = part.offset;
-        if (o->ema && o->step == 0) memcpy(o->ema + at, p + at, (size_t)part.count * sizeof *p);
-        if (c->type == OPT_SGD) {
-            opt_sgd s = sgd;
-            if (part.decay) s.l2 = l2;
-            opt_sgd_part(&s, part.count, p + at, g + at, o->m + at);
-        } else {
-            opt_adam a = adam;
-            if (part.decay && c->type == OPT_ADAM) a.l2 = l2;
-            if (part.decay && c->type == OPT_ADAMW) a.shrink = shrink;
-            opt_adam_part(&a, part.count, p + at, g + at, o->m + at, o->v + at);
-        }
-        if (o->ema)
-            opt_ema_part((float)c->ema_decay, (float)(1 - c->ema_decay), part.count, p + at, o->ema + at);
+    const bool decoupled = c->type == OPT_ADAMW;
+    return (step_factors){
+        .adam = adam_factors(o, lr, clip),
+        .sgd = { (float)clip, 0, (float)c->momentum, (float)lr, c->nesterov },
+        .l2 = decoupled ? 0 : (float)c->weight_decay,
+        .shrink = decoupled ? (float)(1 - lr * c->weight_decay) : 1,
+        .ema_decay = (float)c->ema_decay, .ema_keep = (float)(1 - c->ema_decay),
+    };
+}
+
+static void step_part(opt_state *o, const step_factors *f, const struct opt_part *part, float *p, float *g)
+{
+    const int64_t at = part->offset, n = part->count;
+    if (o->ema && o->step == 0) memcpy(o->ema + at, p + at, (size_t)n * sizeof *p);
+    if (o->config.type == OPT_SGD) {
+        opt_sgd sgd = f->sgd;
+        if (part->decay) sgd.l2 = f->l2;
+        opt_sgd_part(&sgd, n, p + at, g + at, o->m + at);
+    } else {
+        opt_adam adam = f->adam;
+        if (part->decay) adam.l2 = f->l2, adam.shrink = f->shrink;
+        opt_adam_part(&adam, n, p + at, g + at, o->m + at, o->v + at);
     }
+    if (o->ema) opt_ema_part(f->ema_decay, f->ema_keep, n, p + at, o->ema + at);
 }
 
 int opt_step(opt_state *o, double lr, float *p, float *g, double *ret_norm, ag_err *err)
@@ -191,7 +200,13 @@ int opt_step(opt_state *o, double lr, float *p, float *g, double *ret_norm, ag_e
         return ag_err_set(err, AG_EDIVERGED, "step %lld: the norm of the gradient is %s", (long long)o->step,
                           isnan(norm) ? "not a number" : "infinite");
     const double clip = most > 0 && norm > most ? most / norm : 1;
-    step_parts(o, lr, clip, p, g);
+    const step_factors f = factors(o, lr, clip);
+    #pragma omp parallel for schedule(static) if (o->n > SMALL)
+    for (int64_t i = 0; i < o->n_parts; i++) {
+        const unsigned before = opt_tiny_flush();
+        step_part(o, &f, &o->part[i], p, g);
+        opt_tiny_restore(before);
+    }
     o->step++;
     return AG_OK;
 }

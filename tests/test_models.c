@@ -139,6 +139,23 @@ static void initial_values(void **state)
     omp_set_num_threads(omp_get_num_procs());
 }
 
+/* The numbers are those of rng.h, up to the rounding of f32. */
+static void normal_numbers(void **state)
+{
+    (void)state;
+    enum { N = 1 << 16 };
+    static float v[N];
+    ag_tensor x = { .size = N, .dtype = AG_F32, .data = v };
+    const nn_init init = nn_normal(1);
+    nn_init_fill(&init, 5, 6, &x);
+    for (int e = 0; e < N; e++) {
+        const int pair = e & ~16;
+        double want[2];
+        ag_normal2(ag_noise_bits(5, 0, 6, (uint64_t)pair), ag_noise_bits(5, 0, 6, (uint64_t)(pair + 16)), want);
+        assert_true(fabs((double)v[e] - want[e != pair]) <= 2e-6);
+    }
+}
+
 static void out_of_memory_is_reported(void **state)
 {
     (void)state;
@@ -437,7 +454,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(store_lays_out), cmocka_unit_test(store_keeps_the_first_error),
-        cmocka_unit_test(initial_values), cmocka_unit_test(out_of_memory_is_reported),
+        cmocka_unit_test(initial_values), cmocka_unit_test(normal_numbers),
+        cmocka_unit_test(out_of_memory_is_reported),
         cmocka_unit_test(gpt_gradients), cmocka_unit_test(mlp_gradients), cmocka_unit_test(parts_add_up),
         cmocka_unit_test(evaluation_has_no_noise), cmocka_unit_test(decoding_is_the_forward_pass),
         cmocka_unit_test(known_sizes), cmocka_unit_test(touched_weights),

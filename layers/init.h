@@ -1,0 +1,26 @@
+/*
+ * init.h -- the values that parameters start with.
+ */
+#ifndef NN_INIT_H
+#define NN_INIT_H
+
+#include "autograd/tensor.h"
+
+/* Initial values of a parameter, a function of (seed, site, element). */
+typedef struct nn_init {
+    enum { NN_CONSTANT, NN_NORMAL, NN_UNIFORM } kind;
+    double scale;                    /* the constant; the standard deviation; the largest magnitude */
+} nn_init;
+
+static inline nn_init nn_constant(double value) { return (nn_init){ NN_CONSTANT, value }; }
+static inline nn_init nn_normal(double std) { return (nn_init){ NN_NORMAL, std }; }
+static inline nn_init nn_uniform(double limit) { return (nn_init){ NN_UNIFORM, limit }; }
+/* gain * U(-l, l), l = sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010) */
+nn_init nn_glorot(int64_t fan_in, int64_t fan_out, double gain);
+/* For the weights of a matrix: normal of gain * std, or Glorot where std is 0. */
+nn_init nn_matrix_init(double std, int64_t fan_in, int64_t fan_out, double gain);
+
+/* Fills x, f32 or f64, which is zero so far; the same numbers for both types and any number of threads. */
+void nn_init_fill(const nn_init *init, uint64_t seed, uint32_t site, ag_tensor *x);
+
+#endif
