@@ -230,7 +230,7 @@ static long refuse_each(int for_good, bool warm, double loss, double grad)
 static void memory_may_be_refused_anywhere(void **state)
 {
     (void)state;
-    double loss, grad;
+    double loss = 0, grad = 0;
     ag_tape *t = tape_new(ag_kernels_ref(AG_F64));
     if (step(t, &loss, &grad)) fail_msg("%s", ag_error_message(t));
     ag_tape_free(t);
