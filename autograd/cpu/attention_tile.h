@@ -31,7 +31,7 @@ enum {
 #define LN_2   0.69314718055994530942
 
 #define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 16")
 
 /* ---- vectors ---- */
 
@@ -48,14 +48,6 @@ INLINE vf vexp2(vf x)
     p = vfma(p, f, vset(2.40226477e-1f));
     p = vfma(p, f, vset(6.93147182e-1f));
     return vldexp(vfma(p, f, vset(1.0f)), n);
-}
-
-INLINE vf vlanes(void)               /* 0, 1, 2, ... */
-{
-    vf x;
-    for (int l = 0; l < VL; l++)
-        x[l] = (float)l;
-    return x;
 }
 
 /* x where bits >= threshold, else 0 */
@@ -87,6 +79,7 @@ INLINE vul vmul_low(vul x, uint32_t m)
 
 typedef struct tile_noise {
     vul      k0[10], k1[10];         /* the round keys */
+    vul      lanes[2];               /* Philox blocks from query 0 to queries 0, 2, 4, ... and 1, 3, 5, ... */
     uint64_t site, step;
     uint32_t threshold;              /* of dropout */
     uint64_t row_blocks;             /* Philox blocks from one query to the next */
@@ -103,41 +96,38 @@ static void tile_noise_init(tile_noise *z, const ag_noise *noise, double drop, i
     z->step = noise->step;
     z->threshold = ag_drop_threshold(drop);
     z->row_blocks = (uint64_t)ag_noise_stride(n_keys) / 4;
+    for (int l = 0; l < VL; l++)
+        z->lanes[l % 2][l / 2] = (uint64_t)l * z->row_blocks;
 }
 
-/* ag_philox of 64-bit counters, one a lane; the words are the low halves of the lanes of c[]. */
-INLINE void tile_philox(const tile_noise *z, vul counter, vul c[4])
-{
-    c[0] = counter;
-    c[1] = counter >> 32;
-    c[2] = (vul){ 0 } + z->site;
-    c[3] = (vul){ 0 } + z->step;
-    for (int r = 0; r < 10; r++) {
-        const vul p0 = vmul_low(c[0], 0xD2511F53u), p1 = vmul_low(c[2], 0xCD9E8D57u);
-        c[0] = (p1 >> 32) ^ c[1] ^ z->k0[r];
-        c[2] = (p0 >> 32) ^ c[3] ^ z->k1[r];
-        c[1] = p1;
-        c[3] = p0;
-    }
-}
-
-/* Noise of VL queries: w[k] is that of key 16 k + (block % 16), where block is the first query's. */
+/* Noise of VL queries: w[k] is that of key 16 k + (block % 16), where block is the first query's.  Philox
+ * (ag_philox) runs on 64-bit lanes whose high words hold rubbish, even and odd queries in turn. */
 INLINE void tile_bits(const tile_noise *z, uint64_t block, vu w[4])
 {
-    vul even, c[4], d[4];
-    for (int l = 0; l < VL / 2; l++)
-        even[l] = block + 2 * (uint64_t)l * z->row_blocks;
-    tile_philox(z, even, c);
-    tile_philox(z, even + z->row_blocks, d);
-    for (int k = 0; k < 4; k++)
-        w[k] = (vu)((c[k] & 0xffffffffu) | d[k] << 32);
+    vul c[4][2];
+    UNROLL for (int i = 0; i < 2; i++) {
+        c[0][i] = z->lanes[i] + block;
+        c[1][i] = c[0][i] >> 32;
+        c[2][i] = (vul){ 0 } + z->site;
+        c[3][i] = (vul){ 0 } + z->step;
+    }
+    UNROLL for (int r = 0; r < 10; r++)
+        UNROLL for (int i = 0; i < 2; i++) {
+            const vul p0 = vmul_low(c[0][i], 0xD2511F53u), p1 = vmul_low(c[2][i], 0xCD9E8D57u);
+            c[0][i] = (p1 >> 32) ^ c[1][i] ^ z->k0[r];
+            c[2][i] = (p0 >> 32) ^ c[3][i] ^ z->k1[r];
+            c[1][i] = p1;
+            c[3][i] = p0;
+        }
+    UNROLL for (int k = 0; k < 4; k++)
+        w[k] = (vu)((c[k][0] & 0xffffffffu) | c[k][1] << 32);
 }
 
 /* ---- transposes ---- */
 
 typedef float v4 __attribute__((vector_size(16), may_alias, aligned(4)));
 
-INLINE void transpose_4x4(const float *x, int64_t ldx, float *y, int64_t ldy, float scale, bool add)
+INLINE void transpose_4x4(const float *x, int64_t ldx, float *y, int64_t ldy, v4 scale, bool add)
 {
     const v4 a = *(const v4 *)x * scale, b = *(const v4 *)(x + ldx) * scale;
     const v4 c = *(const v4 *)(x + 2 * ldx) * scale, d = *(const v4 *)(x + 3 * ldx) * scale;
@@ -157,21 +147,36 @@ INLINE void transpose_4x4(const float *x, int64_t ldx, float *y, int64_t ldy, fl
     }
 }
 
-/* y[c][r] (+)= scale * x[r][c] for r < m, c < n */
-static void tile_transpose(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy,
-                           float scale, bool add)
+/* y[c][r] (+)= scale * x[r][c] for r < m, c < n; each column also times by[c] where by is not NULL */
+INLINE void transpose(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy, float scale,
+                      const float *by, bool add)
 {
     const int64_t m4 = m & ~(int64_t)3, n4 = n & ~(int64_t)3;
-    for (int64_t r = 0; r < m4; r += 4)
-        for (int64_t c = 0; c < n4; c += 4) {
-            if (add)
-                transpose_4x4(x + r * ldx + c, ldx, y + c * ldy + r, ldy, scale, true);
-            else
-                transpose_4x4(x + r * ldx + c, ldx, y + c * ldy + r, ldy, scale, false);
-        }
+    for (int64_t c = 0; c < n4; c += 4) {
+        const v4 f = by ? *(const v4 *)(by + c) * scale : scale - (v4){ 0 };
+        for (int64_t r = 0; r < m4; r += 4)
+            transpose_4x4(x + r * ldx + c, ldx, y + c * ldy + r, ldy, f, add);
+    }
     for (int64_t r = 0; r < m; r++)
         for (int64_t c = r < m4 ? n4 : 0; c < n; c++)
-            y[c * ldy + r] = scale * x[r * ldx + c] + (add ? y[c * ldy + r] : 0.0f);
+            y[c * ldy + r] = x[r * ldx + c] * (by ? by[c] * scale : scale) + (add ? y[c * ldy + r] : 0.0f);
+}
+
+static void tile_transpose(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy, float scale)
+{
+    transpose(m, n, x, ldx, y, ldy, scale, NULL, false);
+}
+
+static void tile_transpose_by(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy,
+                              const float *by)
+{
+    transpose(m, n, x, ldx, y, ldy, 1.0f, by, false);
+}
+
+static void tile_transpose_add(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy,
+                               float scale)
+{
+    transpose(m, n, x, ldx, y, ldy, scale, NULL, true);
 }
 
 /* y[r][c] = scale * x[r][c], r < m, c < n, zeros up to ldy, a multiple of GROUP */

@@ -71,13 +71,14 @@ static void transpose_queries(int n, int64_t d, const float *x, int64_t ldx, flo
 {
     if (n % GROUP)
         memset(y, 0, (size_t)d * TILE * sizeof *y);
-    tile_transpose(n, d, x, ldx, y, TILE, scale, false);
+    tile_transpose(n, d, x, ldx, y, TILE, scale);
 }
 
 /* ---- forward ---- */
 
 typedef struct forward_tiles {
     float qt[MAX_HEAD * TILE], ot[MAX_HEAD * TILE];      /* q^T [d_qk][TILE], o^T [d_v][TILE] */
+    float k[TILE * MAX_HEAD], v[TILE * MAX_HEAD];        /* of the tile: rows lie too far apart for the L1 cache */
     float s[TILE * TILE];
     float max[TILE], sum[TILE], alpha[TILE];             /* so far; what the last tile multiplied o by */
 } forward_tiles;
@@ -134,6 +135,7 @@ static void forward_keys(const ag_attention *a, const queries *x, const tile_noi
 {
     forward_tiles f __attribute__((aligned(64)));
     tile_shape t;
+    const int64_t k_row = AG_ALIGN_UP(a->d_qk, GROUP), v_row = AG_ALIGN_UP(a->d_v, GROUP);
     transpose_queries(x->n, a->d_qk, x->q, a->q_row, f.qt, (float)(a->scale * LOG2_E));
     memset(f.ot, 0, (size_t)a->d_v * TILE * sizeof *f.ot);
     for (int i = 0; i < TILE; i++) {
@@ -142,10 +144,13 @@ static void forward_keys(const ag_attention *a, const queries *x, const tile_noi
     }
     key1 = min_of(key1, x->seen[x->n - 1]);
     for (int64_t j = key0; j < key1; j += TILE) {
-        tile_shape_init(&t, x->n, x->seen, j, (int)min_of(TILE, key1 - j));
+        const int64_t n_keys = min_of(TILE, key1 - j);
+        tile_copy(n_keys, a->d_qk, x->k + j * a->k_row, a->k_row, f.k, k_row, 1.0f);
+        tile_copy(n_keys, a->d_v, x->v + j * a->v_row, a->v_row, f.v, v_row, 1.0f);
+        tile_shape_init(&t, x->n, x->seen, j, (int)n_keys);
         for (int b = 0; b < t.n_bands; b++) {
             const struct tile_band *e = &t.band[b];
-            const tile_product st = { a->d_qk, x->k + (j + e->key0) * a->k_row, a->k_row, 1, f.qt + e->group0 * GROUP,
+            const tile_product st = { a->d_qk, f.k + e->key0 * k_row, k_row, 1, f.qt + e->group0 * GROUP,
                                       TILE, f.s + e->key0 * TILE + e->group0 * GROUP, TILE, TILE_SET, NULL };
             tile_multiply(&st, e->key1 - e->key0, (t.n_groups - e->group0) * GROUP);
         }
@@ -155,7 +160,7 @@ static void forward_keys(const ag_attention *a, const queries *x, const tile_noi
             drop_tile(&t, z, noise_block(z, x, j), f.s);
         for (int b = 0; b < t.n_bands; b++) {
             const struct tile_band *e = &t.band[b];
-            const tile_product ot = { e->key1 - e->key0, x->v + (j + e->key0) * a->v_row, 1, a->v_row,
+            const tile_product ot = { e->key1 - e->key0, f.v + e->key0 * v_row, 1, v_row,
                                       f.s + e->key0 * TILE + e->group0 * GROUP, TILE, f.ot + e->group0 * GROUP, TILE,
                                       b ? TILE_ADD : TILE_SCALE, f.alpha + e->group0 * GROUP };
             tile_multiply(&ot, a->d_v, (t.n_groups - e->group0) * GROUP);
@@ -164,13 +169,11 @@ static void forward_keys(const ag_attention *a, const queries *x, const tile_noi
     const float kept = (float)(1.0 / (1.0 - a->drop));
     for (int i = 0; i < x->n; i += VL) {
         const vf zero = vset(0.0f), sum = vload(f.sum + i);
-        const vf by = vselect(zero, sum, kept / sum, zero);
+        vstore(f.alpha + i, vselect(zero, sum, kept / sum, zero));
         vstore(f.max + i, vload(f.max + i) * (float)LN_2 + vlog(sum));
-        for (int64_t c = 0; c < a->d_v; c++)
-            vstore(f.ot + c * TILE + i, vload(f.ot + c * TILE + i) * by);
     }
     memcpy(lse, f.max, (size_t)x->n * sizeof *lse);
-    tile_transpose(a->d_v, x->n, f.ot, TILE, o, o_row, 1.0f, false);
+    tile_transpose_by(a->d_v, x->n, f.ot, TILE, o, o_row, f.alpha);
 }
 
 /* ---- few queries: lanes along the head, so that k and v are read once at the speed of memory ---- */
@@ -354,11 +357,12 @@ void AG_NAME(attention_fwd)(const ag_attention *a)
 
 typedef struct backward_tiles {
     float qt[MAX_HEAD * TILE], dot[MAX_HEAD * TILE];     /* q^T and do^T */
-    float q[MAX_HEAD * TILE], do_[MAX_HEAD * TILE];      /* [TILE][q_row], [TILE][do_row] */
+    float q[MAX_HEAD * TILE], k[MAX_HEAD * TILE];        /* [TILE][k_row] */
+    float do_[MAX_HEAD * TILE], v[MAX_HEAD * TILE];      /* [TILE][v_row] */
     float dqt[MAX_HEAD * TILE];
     float p[TILE * TILE], ds[TILE * TILE];               /* first s and dp, transposed */
     float lse[TILE], delta[TILE];                        /* lse in base 2 */
-    int64_t q_row, do_row;                               /* padded to GROUP */
+    int64_t k_row, v_row;                                /* d_qk and d_v padded to GROUP */
 } backward_tiles;
 
 /* The part of a head's gradient that a task makes: these query tiles x these key tiles. */
@@ -384,10 +388,10 @@ static void backward_load(const ag_attention *a, const queries *x, const float *
     const float kept = (float)(1.0 / (1.0 - a->drop));
     transpose_queries(x->n, a->d_qk, x->q, a->q_row, w->qt, (float)(a->scale * LOG2_E));
     transpose_queries(x->n, a->d_v, grad, a->o_row, w->dot, kept);
-    w->q_row = AG_ALIGN_UP(a->d_qk, GROUP);
-    w->do_row = AG_ALIGN_UP(a->d_v, GROUP);
-    tile_copy(x->n, a->d_qk, x->q, a->q_row, w->q, w->q_row, (float)a->scale);
-    tile_copy(x->n, a->d_v, grad, a->o_row, w->do_, w->do_row, kept);
+    w->k_row = AG_ALIGN_UP(a->d_qk, GROUP);
+    w->v_row = AG_ALIGN_UP(a->d_v, GROUP);
+    tile_copy(x->n, a->d_qk, x->q, a->q_row, w->q, w->k_row, (float)a->scale);
+    tile_copy(x->n, a->d_v, grad, a->o_row, w->do_, w->v_row, kept);
     for (int i = 0; i < TILE; i++) {
         const bool any = i < x->n && x->lse[i] > -__builtin_inff();
         w->lse[i] = any ? x->lse[i] * (float)LOG2_E : -NO_MAX;       /* no key: p = exp2(-1e30) = 0 */
@@ -432,10 +436,10 @@ static void backward_tile(const ag_attention *a, const queries *x, const tile_sh
     for (int b = 0; b < t->n_bands; b++) {
         const struct tile_band *e = &t->band[b];
         const int64_t m = e->key1 - e->key0, lanes = (t->n_groups - e->group0) * GROUP;
-        const int64_t at = e->key0 * TILE + e->group0 * GROUP, key = j + e->key0;
-        const tile_product s = { a->d_qk, x->k + key * a->k_row, a->k_row, 1, w->qt + e->group0 * GROUP, TILE,
+        const int64_t at = e->key0 * TILE + e->group0 * GROUP;
+        const tile_product s = { a->d_qk, w->k + e->key0 * w->k_row, w->k_row, 1, w->qt + e->group0 * GROUP, TILE,
                                  w->p + at, TILE, TILE_SET, NULL };
-        const tile_product dp = { a->d_v, x->v + key * a->v_row, a->v_row, 1, w->dot + e->group0 * GROUP, TILE,
+        const tile_product dp = { a->d_v, w->v + e->key0 * w->v_row, w->v_row, 1, w->dot + e->group0 * GROUP, TILE,
                                   w->ds + at, TILE, TILE_SET, NULL };
         tile_multiply(&s, m, lanes);
         tile_multiply(&dp, m, lanes);
@@ -447,15 +451,15 @@ static void backward_tile(const ag_attention *a, const queries *x, const tile_sh
         const int64_t m = e->key1 - e->key0, query0 = e->group0 * GROUP, n = t->n_queries - query0;
         const int64_t at = e->key0 * TILE + query0;
         if (part->dkv) {
-            const tile_product pv = { n, w->p + at, TILE, 1, w->do_ + query0 * w->do_row, w->do_row,
+            const tile_product pv = { n, w->p + at, TILE, 1, w->do_ + query0 * w->v_row, w->v_row,
                                       dv + e->key0 * a->v_row, a->v_row, TILE_ADD, NULL };
-            const tile_product pk = { n, w->ds + at, TILE, 1, w->q + query0 * w->q_row, w->q_row,
+            const tile_product pk = { n, w->ds + at, TILE, 1, w->q + query0 * w->k_row, w->k_row,
                                       dk + e->key0 * a->k_row, a->k_row, TILE_ADD, NULL };
             tile_multiply(&pv, m, a->d_v);
             tile_multiply(&pk, m, a->d_qk);
         }
         if (part->dq) {
-            const tile_product pq = { m, x->k + (j + e->key0) * a->k_row, 1, a->k_row, w->ds + at, TILE,
+            const tile_product pq = { m, w->k + e->key0 * w->k_row, 1, w->k_row, w->ds + at, TILE,
                                       w->dqt + query0, TILE, TILE_ADD, NULL };
             tile_multiply(&pq, a->d_qk, (t->n_groups - e->group0) * GROUP);
         }
@@ -489,12 +493,15 @@ static void backward_task(const ag_attention *a, const ag_attention_grad *g, con
             memset(w.dqt, 0, (size_t)a->d_qk * TILE * sizeof *w.dqt);
         for (int64_t j = part->key0; j < end; j += TILE) {
             tile_shape t;
-            tile_shape_init(&t, x.n, x.seen, j, (int)min_of(TILE, end - j));
+            const int64_t n_keys = min_of(TILE, end - j);
+            tile_copy(n_keys, a->d_qk, x.k + j * a->k_row, a->k_row, w.k, w.k_row, 1.0f);
+            tile_copy(n_keys, a->d_v, x.v + j * a->v_row, a->v_row, w.v, w.v_row, 1.0f);
+            tile_shape_init(&t, x.n, x.seen, j, (int)n_keys);
             backward_tile(a, &x, &t, z, j, part, dk + j * a->k_row, dv + j * a->v_row, &w);
         }
         if (part->dq) {
             float *dq = (float *)g->dq + b * a->q_batch + i * a->q_row + h * a->d_qk;
-            tile_transpose(a->d_qk, x.n, w.dqt, TILE, dq, a->q_row, (float)a->scale, g->acc);
+            (g->acc ? tile_transpose_add : tile_transpose)(a->d_qk, x.n, w.dqt, TILE, dq, a->q_row, (float)a->scale);
         }
     }
 }
