@@ -160,7 +160,8 @@ static void act_slot(ag_act act, int64_t m, int64_t n, int64_t j0, int64_t k, in
     slot_rows(m, s, &from, &to);
     column_tree_start(&tree, k);
     for (int64_t i = from; i < to; i += GROUP) {
-        float group[COLUMNS] = { 0 };
+        float group[COLUMNS];
+        memset(group, 0, (size_t)k * sizeof *group);
         for (int64_t r = i; r < to && r < i + GROUP; r++) {
             const int64_t at = r * n + j0;
             act_row_of(act, k, pre ? pre + at : NULL, dy + at, dx ? dx + at : NULL, group);

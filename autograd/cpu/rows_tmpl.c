@@ -27,7 +27,7 @@ static void layernorm_row(int64_t n, double eps, const float *x, const float *ga
     FOR_RUNS(b, n) {
         vf s = { 0 };
         FOR_RUN(j, b, n) {
-            const vf d = vkeep(vload_to(x + j, n - j) - mean, n - j, 0.0f);
+            const vf d = vhead(vload_to(x + j, n - j) - mean, n - j, 0.0f);
             s += d * d;
         }
         vtree_add(&t, s);
@@ -87,7 +87,9 @@ static void layernorm_slot(int64_t from, int64_t to, int64_t n, int64_t j0, int6
     column_tree_start(&tg, k);
     column_tree_start(&tb, k);
     for (int64_t i = from; i < to; i += GROUP) {
-        float sg[COLUMNS] = { 0 }, sb[COLUMNS] = { 0 };
+        float sg[COLUMNS], sb[COLUMNS];
+        memset(sg, 0, (size_t)AG_ALIGN_UP(k, VL) * sizeof *sg);
+        memset(sb, 0, (size_t)AG_ALIGN_UP(k, VL) * sizeof *sb);
         for (int64_t r = i; r < to && r < i + GROUP; r++) {
             const float *xr = x + r * n + j0, *dyr = dy + r * n + j0;
             FOR_VECTORS(j, k) {
@@ -136,7 +138,7 @@ static float row_max(int64_t n, const float *x)
 {
     vf top = vset(-__builtin_inff());
     FOR_VECTORS(j, n)
-        top = vmax(vkeep(vload_to(x + j, n - j), n - j, -__builtin_inff()), top);
+        top = vmax(vhead(vload_to(x + j, n - j), n - j, -__builtin_inff()), top);
     return vmaxall(top);
 }
 
@@ -151,7 +153,7 @@ static float row_exp(int64_t n, const float *x, float top, float *e)
             const vf v = vexp(vload_to(x + j, n - j) - top);
             if (e)
                 vstore_to(e + j, v, n - j);
-            s += vkeep(v, n - j, 0.0f);
+            s += vhead(v, n - j, 0.0f);
         }
         vtree_add(&t, s);
     }
@@ -267,25 +269,14 @@ static vbest vbest_start(void) { return (vbest){ vset(-__builtin_inff()), (vf){ 
 /* lanes hold numbers j .. j+VL, of which `left` count */
 static void vbest_see(vbest *b, vf v, int64_t j, int64_t left)
 {
-    vi at;
-    for (int l = 0; l < VL; l++)
-        at[l] = (int32_t)j + l;
-    v = vkeep(v, left, -__builtin_inff());
-    b->at = vselect(b->value, v, (vf)at, b->at);           /* strict, so the first of equals stays */
+    v = vhead(v, left, -__builtin_inff());
+    b->at = vselect(b->value, v, (vf)(vlane() + (int32_t)j), b->at);    /* strict, so the first of equals stays */
     b->value = vselect(b->value, v, v, b->value);
 }
 
 static int32_t vbest_at(const vbest *b)
 {
-    const vi at = (vi)b->at;
-    int32_t best = at[0];
-    float value = b->value[0];
-    for (int l = 1; l < VL; l++)
-        if (b->value[l] > value || (b->value[l] == value && at[l] < best)) {
-            value = b->value[l];
-            best = at[l];
-        }
-    return best;
+    return vfirst_equal(b->value, vset(vmaxall(b->value)), (vi)b->at);
 }
 
 void AG_NAME(argmax)(int64_t m, int64_t n, const void *px, int32_t *idx)
@@ -369,7 +360,7 @@ static void controller_block(const ag_controller *c, bool has_noise, const float
     vf top = vset(-__builtin_inff());
     FOR_VECTORS(j, n) {
         const vf v = vload_to(z + j, n - j);
-        top = vmax(vkeep(shift ? v + vload_to(p + j, n - j) : v, n - j, -__builtin_inff()), top);
+        top = vmax(vhead(shift ? v + vload_to(p + j, n - j) : v, n - j, -__builtin_inff()), top);
     }
     const float row_top = vmaxall(top);
     vbest best = vbest_start();
@@ -382,7 +373,7 @@ static void controller_block(const ag_controller *c, bool has_noise, const float
             const vf v = vload_to(z + j, n - j), d = (shift ? v + g : v) - row_top, e = vexp(d * inv_t);
             vbest_see(&best, late ? d + g * t : d, j, n - j);
             vstore_to(mask + j, e, n - j);
-            s += vkeep(e, n - j, 0.0f);
+            s += vhead(e, n - j, 0.0f);
         }
         vtree_add(&sum, s);
     }

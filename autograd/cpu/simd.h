@@ -127,6 +127,28 @@ static inline vf vmin(vf a, vf b)
 #endif
 }
 
+/* 0, 1, .. VL-1 */
+static inline vi vlane(void)
+{
+    static const int32_t lane[16] = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
+    vi l;
+    memcpy(&l, lane, sizeof l);
+    return l;
+}
+
+/* Lanes 0 .. n-1 of x, the others set to c. */
+static inline vf vhead(vf x, int64_t n, float c)
+{
+    if (n >= VL)
+        return x;
+#if defined(__AVX512F__)
+    return (vf)_mm512_mask_blend_ps((__mmask16)((1u << n) - 1), _mm512_set1_ps(c), (__m512)x);
+#else
+    const vi m = vlane() < (int32_t)n;
+    return (vf)((m & (vi)x) | (~m & (vi)vset(c)));
+#endif
+}
+
 /* The sum of the lanes, by halves: lane l takes lane l + VL/2, and so on. */
 static inline float vsum(vf x)
 {
@@ -144,13 +166,30 @@ static inline float vsum(vf x)
 /* The largest lane (NaN lanes may be lost). */
 static inline float vmaxall(vf x)
 {
-    for (int h = VL / 2; h > 0; h /= 2) {
-        vi other;
-        for (int l = 0; l < VL; l++)
-            other[l] = l ^ h;
-        x = vmax(__builtin_shuffle(x, other), x);
-    }
-    return x[0];
+#if defined(__AVX512F__)
+    const __m256 h = _mm256_max_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
+    const __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+#elif defined(__AVX2__)
+    const __m128 q = _mm_max_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+#else
+    const vf q = x;
+#endif
+    const float a = q[0] > q[2] ? q[0] : q[2], b = q[1] > q[3] ? q[1] : q[3];
+    return a > b ? a : b;
+}
+
+/* The smallest lane of those where a == b, or INT32_MAX. */
+static inline int32_t vfirst_equal(vf a, vf b, vi x)
+{
+#if defined(__AVX512F__)
+    return _mm512_mask_reduce_min_epi32(_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ), (__m512i)x);
+#else
+    const vi m = a == b;
+    int32_t least = INT32_MAX;
+    for (int l = 0; l < VL; l++)
+        least = m[l] && x[l] < least ? x[l] : least;
+    return least;
+#endif
 }
 
 /* low and high words of the products of 32-bit lanes with m */
@@ -183,8 +222,7 @@ static inline void vphilox(uint64_t seed, uint32_t step, uint32_t site, uint64_t
     vu c0 = vset_u((uint32_t)block), c1 = vset_u((uint32_t)(block >> 32)), c2 = vset_u(site),
        c3 = vset_u(step);
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    for (int l = 0; l < VL; l++)
-        c0[l] += (uint32_t)l;
+    c0 += (vu)vlane();
     for (int r = 0; r < 10; r++) {
         vu h0, h1;
         const vu l0 = vmul_wide(c0, 0xD2511F53u, &h0), l1 = vmul_wide(c2, 0xCD9E8D57u, &h1);

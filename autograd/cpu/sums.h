@@ -54,20 +54,6 @@ static inline void vstore_to(float *p, vf x, int64_t left)
         vstore_n(p, x, left);
 }
 
-static inline vf vlane(void)
-{
-    vf l;
-    for (int i = 0; i < VL; i++)
-        l[i] = (float)i;
-    return l;
-}
-
-/* x with the lanes from `left` on set to c */
-static inline vf vkeep(vf x, int64_t left, float c)
-{
-    return left >= VL ? x : vselect(vlane(), vset((float)left), x, vset(c));
-}
-
 static inline float row_total(int64_t n, const float *x)
 {
     vtree t;
@@ -86,7 +72,7 @@ static inline float row_total(int64_t n, const float *x)
  * depend on the number of threads; each part is summed by one thread in groups of GROUP rows, a tree over
  * groups, and then the parts are added in their order.
  */
-enum { COLUMNS = 512, SLOTS = 32, GROUP = 8, COLUMN_LEVELS = 30 };
+enum { COLUMNS = 2048, SLOTS = 32, GROUP = 8, COLUMN_LEVELS = 28 };
 
 typedef struct column_tree {
     int64_t groups, width;
