@@ -2,7 +2,6 @@
 #include "train/command.h"
 #include "data/data.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,11 +50,7 @@ static int verify(const char *name, ag_err *err)
     if (!set) return ag_err_set(err, AG_ECONFIG, "no data set '%s'; `tulle data list` names them", name);
     int r = data_find(name, NULL, &path, err);
     if (r < 0) return r;
-    if (strrchr(path, '/') && access(path, R_OK) == 0) {
-        char *slash = strrchr(path, '/');
-        const bool folder = !set->file[1].name ? false : true;   /* a set of several files is found as its folder */
-        if (!folder) *slash = '\0';
-    }
+    if (!set->file[1].name && strrchr(path, '/')) *strrchr(path, '/') = '\0';      /* found as its one file */
     printf("%s in %s\n", name, path);
     r = data_verify(set, path, show_file, NULL, err);
     free(path);

@@ -278,33 +278,45 @@ int train_run(const train_config *c, FILE *out, train_result *ret_result, ag_err
     return finish(&r, code, ret_result);
 }
 
-/* The run's configuration with the arguments on top, if they may change. */
-static int resumed_config(const train_ckpt_file *f, char *const *overrides, int n, train_config *ret_c, ag_err *err)
+/* The configuration of a run, `was`, with the arguments on top, if they may change. */
+static int resumed_config(const train_config *was, char *const *overrides, int n, train_config *ret_c, ag_err *err)
 {
-    train_config was, now;
-    int code = train_state_config(f, &was, err);
-    if (code < 0) return code;
-    now = was;
+    train_config now = *was;
+    int code = AG_OK;
     for (int i = 0; i < n && code == AG_OK; i++) code = train_config_override(&now, overrides[i], err);
     if (code == AG_OK) code = train_config_check(&now, err);
-    if (code == AG_OK) code = train_config_resumable(&was, &now, err);
+    if (code == AG_OK) code = train_config_resumable(was, &now, err);
     *ret_c = now;
     return code;
+}
+
+/* What the run's configuration is: the checkpoint's, or config.yaml where it was killed before the first one (*ret_file
+ * NULL then). */
+static int stored_config(run *r, train_ckpt_file **ret_file, char warning[1024], train_config *ret_c, ag_err *err)
+{
+    if (train_rundir_has_checkpoint(r->dir.dir)) {
+        const int code = train_rundir_resume(&r->dir, ret_file, warning, err);
+        return code == AG_OK ? train_state_config(*ret_file, ret_c, err) : code;
+    }
+    char path[PATH_MAX];
+    train_config_init(ret_c);
+    const int code = train_rundir_path(r->dir.dir, "config.yaml", path, err);
+    return code == AG_OK ? train_config_load(ret_c, path, err) : code;
 }
 
 int train_resume(const char *dir, char *const *overrides, int n, FILE *out, train_result *ret_result, ag_err *err)
 {
     run r = { .dir = { .lock.fd = -1, .metrics_fd = -1 } };
     train_ckpt_file *f = NULL;
-    train_config c;
+    train_config was, c;
     char warning[1024] = "";
-    int code = train_rundir_open(&r.dir, dir, TRAIN_RUNDIR_RESUME, err);
-    if (code == AG_OK) code = train_rundir_resume(&r.dir, &f, warning, err);
-    if (code == AG_OK) code = resumed_config(f, overrides, n, &c, err);
-    if (code == AG_OK) code = train_threads_set(c.train.threads, err);
     const train_open what = { .data = true, .optimizer = true };
-    if (code == AG_OK) code = train_state_load(f, &c, &what, &r.s, err);
-    if (code == AG_OK) code = begin(&r, out, r.s->step, err);
+    int code = train_rundir_open(&r.dir, dir, TRAIN_RUNDIR_RESUME, err);
+    if (code == AG_OK) code = stored_config(&r, &f, warning, &was, err);
+    if (code == AG_OK) code = resumed_config(&was, overrides, n, &c, err);
+    if (code == AG_OK) code = train_threads_set(c.train.threads, err);
+    if (code == AG_OK) code = f ? train_state_load(f, &c, &what, &r.s, err) : train_session_new(&c, &what, &r.s, err);
+    if (code == AG_OK) code = begin(&r, out, r.s->step ? r.s->step : -1, err);
     train_ckpt_close(f);
     if (code == AG_OK && warning[0]) train_status_line(&r.status, "warning: %s", warning);
     if (code == AG_OK) train_status_line(&r.status, "resumed at step %lld", (long long)r.s->step);
