@@ -1,7 +1,7 @@
 #include "layers/basic.h"
 
-void nn_linear_build(nn_linear *l, nn_params *p, const char *name, int64_t d_in, int64_t d_out, bool bias,
-                     nn_init init)
+void nn_linear_build(nn_linear *l, nn_params *p, const char *name, int64_t d_in, int64_t d_out,
+                     bool bias, nn_init init)
 {
     const size_t at = nn_push(p, "%s", name);
     l->weight = nn_param(p, "weight", AG_SHAPE(d_out, d_in), init);
@@ -9,7 +9,8 @@ void nn_linear_build(nn_linear *l, nn_params *p, const char *name, int64_t d_in,
     nn_pop(p, at);
 }
 
-ag_tensor *nn_linear_forward(const nn_linear *l, ag_tape *t, ag_tensor *x, ag_act act, ag_tensor *residual)
+ag_tensor *nn_linear_forward(const nn_linear *l, ag_tape *t, ag_tensor *x, ag_act act,
+                             ag_tensor *residual)
 {
     return ag_linear(t, x, l->weight, l->bias, act, residual);
 }
@@ -28,14 +29,15 @@ ag_tensor *nn_norm_forward(const nn_norm *l, ag_tape *t, ag_tensor *x)
     return ag_layernorm(t, x, l->gain, l->bias, l->eps);
 }
 
-void nn_embedding_build(nn_embedding *l, nn_params *p, const char *name, int64_t vocab, int64_t context, int64_t d,
-                        double init_std)
+void nn_embedding_build(nn_embedding *l, nn_params *p, const char *name, int64_t vocab,
+                        int64_t context, int64_t d, double init_std)
 {
     const size_t at = nn_push(p, "%s", name);
     l->token = nn_param(p, "token", AG_SHAPE(vocab, d), nn_matrix_init(init_std, vocab, d, 1));
     l->position = NULL;
     if (context > 0)
-        l->position = nn_param(p, "position", AG_SHAPE(context, d), nn_matrix_init(init_std, context, d, 1));
+        l->position =
+            nn_param(p, "position", AG_SHAPE(context, d), nn_matrix_init(init_std, context, d, 1));
     nn_pop(p, at);
 }
 

@@ -16,12 +16,15 @@ int64_t nn_ff_rank(const nn_ff_config *c, int64_t d_model)
 int nn_ff_check(const nn_ff_config *c, int64_t d_model, ag_err *err)
 {
     if (d_model < 1 || c->d_ff < 1)
-        return ag_err_set(err, AG_ECONFIG, "feed-forward: d_model = %lld and d_ff = %lld must be at least 1",
+        return ag_err_set(err, AG_ECONFIG,
+                          "feed-forward: d_model = %lld and d_ff = %lld must be at least 1",
                           (long long)d_model, (long long)c->d_ff);
     if (!(c->dropout >= 0 && c->dropout < 1))
-        return ag_err_set(err, AG_ECONFIG, "feed-forward: dropout = %g must be in [0, 1)", c->dropout);
+        return ag_err_set(err, AG_ECONFIG, "feed-forward: dropout = %g must be in [0, 1)",
+                          c->dropout);
     if (c->act < 0 || c->act >= AG_ACT_COUNT)
-        return ag_err_set(err, AG_ECONFIG, "feed-forward: activation %d does not exist", (int)c->act);
+        return ag_err_set(err, AG_ECONFIG, "feed-forward: activation %d does not exist",
+                          (int)c->act);
     if (!c->sparse) return AG_OK;
     if (c->block < 1 || c->d_ff % c->block)
         return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.block = %lld must divide d_ff = %lld",
@@ -30,16 +33,18 @@ int nn_ff_check(const nn_ff_config *c, int64_t d_model, ag_err *err)
         return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.d_lowrank = %lld must not be negative",
                           (long long)c->d_lowrank);
     if (!is_share(c->quant_prob))
-        return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.quant_prob = %g must be in [0, 1]", c->quant_prob);
+        return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.quant_prob = %g must be in [0, 1]",
+                          c->quant_prob);
     if (!(c->temperature >= 0 && isfinite(c->temperature)))
         return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.temperature = %g must not be negative",
                           c->temperature);
     return AG_OK;
 }
 
-/* Glorot uniform matrices on their two-dimensional shapes; biases start at N(0, 1e-6), as the released code. */
-static void sparse_linear(nn_linear *l, nn_params *p, const char *name, int64_t d_in, int64_t d_out, bool bias,
-                          double gain)
+/* Glorot uniform matrices on their two-dimensional shapes; biases start at N(0, 1e-6), as the
+ * released code. */
+static void sparse_linear(nn_linear *l, nn_params *p, const char *name, int64_t d_in, int64_t d_out,
+                          bool bias, double gain)
 {
     const size_t at = nn_push(p, "%s", name);
     l->weight = nn_param(p, "weight", AG_SHAPE(d_out, d_in), nn_glorot(d_in, d_out, gain));
@@ -92,11 +97,13 @@ static ag_tensor *mask_make(const nn_ff *l, ag_tape *t, ag_tensor *x, nn_mode mo
         .n = c->block, .relaxed = c->relaxed, .hard = !train || step_is_hard(l, t),
         .temperature = train ? c->temperature : 0, .site = l->noise_site,
     };
-    ag_tensor *low = nn_linear_forward(&l->c1, t, x, c->controller_relu ? AG_ACT_RELU : AG_ACT_NONE, NULL);
+    ag_tensor *low =
+        nn_linear_forward(&l->c1, t, x, c->controller_relu ? AG_ACT_RELU : AG_ACT_NONE, NULL);
     return ag_control(t, nn_linear_forward(&l->c2, t, low, AG_ACT_NONE, NULL), &o, NULL);
 }
 
-ag_tensor *nn_ff_forward(const nn_ff *l, ag_tape *t, ag_tensor *x, ag_tensor *residual, nn_mode mode)
+ag_tensor *nn_ff_forward(const nn_ff *l, ag_tape *t, ag_tensor *x, ag_tensor *residual,
+                         nn_mode mode)
 {
     const nn_ff_config *c = &l->config;
     ag_tensor *h;
@@ -104,7 +111,8 @@ ag_tensor *nn_ff_forward(const nn_ff *l, ag_tape *t, ag_tensor *x, ag_tensor *re
     if (c->sparse) {
         ag_tensor *mask = mask_make(l, t, x, mode);
         ag_tensor *a = nn_linear_forward(&l->in, t, x, AG_ACT_NONE, NULL);
-        h = c->mask_order == NN_MASK_BEFORE_RELU ? ag_mask_relu(t, a, mask) : ag_relu_mask(t, a, mask);
+        h = c->mask_order == NN_MASK_BEFORE_RELU ? ag_mask_relu(t, a, mask)
+                                                 : ag_relu_mask(t, a, mask);
     } else {
         h = nn_linear_forward(&l->in, t, x, c->act, NULL);
     }
@@ -113,7 +121,7 @@ ag_tensor *nn_ff_forward(const nn_ff *l, ag_tape *t, ag_tensor *x, ag_tensor *re
     return y;
 }
 
-/* --- counts ------------------------------------------------------------------------------------------ */
+/* --- counts ----------------------------------------------------------------------------------- */
 
 static int64_t controller_params(const nn_ff *l)
 {
@@ -129,7 +137,10 @@ static int64_t main_params(const nn_ff *l, int64_t units)
     return 2 * l->d_model * units + (c->bias_in ? units : 0) + (c->bias_out ? l->d_model : 0);
 }
 
-int64_t nn_ff_params(const nn_ff *l) { return controller_params(l) + main_params(l, l->config.d_ff); }
+int64_t nn_ff_params(const nn_ff *l)
+{
+    return controller_params(l) + main_params(l, l->config.d_ff);
+}
 
 int64_t nn_ff_touched(const nn_ff *l)
 {

@@ -5,8 +5,8 @@
  *     x = x + attention(norm1(x));  x = x + ff(norm2(x))      n_layers times
  *     logits = norm(x) head^T                                 head = token where tied
  *
- * Initial weights: normal of init_std (Glorot if 0), the two projections onto the residual stream divided by
- * sqrt(2 n_layers), biases 0; the sparse feed-forward starts as layers/ff.h says.
+ * Initial weights: normal of init_std (Glorot if 0), the two projections onto the residual stream
+ * divided by sqrt(2 n_layers), biases 0; the sparse feed-forward starts as layers/ff.h says.
  */
 #ifndef NN_GPT_H
 #define NN_GPT_H
@@ -18,7 +18,7 @@ typedef struct nn_gpt_config {
     int64_t vocab, context;          /* tokens */
     int64_t n_layers, n_heads, d_model;
     int64_t d_qk, d_v;               /* per head; 0: d_model / n_heads */
-    bool    bias;                    /* in attention and norms; those of ff: ff.bias_in, ff.bias_out */
+    bool    bias;                    /* in attention and norms; ff has its own */
     bool    tied;                    /* the head is the token embedding */
     double  dropout;                 /* of embeddings and attention; that of ff: ff.dropout */
     double  init_std, norm_eps;
@@ -41,8 +41,10 @@ typedef struct nn_gpt {
     nn_linear     head;
 } nn_gpt;
 
-int nn_gpt_check(const nn_gpt_config *c, ag_err *err);   /* AG_ECONFIG names the fields that do not fit */
+/* AG_ECONFIG names the fields that do not fit. */
+int nn_gpt_check(const nn_gpt_config *c, ag_err *err);
 /* Checked, built and initialised.  AG_ECONFIG, AG_ENOMEM. */
-int nn_gpt_new(const nn_gpt_config *c, ag_dtype dtype, uint64_t seed, nn_model **ret_model, ag_err *err);
+int nn_gpt_new(const nn_gpt_config *c, ag_dtype dtype, uint64_t seed, nn_model **ret_model,
+               ag_err *err);
 
 #endif

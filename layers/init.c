@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { LANES = 16, GROUP = 4 * LANES };      /* numbers of one round of Philox in 16 lanes (rng.h) */
+enum { LANES = 16, GROUP = 4 * LANES }; /* numbers of one round of Philox in 16 lanes (rng.h) */
 
 nn_init nn_glorot(int64_t fan_in, int64_t fan_out, double gain)
 {
@@ -19,8 +19,8 @@ nn_init nn_matrix_init(double std, int64_t fan_in, int64_t fan_out, double gain)
 }
 
 /*
- * Box and Muller in f32, for 16 lanes at once: a model of 10 million weights would wait most of a second for the
- * C library.  Agrees with ag_normal2() to 1e-6.
+ * Box and Muller in f32, for 16 lanes at once: a model of 10 million weights would wait most of a
+ * second for the C library.  Agrees with ag_normal2() to 1e-6.
  */
 
 /* log u for 2^-25 <= u < 1: u = 2^e m with m about 1, log m = 2 atanh s */
@@ -28,13 +28,14 @@ static inline float log_small(float u)
 {
     uint32_t bits;
     memcpy(&bits, &u, sizeof bits);
-    const uint32_t up = (bits & 0x7fffffu) > 0x3504f3u;          /* mantissa above sqrt 2: halve it */
+    const uint32_t up = (bits & 0x7fffffu) > 0x3504f3u; /* mantissa above sqrt 2: halve it */
     const float e = (float)((int32_t)(bits >> 23) - 127 + (int32_t)up);
     bits = (bits & 0x7fffffu) | ((127u - up) << 23);
     float m;
     memcpy(&m, &bits, sizeof m);
     const float s = (m - 1) / (m + 1), q = s * s;
-    return e * 0.693147181f + 2 * s * (1 + q * (1 / 3.0f + q * (1 / 5.0f + q * (1 / 7.0f + q * (1 / 9.0f)))));
+    return e * 0.693147181f +
+           2 * s * (1 + q * (1 / 3.0f + q * (1 / 5.0f + q * (1 / 7.0f + q * (1 / 9.0f)))));
 }
 
 /* cos and sin of 2 pi u, from the quadrant and polynomials on [-pi/4, pi/4] */
@@ -42,7 +43,8 @@ static inline void circle(float u, float *ret_cos, float *ret_sin)
 {
     const int32_t k = (int32_t)(4 * u + 0.5f);
     const float r = (4 * u - (float)k) * 1.57079633f, q = r * r;
-    const float s = r * (1 + q * (-1 / 6.0f + q * (1 / 120.0f + q * (-1 / 5040.0f + q * (1 / 362880.0f)))));
+    const float s =
+        r * (1 + q * (-1 / 6.0f + q * (1 / 120.0f + q * (-1 / 5040.0f + q * (1 / 362880.0f)))));
     const float c = 1 + q * (-1 / 2.0f + q * (1 / 24.0f + q * (-1 / 720.0f + q * (1 / 40320.0f))));
     const float x = k & 1 ? s : c, y = k & 1 ? c : s;
     *ret_cos = (k + 1) & 2 ? -x : x;
@@ -64,7 +66,8 @@ static inline void group_bits(uint64_t seed, uint32_t site, int64_t g, uint32_t 
     for (int r = 0; r < 10; r++) {
         #pragma omp simd
         for (int j = 0; j < LANES; j++) {
-            const uint64_t p0 = (uint64_t)0xD2511F53u * w[0][j], p1 = (uint64_t)0xCD9E8D57u * w[2][j];
+            const uint64_t p0 = (uint64_t)0xD2511F53u * w[0][j];
+            const uint64_t p1 = (uint64_t)0xCD9E8D57u * w[2][j];
             w[0][j] = (uint32_t)(p1 >> 32) ^ w[1][j] ^ k0;
             w[2][j] = (uint32_t)(p0 >> 32) ^ w[3][j] ^ k1;
             w[1][j] = (uint32_t)p1;
@@ -76,7 +79,8 @@ static inline void group_bits(uint64_t seed, uint32_t site, int64_t g, uint32_t 
 }
 
 /* Standard normal, or uniform in (-1, 1), numbers of elements GROUP*g .. GROUP*g + GROUP-1. */
-AG_CLONES static void group_draw(uint64_t seed, uint32_t site, int64_t g, bool normal, float v[GROUP])
+AG_CLONES static void group_draw(uint64_t seed, uint32_t site, int64_t g, bool normal,
+                                 float v[GROUP])
 {
     uint32_t bits[GROUP];
     float u[GROUP];

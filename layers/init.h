@@ -9,7 +9,7 @@
 /* Initial values of a parameter, a function of (seed, site, element). */
 typedef struct nn_init {
     enum { NN_CONSTANT, NN_NORMAL, NN_UNIFORM } kind;
-    double scale;                    /* the constant; the standard deviation; the largest magnitude */
+    double scale;                    /* the constant; the standard deviation; the limit */
 } nn_init;
 
 static inline nn_init nn_constant(double value) { return (nn_init){ NN_CONSTANT, value }; }
@@ -20,7 +20,8 @@ nn_init nn_glorot(int64_t fan_in, int64_t fan_out, double gain);
 /* For the weights of a matrix: normal of gain * std, or Glorot where std is 0. */
 nn_init nn_matrix_init(double std, int64_t fan_in, int64_t fan_out, double gain);
 
-/* Fills x, f32 or f64, which is zero so far; the same numbers for both types and any number of threads. */
+/* Fills x, f32 or f64, which is zero so far; the same numbers for both types and any number of
+ * threads. */
 void nn_init_fill(const nn_init *init, uint64_t seed, uint32_t site, ag_tensor *x);
 
 #endif

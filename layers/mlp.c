@@ -6,18 +6,22 @@ int nn_mlp_check(const nn_mlp_config *c, ag_err *err)
 {
     enum { MANY = 1 << 24 };
     if (c->d_in < 1 || c->d_in > MANY || c->d_hidden < 1 || c->d_hidden > MANY)
-        return ag_err_set(err, AG_ECONFIG, "mlp: d_in = %lld and d_hidden = %lld must be in [1, %d]",
+        return ag_err_set(err, AG_ECONFIG,
+                          "mlp: d_in = %lld and d_hidden = %lld must be in [1, %d]",
                           (long long)c->d_in, (long long)c->d_hidden, MANY);
     if (c->classes < 1 || c->classes > MANY)
-        return ag_err_set(err, AG_ECONFIG, "mlp: classes = %lld must be in [1, %d]", (long long)c->classes, MANY);
+        return ag_err_set(err, AG_ECONFIG, "mlp: classes = %lld must be in [1, %d]",
+                          (long long)c->classes, MANY);
     if (c->n_layers < 1 || c->n_layers > 1000)
-        return ag_err_set(err, AG_ECONFIG, "mlp: n_layers = %lld must be in [1, 1000]", (long long)c->n_layers);
+        return ag_err_set(err, AG_ECONFIG, "mlp: n_layers = %lld must be in [1, 1000]",
+                          (long long)c->n_layers);
     if (!(c->init_std >= 0))
         return ag_err_set(err, AG_ECONFIG, "mlp: init_std = %g must not be negative", c->init_std);
     return nn_ff_check(&c->ff, c->d_hidden, err);
 }
 
-static ag_tensor *mlp_logits(const nn_model *model, ag_tape *t, ag_tensor *x, nn_mode mode, ag_kv_cache *cache)
+static ag_tensor *mlp_logits(const nn_model *model, ag_tape *t, ag_tensor *x, nn_mode mode,
+                             ag_kv_cache *cache)
 {
     (void)cache;
     const nn_mlp *m = (const nn_mlp *)model;
@@ -49,12 +53,14 @@ static void mlp_build(nn_mlp *m, nn_params *p)
 static nn_cost mlp_cost(const nn_mlp *m)
 {
     const nn_mlp_config *c = &m->config;
-    const int64_t products = c->d_hidden * (c->d_in + c->classes) + c->n_layers * nn_ff_products(m->ff);
+    const int64_t products =
+        c->d_hidden * (c->d_in + c->classes) + c->n_layers * nn_ff_products(m->ff);
     return (nn_cost){ m->model.params->n_used, c->n_layers * nn_ff_params(m->ff),
                       c->n_layers * nn_ff_touched(m->ff), 2 * (double)products };
 }
 
-int nn_mlp_new(const nn_mlp_config *config, ag_dtype dtype, uint64_t seed, nn_model **ret_model, ag_err *err)
+int nn_mlp_new(const nn_mlp_config *config, ag_dtype dtype, uint64_t seed, nn_model **ret_model,
+               ag_err *err)
 {
     const int bad = nn_mlp_check(config, err);
     if (bad) return bad;

@@ -1,6 +1,7 @@
 /*
- * mlp.h -- the small network for images: linear, n_layers feed-forward layers, linear, with no residual and no norm,
- * as in the public experiment with the sparse feed-forward on MNIST (784-100, FF 100-400-100, 100-10).
+ * mlp.h -- the small network for images: linear, n_layers feed-forward layers, linear, with no
+ * residual and no norm, as in the public experiment with the sparse feed-forward on MNIST (784-100,
+ * FF 100-400-100, 100-10).
  */
 #ifndef NN_MLP_H
 #define NN_MLP_H
@@ -9,7 +10,7 @@
 
 typedef struct nn_mlp_config {
     int64_t d_in, d_hidden, classes, n_layers;
-    bool    bias;                    /* of the two linear layers; those of ff: ff.bias_in, ff.bias_out */
+    bool    bias;                    /* of the two linear layers; ff has its own */
     double  init_std;                /* 0: Glorot */
     nn_ff_config ff;                 /* init_std and out_gain are set here */
 } nn_mlp_config;
@@ -21,8 +22,10 @@ typedef struct nn_mlp {
     nn_ff        *ff;                /* [n_layers] */
 } nn_mlp;
 
-int nn_mlp_check(const nn_mlp_config *c, ag_err *err);   /* AG_ECONFIG names the fields that do not fit */
+/* AG_ECONFIG names the fields that do not fit. */
+int nn_mlp_check(const nn_mlp_config *c, ag_err *err);
 /* Checked, built and initialised.  AG_ECONFIG, AG_ENOMEM. */
-int nn_mlp_new(const nn_mlp_config *c, ag_dtype dtype, uint64_t seed, nn_model **ret_model, ag_err *err);
+int nn_mlp_new(const nn_mlp_config *c, ag_dtype dtype, uint64_t seed, nn_model **ret_model,
+               ag_err *err);
 
 #endif

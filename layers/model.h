@@ -10,7 +10,7 @@ typedef struct nn_cost {
     int64_t params;                  /* of the whole model */
     int64_t ff_params;               /* of all feed-forward layers */
     int64_t ff_touched;              /* of these, read for one token or image */
-    double  flops;                   /* forward, per token (mean over a full context) or image; 2 per multiply-add */
+    double  flops;                   /* forward, per token (mean over the context) or image */
 } nn_cost;
 
 typedef struct nn_model nn_model;
@@ -20,22 +20,25 @@ struct nn_model {
     int64_t     classes;             /* width of the logits */
     nn_cost     cost;
     /* x -> [..,classes].  gpt: x int32 [b,t], mlp: x [b,d_in].  cache: see nn_model_decode. */
-    ag_tensor *(*logits)(const nn_model *m, ag_tape *t, ag_tensor *x, nn_mode mode, ag_kv_cache *cache);
-    ag_kv_cache *(*cache_new)(const nn_model *m, int64_t batch);         /* NULL: the model has none */
+    ag_tensor *(*logits)(const nn_model *m, ag_tape *t, ag_tensor *x, nn_mode mode,
+                         ag_kv_cache *cache);
+    ag_kv_cache *(*cache_new)(const nn_model *m, int64_t batch); /* NULL: the model has none */
     void (*release)(nn_model *m);    /* frees what the model has besides params and itself */
 };
 
 void nn_model_free(nn_model *m);     /* NULL is fine */
 
 ag_tensor *nn_model_logits(const nn_model *m, ag_tape *t, ag_tensor *x, nn_mode mode);
-/* Mean cross-entropy in nats of int32 targets, one per row of the logits; negative ones do not count. */
-ag_tensor *nn_model_loss(const nn_model *m, ag_tape *t, ag_tensor *x, ag_tensor *targets, nn_mode mode);
+/* Mean cross-entropy in nats of int32 targets, one per row of the logits; negative ones do not
+ * count. */
+ag_tensor *nn_model_loss(const nn_model *m, ag_tape *t, ag_tensor *x, ag_tensor *targets,
+                         nn_mode mode);
 
-/* A cache for `batch` sequences of up to the model's context; free it with ag_kv_cache_free.  AG_ENOMEM; AG_ECONFIG for
- * a model that does not decode. */
+/* A cache for `batch` sequences of up to the model's context; free it with ag_kv_cache_free.
+ * AG_ENOMEM; AG_ECONFIG for a model that does not decode. */
 int nn_model_cache(const nn_model *m, int64_t batch, ag_kv_cache **ret_cache, ag_err *err);
-/* Logits [b,t,classes] of ids int32 [b,t], the positions that follow those in the cache, which then holds them too
- * (unless the tape has an error).  No gradient: call it with ag_tape_no_grad on. */
+/* Logits [b,t,classes] of ids int32 [b,t], the positions that follow those in the cache, which then
+ * holds them too (unless the tape has an error).  No gradient: call it with ag_tape_no_grad on. */
 ag_tensor *nn_model_decode(const nn_model *m, ag_tape *t, ag_tensor *ids, ag_kv_cache *cache);
 
 #endif

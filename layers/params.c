@@ -27,7 +27,7 @@ void nn_params_free(nn_params *p)
     free(p);
 }
 
-/* --- building ---------------------------------------------------------------------------------------- */
+/* --- building --------------------------------------------------------------------------------- */
 
 size_t nn_push(nn_params *p, const char *fmt, ...)
 {
@@ -66,7 +66,8 @@ static int64_t checked_size(const ag_shape *s)
 {
     int64_t n = 1;
     for (int i = 0; i < s->ndim; i++)
-        if (s->dim[i] < 1 || __builtin_mul_overflow(n, s->dim[i], &n) || n > INT64_MAX / 64) return -1;
+        if (s->dim[i] < 1 || __builtin_mul_overflow(n, s->dim[i], &n) || n > INT64_MAX / 64)
+            return -1;
     return n;
 }
 
@@ -76,8 +77,8 @@ ag_tensor *nn_param(nn_params *p, const char *name, ag_shape shape, nn_init init
     char text[96];
     const int64_t count = checked_size(&shape);
     if (count < 0) {
-        ag_err_set(&p->err, AG_ESHAPE, "parameter %s%s: shape %s is empty or too large", p->path, name,
-                   ag_shape_text(&shape, text));
+        ag_err_set(&p->err, AG_ESHAPE, "parameter %s%s: shape %s is empty or too large", p->path,
+                   name, ag_shape_text(&shape, text));
         return NULL;
     }
     const size_t len = strlen(p->path) + strlen(name) + 1;
@@ -110,7 +111,7 @@ const nn_item *nn_params_find(const nn_params *p, const char *name)
     return NULL;
 }
 
-/* --- memory and initial values ------------------------------------------------------------------------- */
+/* --- memory and initial values ---------------------------------------------------------------- */
 
 int nn_params_alloc(nn_params *p, uint64_t seed, ag_err *err)
 {
@@ -119,8 +120,9 @@ int nn_params_alloc(nn_params *p, uint64_t seed, ag_err *err)
     p->weights = ag_block_alloc(bytes);
     p->grads = p->weights ? ag_block_alloc(bytes) : NULL;
     if (!p->grads)
-        return ag_err_set(err, AG_ENOMEM, "out of memory for %lld parameters (%.1f MB of weights and as much of "
-                          "gradients)", (long long)p->n_used, 1e-6 * (double)bytes);
+        return ag_err_set(err, AG_ENOMEM,
+                          "out of memory for %lld parameters: %.1f MB, twice",
+                          (long long)p->n_used, 1e-6 * (double)bytes);
     for (int i = 0; i < p->n_items; i++) {
         const nn_item *item = &p->items[i];
         item->tensor->data = (char *)p->weights + (size_t)item->offset * size;

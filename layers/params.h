@@ -1,10 +1,11 @@
 /*
- * params.h -- the parameters of a model: named while it is built, then one flat array of weights and one of
- * gradients.
+ * params.h -- the parameters of a model: named while it is built, then one flat array of weights
+ * and one of gradients.
  *
- * Layers ask for their parameters one by one and keep the tensors; nn_params_alloc() then lays all of them out
- * in one block, 64-byte aligned, with zeros between, and points the tensors into it.  So the optimizer, clipping, the
- * clearing of gradients and the checkpoint are loops over flat arrays and this list, and know no layers.
+ * Layers ask for their parameters one by one and keep the tensors; nn_params_alloc() then lays all
+ * of them out in one block, 64-byte aligned, with zeros between, and points the tensors into it. So
+ * the optimizer, clipping, the clearing of gradients and the checkpoint are loops over flat arrays
+ * and this list, and know no layers.
  *
  * Building has no error handling: the first error is kept, and nn_params_alloc() returns it.
  */
@@ -42,8 +43,8 @@ typedef struct nn_params {
 nn_params *nn_params_new(ag_dtype dtype);                /* NULL: out of memory */
 void       nn_params_free(nn_params *p);                 /* NULL is fine */
 
-/* A parameter named path + name.  The tensor has its shape at once and its numbers after nn_params_alloc; NULL
- * after an error. */
+/* A parameter named path + name.  The tensor has its shape at once and its numbers after
+ * nn_params_alloc; NULL after an error. */
 ag_tensor *nn_param(nn_params *p, const char *name, ag_shape shape, nn_init init);
 /* Names start with the formatted text and a slash until nn_pop(p, what nn_push returned). */
 size_t nn_push(nn_params *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -51,9 +52,10 @@ void   nn_pop(nn_params *p, size_t at);
 /* A number for a place in the model that draws noise, from 0 upwards (autograd/base/rng.h). */
 uint32_t nn_site(nn_params *p);
 
-/* Lays out and initialises all parameters; gradients are zero.  AG_ENOMEM, or the first error of building. */
+/* Lays out and initialises all parameters; gradients are zero.  AG_ENOMEM, or the first error of
+ * building. */
 int nn_params_alloc(nn_params *p, uint64_t seed, ag_err *err);
 void nn_params_zero_grad(nn_params *p);
-const nn_item *nn_params_find(const nn_params *p, const char *name);     /* NULL: none of that name */
+const nn_item *nn_params_find(const nn_params *p, const char *name); /* NULL: none of that name */
 
 #endif

@@ -38,7 +38,8 @@ AG_CLONES void opt_adam_part(const opt_adam *a, int64_t n, float *restrict p, fl
     }
 }
 
-AG_CLONES void opt_sgd_part(const opt_sgd *s, int64_t n, float *restrict p, float *restrict g, float *restrict m)
+AG_CLONES void opt_sgd_part(const opt_sgd *s, int64_t n, float *restrict p, float *restrict g,
+                            float *restrict m)
 {
     const opt_sgd c = *s;
     const float from_g = c.nesterov ? 1 : 0, from_m = c.nesterov ? c.momentum : 1;
@@ -52,7 +53,8 @@ AG_CLONES void opt_sgd_part(const opt_sgd *s, int64_t n, float *restrict p, floa
     }
 }
 
-AG_CLONES void opt_ema_part(float decay, float keep, int64_t n, const float *restrict p, float *restrict e)
+AG_CLONES void opt_ema_part(float decay, float keep, int64_t n, const float *restrict p,
+                            float *restrict e)
 {
     #pragma omp simd
     for (int64_t i = 0; i < n; i++) e[i] = decay * e[i] + keep * p[i];

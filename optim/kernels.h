@@ -1,5 +1,6 @@
 /*
- * kernels.h -- one part of an optimizer step: elementwise loops that the compiler makes into vectors.
+ * kernels.h -- one part of an optimizer step: elementwise loops that the compiler makes into
+ * vectors.
  *
  * No contraction to fused multiply-add, so every instruction set gives the same bits.
  */
@@ -10,9 +11,9 @@
 #include <stdint.h>
 
 /*
- * While on, this thread takes numbers below 1.2e-38 for zero.  The moments of a weight without gradient (a unit that is
- * never chosen) decay into such numbers and stay there for good, and arithmetic on them is twenty times slower.
- * Returns what opt_tiny_restore() wants.
+ * While on, this thread takes numbers below 1.2e-38 for zero.  The moments of a weight without
+ * gradient (a unit that is never chosen) decay into such numbers and stay there for good, and
+ * arithmetic on them is twenty times slower. Returns what opt_tiny_restore() wants.
  */
 unsigned opt_tiny_flush(void);
 void     opt_tiny_restore(unsigned before);

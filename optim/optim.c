@@ -8,14 +8,14 @@
 #include <string.h>
 
 enum {
-    PART  = 4096,                    /* elements: p, g, m, v and e of a part are 80 KB, at home in L2 */
+    PART  = 4096,                    /* elements: p, g, m, v and ema of a part are 80 KB */
     SMALL = 20000,                   /* below this many elements threads are not worth starting */
     SUMS  = 256,                     /* partial sums of a norm */
 };
 
 struct opt_part { int64_t offset, count; bool decay; };
 
-/* --- building ------------------------------------------------------------------------------------------ */
+/* --- building --------------------------------------------------------------------------------- */
 
 static int check_share(const char *name, double v, ag_err *err)
 {
@@ -33,7 +33,8 @@ static int check_config(const opt_config *c, ag_err *err)
     if (c->type != OPT_SGD && !(c->eps > 0))
         return ag_err_set(err, AG_ECONFIG, "optim.eps = %g must be positive", c->eps);
     if (!(c->weight_decay >= 0 && c->clip_norm >= 0))
-        return ag_err_set(err, AG_ECONFIG, "optim.weight_decay = %g and optim.clip_norm = %g must not be negative",
+        return ag_err_set(err, AG_ECONFIG,
+                          "optim.weight_decay = %g and optim.clip_norm = %g must not be negative",
                           c->weight_decay, c->clip_norm);
     if (c->nesterov && c->momentum == 0)
         return ag_err_set(err, AG_ECONFIG, "optim.nesterov needs optim.momentum > 0");
@@ -78,8 +79,9 @@ static int check_ranges(int64_t n, const opt_range *r, int n_ranges, ag_err *err
     int64_t end = 0;
     for (int i = 0; i < n_ranges; i++) {
         if (r[i].offset < end || r[i].count < 0 || r[i].count > n - r[i].offset)
-            return ag_err_set(err, AG_EFAIL, "optimizer: range %d, %lld elements from %lld, overlaps or leaves the "
-                              "%lld elements", i, (long long)r[i].count, (long long)r[i].offset, (long long)n);
+            return ag_err_set(err, AG_EFAIL,
+                              "optimizer: range %d, %lld from %lld, overlaps or leaves the %lld",
+                              i, (long long)r[i].count, (long long)r[i].offset, (long long)n);
         end = r[i].offset + r[i].count;
     }
     return AG_OK;
@@ -101,7 +103,8 @@ static bool slots_new(opt_state *o)
     return o->config.ema_decay == 0 || slot_new(o, "ema", &o->ema);
 }
 
-int opt_new(const opt_config *c, int64_t n, const opt_range *ranges, int n_ranges, opt_state **ret_opt, ag_err *err)
+int opt_new(const opt_config *c, int64_t n, const opt_range *ranges, int n_ranges,
+            opt_state **ret_opt, ag_err *err)
 {
     int r = check_config(c, err);
     if (!r) r = check_ranges(n, ranges, n_ranges, err);
@@ -113,7 +116,8 @@ int opt_new(const opt_config *c, int64_t n, const opt_range *ranges, int n_range
     }
     if (!o || !o->part || !slots_new(o)) {
         opt_free(o);
-        return ag_err_set(err, AG_ENOMEM, "out of memory for the optimizer's state of %lld weights", (long long)n);
+        return ag_err_set(err, AG_ENOMEM, "out of memory for the optimizer's state of %lld weights",
+                          (long long)n);
     }
     cut_all(o->part, n, ranges, n_ranges);
     *ret_opt = o;
@@ -123,12 +127,13 @@ int opt_new(const opt_config *c, int64_t n, const opt_range *ranges, int n_range
 void opt_free(opt_state *o)
 {
     if (!o) return;
-    for (int i = 0; i < o->n_slots; i++) ag_block_free(o->slot[i].data, (size_t)o->n * sizeof(float));
+    for (int i = 0; i < o->n_slots; i++)
+        ag_block_free(o->slot[i].data, (size_t)o->n * sizeof(float));
     free(o->part);
     free(o);
 }
 
-/* --- a step ---------------------------------------------------------------------------------------------- */
+/* --- a step ----------------------------------------------------------------------------------- */
 
 double opt_norm(int64_t n, const float *x)
 {
@@ -176,7 +181,8 @@ static step_factors factors(const opt_state *o, double lr, double clip)
     };
 }
 
-static void step_part(opt_state *o, const step_factors *f, const struct opt_part *part, float *p, float *g)
+static void step_part(opt_state *o, const step_factors *f, const struct opt_part *part, float *p,
+                      float *g)
 {
     const int64_t at = part->offset, n = part->count;
     if (o->ema && o->step == 0) memcpy(o->ema + at, p + at, (size_t)n * sizeof *p);
@@ -197,8 +203,8 @@ int opt_step(opt_state *o, double lr, float *p, float *g, double *ret_norm, ag_e
     const double norm = opt_norm(o->n, g), most = o->config.clip_norm;
     if (ret_norm) *ret_norm = norm;
     if (!isfinite(norm))
-        return ag_err_set(err, AG_EDIVERGED, "step %lld: the norm of the gradient is %s", (long long)o->step,
-                          isnan(norm) ? "not a number" : "infinite");
+        return ag_err_set(err, AG_EDIVERGED, "step %lld: the norm of the gradient is %s",
+                          (long long)o->step, isnan(norm) ? "not a number" : "infinite");
     const double clip = most > 0 && norm > most ? most / norm : 1;
     const step_factors f = factors(o, lr, clip);
     #pragma omp parallel for schedule(static) if (o->n > SMALL)

@@ -1,13 +1,13 @@
 /*
  * optim.h -- Adam, AdamW and SGD over flat arrays of weights and gradients.
  *
- * The optimizer knows no layers: it sees p[n], g[n] and a list of ranges, of which some decay.  One step reads the
- * gradient once for its norm, then goes once over everything: clip, update, average, clear the gradient.  All
- * arithmetic is elementwise or in fixed chunks and in a fixed order, so a step gives the same bits for any number of
- * threads and any instruction set.
+ * The optimizer knows no layers: it sees p[n], g[n] and a list of ranges, of which some decay.  One
+ * step reads the gradient once for its norm, then goes once over everything: clip, update, average,
+ * clear the gradient.  All arithmetic is elementwise or in fixed chunks and in a fixed order, so a
+ * step gives the same bits for any number of threads and any instruction set.
  *
- * With g the clipped gradient, lambda the weight decay (0 outside the ranges that decay) and t = 1, 2, ... the step
- * (Kingma and Ba 2015; Loshchilov and Hutter 2019; as PyTorch computes them):
+ * With g the clipped gradient, lambda the weight decay (0 outside the ranges that decay) and t = 1,
+ * 2, ... the step (Kingma and Ba 2015; Loshchilov and Hutter 2019; as PyTorch computes them):
  *
  *   adam, adamw   adam:  g += lambda p          adamw:  p -= lr lambda p
  *                 m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
@@ -60,12 +60,13 @@ typedef struct opt_state {
 
 /* For arrays of n elements.  The ranges are in order of offset; what none covers does not decay.
  * AG_ECONFIG names the setting that does not fit, AG_EFAIL for bad ranges, AG_ENOMEM. */
-int  opt_new(const opt_config *c, int64_t n, const opt_range *ranges, int n_ranges, opt_state **ret_opt,
-             ag_err *err);
+int opt_new(const opt_config *c, int64_t n, const opt_range *ranges, int n_ranges,
+            opt_state **ret_opt, ag_err *err);
 void opt_free(opt_state *o);         /* NULL is fine */
 
-/* One step with learning rate lr; g is zero afterwards.  *ret_norm, which may be NULL: the norm of g before
- * clipping.  AG_EDIVERGED if that is not finite: then nothing has changed, and *ret_norm is set all the same. */
+/* One step with learning rate lr; g is zero afterwards.  *ret_norm, which may be NULL: the norm of
+ * g before clipping.  AG_EDIVERGED if that is not finite: then nothing has changed, and *ret_norm
+ * is set all the same. */
 int opt_step(opt_state *o, double lr, float *p, float *g, double *ret_norm, ag_err *err);
 
 /* Euclidean norm, summed in f64; NaN or infinite if an element is. */

@@ -1,9 +1,10 @@
 /*
  * schedule.h -- the learning rate as a function of the step.
  *
- * Steps count from 0; W warm-up steps, D the step at which the decay ends, lr the highest and min the lowest rate.
+ * Steps count from 0; W warm-up steps, D the step at which the decay ends, lr the highest and min
+ * the lowest rate.
  *
- *   step < W       lr * (step + 1) / (W + 1)                       so that no step is wasted on a rate of 0
+ *   step < W       lr * (step + 1) / (W + 1)                       no step is wasted on a rate of 0
  *   then, with x = (step - W) / (D - W), and min from step D on:
  *   cosine         min + (lr - min) * (1 + cos(pi x)) / 2
  *   linear         min + (lr - min) * (1 - x)

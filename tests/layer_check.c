@@ -66,7 +66,7 @@ void params_ready(nn_params *p)
     params_shake(p);
 }
 
-/* --- the gradient check ------------------------------------------------------------------------------------ */
+/* --- the gradient check ----------------------------------------------------------------------- */
 
 double cotangent(int64_t i) { return draw(COTANGENT_SITE, i, -1, 1); }
 
@@ -75,7 +75,8 @@ static double probe(const subject *s, ag_tape *t, int64_t at, double h)
 {
     ag_tape_reset(t);
     ag_tape_no_grad(t, true);
-    ag_tensor *x = s->vocab ? integers(t, s->shape, X_SITE, s->vocab) : input(t, s->shape, X_SITE, false);
+    ag_tensor *x =
+        s->vocab ? integers(t, s->shape, X_SITE, s->vocab) : input(t, s->shape, X_SITE, false);
     if (at >= 0) ((double *)x->data)[at] += h;
     const ag_tensor *y = s->forward(s->layer, t, x);
     tape_ok(t);
@@ -98,8 +99,10 @@ static double stencil(const subject *s, ag_tape *t, double *w, int64_t at, doubl
     return (8 * (f[2] - f[1]) - (f[3] - f[0])) / (12 * h);
 }
 
-/* Whether got is the derivative.  *kinks counts the places where that needed a smaller h: a ReLU is close. */
-static void compare(const subject *s, ag_tape *t, double got, double *w, int64_t at, const char *name, int *kinks)
+/* Whether got is the derivative.  *kinks counts the places where that needed a smaller h: a ReLU is
+ * close. */
+static void compare(const subject *s, ag_tape *t, double got, double *w, int64_t at,
+                    const char *name, int *kinks)
 {
     double want = 0;
     for (double h = 1e-3; h > 1e-5; h /= 8) {
@@ -116,7 +119,8 @@ void check_subject(const subject *s)
     noise(t, 3, 0, s->shape.dim[0]);
     noise(probes, 3, 0, s->shape.dim[0]);
     nn_params_zero_grad(s->params);
-    ag_tensor *x = s->vocab ? integers(t, s->shape, X_SITE, s->vocab) : input(t, s->shape, X_SITE, true);
+    ag_tensor *x =
+        s->vocab ? integers(t, s->shape, X_SITE, s->vocab) : input(t, s->shape, X_SITE, true);
     ag_tensor *y = s->forward(s->layer, t, x);
     double v[MAX_SIZE];
     assert_true(y->size <= MAX_SIZE);
@@ -129,8 +133,8 @@ void check_subject(const subject *s)
     for (int i = 0; i < s->params->n_items; i++) {
         const nn_item *item = &s->params->items[i];
         for (int64_t j = 0; j < item->count; j++, checked++)
-            compare(s, probes, ((double *)item->tensor->grad)[j], (double *)item->tensor->data + j, 0, item->name,
-                    &kinks);
+            compare(s, probes, ((double *)item->tensor->grad)[j], (double *)item->tensor->data + j,
+                    0, item->name, &kinks);
     }
     for (int64_t j = 0; !s->vocab && j < x->size; j++, checked++)
         compare(s, probes, ((double *)x->grad)[j], NULL, j, "the input", &kinks);

@@ -1,6 +1,6 @@
 /*
- * layer_check.h -- what the tests of layers and models share: an f64 tape with fixed noise, inputs, and the check of
- * every gradient against differences.
+ * layer_check.h -- what the tests of layers and models share: an f64 tape with fixed noise, inputs,
+ * and the check of every gradient against differences.
  */
 #ifndef TESTS_LAYER_CHECK_H
 #define TESTS_LAYER_CHECK_H
@@ -27,13 +27,14 @@ void params_ready(nn_params *p);         /* nn_params_alloc and params_shake */
 
 double cotangent(int64_t i);             /* element i of dL/dy in every check */
 
-/* A layer in one configuration: forward(layer, tape, x) from an x of `shape`, or from ids below `vocab`. */
+/* A layer in one configuration: forward(layer, tape, x) from an x of `shape`, or from ids below
+ * `vocab`. */
 typedef struct subject {
     nn_params *params;
     const void *layer;
     ag_tensor *(*forward)(const void *layer, ag_tape *t, ag_tensor *x);
     ag_shape shape;
-    int vocab;                           /* 0: x are real numbers, and a gradient is checked for them too */
+    int vocab; /* 0: x are real numbers, and a gradient is checked for them too */
 } subject;
 
 /* Checks the gradient of <v, y>, v = cotangent, by every parameter and every x. */

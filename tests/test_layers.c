@@ -1,5 +1,6 @@
 /*
- * test_layers.c -- every layer against differences in f64, and the sparse feed-forward against its formulas.
+ * test_layers.c -- every layer against differences in f64, and the sparse feed-forward against its
+ * formulas.
  */
 #include "tests/layer_check.h"
 
@@ -14,14 +15,17 @@
 
 #include <cmocka.h>
 
-/* --- layers ---------------------------------------------------------------------------------------------------- */
+/* --- layers ----------------------------------------------------------------------------------- */
 
 static ag_tensor *linear_forward(const void *l, ag_tape *t, ag_tensor *x)
 {
     return nn_linear_forward(l, t, x, AG_ACT_GELU_ERF, NULL);
 }
 
-static ag_tensor *norm_forward(const void *l, ag_tape *t, ag_tensor *x) { return nn_norm_forward(l, t, x); }
+static ag_tensor *norm_forward(const void *l, ag_tape *t, ag_tensor *x)
+{
+    return nn_norm_forward(l, t, x);
+}
 
 static ag_tensor *embedding_forward(const void *l, ag_tape *t, ag_tensor *x)
 {
@@ -102,8 +106,13 @@ static void attention(void **state)
     }
 }
 
-static const nn_ff_config SPARSE = { .sparse = true, .d_ff = 24, .bias_out = true, .block = 4, .quant_prob = 0,
-                                     .temperature = 0.7, .controller_bias = true };
+static const nn_ff_config SPARSE = { .sparse = true,
+                                     .d_ff = 24,
+                                     .bias_out = true,
+                                     .block = 4,
+                                     .quant_prob = 0,
+                                     .temperature = 0.7,
+                                     .controller_bias = true };
 
 static ag_tensor *ff_forward(const void *l, ag_tape *t, ag_tensor *x)
 {
@@ -126,8 +135,12 @@ static void dense_ff(void **state)
     (void)state;
     for (int act = AG_ACT_NONE; act < AG_ACT_COUNT; act++)
         for (int bias = 0; bias < 2; bias++)
-            ff_check(&(nn_ff_config){ .d_ff = 16, .bias_in = bias, .bias_out = bias, .act = (ag_act)act,
-                                      .dropout = act % 2 ? 0.25 : 0, .init_std = 0.4 });
+            ff_check(&(nn_ff_config){ .d_ff = 16,
+                                      .bias_in = bias,
+                                      .bias_out = bias,
+                                      .act = (ag_act)act,
+                                      .dropout = act % 2 ? 0.25 : 0,
+                                      .init_std = 0.4 });
 }
 
 /* Soft steps are ordinary functions: all their gradients, the controller's too, are exact. */
@@ -148,18 +161,20 @@ static void soft_sparse_ff(void **state)
     }
 }
 
-/* --- the sparse feed-forward, written out (arXiv 2111.12763, released code) -------------------------------------- */
+/* --- the sparse feed-forward, written out (arXiv 2111.12763, released code) ------------------- */
 
 enum { D = 12, DFF = 24, N = 4, R = 3, ROWS = 5 };
 
 typedef struct written_out {         /* gradients are of <v, y> */
-    double y[ROWS][D], dx[ROWS][D], dw1[DFF][D], db1[DFF], dw2[D][DFF], db2[D], dc1[R][D], dc2[DFF][R], dcb[DFF];
+    double y[ROWS][D], dx[ROWS][D], dw1[DFF][D], db1[DFF], dw2[D][DFF], db2[D], dc1[R][D],
+        dc2[DFF][R], dcb[DFF];
 } written_out;
 
 static double at(const ag_tensor *w, int64_t i) { return w ? ((const double *)w->data)[i] : 0; }
 
 /* mask and p of one row, from z */
-static void choose(const nn_ff *l, int64_t row, const double z[DFF], double p[DFF], double mask[DFF])
+static void choose(const nn_ff *l, int64_t row, const double z[DFF], double p[DFF],
+                   double mask[DFF])
 {
     const ag_noise key = { SEED, 3, l->noise_site, 0 };
     for (int j = 0; j < DFF; j += N) {
@@ -305,7 +320,8 @@ static void straight_through(void **state)
     ag_tape_free(t);
 }
 
-/* A hard step without noise is evaluation; the coin falls on hard in about quant_prob of the steps. */
+/* A hard step without noise is evaluation; the coin falls on hard in about quant_prob of the steps.
+ */
 static void hard_steps(void **state)
 {
     (void)state;
@@ -332,8 +348,8 @@ static void hard_steps(void **state)
         differ += is_hard[0] != is_hard[1];
     }
     tape_ok(t);
-    for (int i = 0; i < 2; i++) assert_in_range(hard[i], 500, 700);      /* 600, within 5 sigma = 102 */
-    assert_in_range(differ, 740, 940);                                   /* 2000 * 2 * 0.3 * 0.7 = 840 */
+    for (int i = 0; i < 2; i++) assert_in_range(hard[i], 500, 700); /* 600, within 5 sigma = 102 */
+    assert_in_range(differ, 740, 940);                              /* 2000 * 2 * 0.3 * 0.7 = 840 */
     ag_tape_free(t);
     nn_params_free(p);
 }
@@ -341,8 +357,9 @@ static void hard_steps(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(simple_layers), cmocka_unit_test(dropout), cmocka_unit_test(attention),
-        cmocka_unit_test(dense_ff), cmocka_unit_test(soft_sparse_ff), cmocka_unit_test(hard_sparse_ff),
+        cmocka_unit_test(simple_layers),    cmocka_unit_test(dropout),
+        cmocka_unit_test(attention),        cmocka_unit_test(dense_ff),
+        cmocka_unit_test(soft_sparse_ff),   cmocka_unit_test(hard_sparse_ff),
         cmocka_unit_test(straight_through), cmocka_unit_test(hard_steps),
     };
     return cmocka_run_group_tests_name("layers", tests, NULL, NULL);

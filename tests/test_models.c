@@ -1,6 +1,6 @@
 /*
- * test_models.c -- the parameter store; both models against differences in f64; decoding against the full forward
- * pass; a batch in parts against the whole; sizes of known configurations.
+ * test_models.c -- both models against differences in f64; decoding against the full forward pass;
+ * a batch in parts against the whole; sizes of known configurations.
  */
 #include "tests/layer_check.h"
 
@@ -15,21 +15,26 @@
 
 #include <cmocka.h>
 
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static void omp_set_num_threads(int n) { (void)n; }
-static int  omp_get_num_procs(void) { return 1; }
-#endif
-
 static const nn_ff_config DENSE = { .d_ff = 12, .act = AG_ACT_GELU_ERF };
-static const nn_ff_config SPARSE = { .sparse = true, .d_ff = 12, .bias_out = true, .block = 4, .quant_prob = 0,
-                                     .temperature = 0.7, .controller_bias = true };
+static const nn_ff_config SPARSE = { .sparse = true,
+                                     .d_ff = 12,
+                                     .bias_out = true,
+                                     .block = 4,
+                                     .quant_prob = 0,
+                                     .temperature = 0.7,
+                                     .controller_bias = true };
 
 static nn_gpt_config gpt_small(const nn_ff_config *ff)
 {
-    return (nn_gpt_config){ .vocab = 7, .context = 6, .n_layers = 2, .n_heads = 2, .d_model = 8, .tied = true,
-                            .init_std = 0.3, .norm_eps = 1e-5, .ff = *ff };
+    return (nn_gpt_config){ .vocab = 7,
+                            .context = 6,
+                            .n_layers = 2,
+                            .n_heads = 2,
+                            .d_model = 8,
+                            .tied = true,
+                            .init_std = 0.3,
+                            .norm_eps = 1e-5,
+                            .ff = *ff };
 }
 
 static nn_model *gpt_new(const nn_gpt_config *c)
@@ -50,141 +55,14 @@ static nn_model *mlp_new(const nn_mlp_config *c)
     return m;
 }
 
-/* --- the parameter store ------------------------------------------------------------------------------------ */
-
-static void store_lays_out(void **state)
-{
-    (void)state;
-    nn_params *p = nn_params_new(AG_F32);
-    const size_t top = nn_push(p, "blocks/%d", 3);
-    const size_t at = nn_push(p, "ff");
-    ag_tensor *w = nn_param(p, "weight", AG_SHAPE(5, 7), nn_uniform(0.5));
-    nn_pop(p, at);
-    ag_tensor *g = nn_param(p, "gain", AG_SHAPE(3), nn_constant(1));
-    nn_pop(p, top);
-    ag_tensor *v = nn_param(p, "v", AG_SHAPE(16), nn_normal(2));
-    assert_int_equal(nn_params_alloc(p, 1, NULL), AG_OK);
-
-    assert_string_equal(w->name, "blocks/3/ff/weight");
-    assert_string_equal(g->name, "blocks/3/gain");
-    assert_ptr_equal(nn_params_find(p, "v")->tensor, v);
-    assert_null(nn_params_find(p, "gain"));
-    assert_true(p->n_used == 35 + 3 + 16 && p->n == 48 + 16 + 16);
-    assert_true(p->items[0].decay && !p->items[1].decay && !p->items[2].decay);
-    const float *flat = p->weights;
-    for (int i = 0; i < p->n_items; i++) {
-        const nn_item *item = &p->items[i];
-        assert_true((uintptr_t)item->tensor->data % 64 == 0 && (uintptr_t)item->tensor->grad % 64 == 0);
-        assert_ptr_equal(item->tensor->data, flat + item->offset);
-        assert_true(item->tensor->needs_grad && item->tensor->grad_written && item->tensor->grad_kept);
-    }
-    for (int64_t i = 0; i < p->n; i++) {
-        const bool used = i < 35 || (i >= 48 && i < 51) || i >= 64;
-        assert_true(used == (flat[i] != 0));
-        assert_true(((float *)p->grads)[i] == 0);
-        ((float *)p->grads)[i] = 1;
-    }
-    nn_params_zero_grad(p);
-    for (int64_t i = 0; i < p->n; i++) assert_true(((float *)p->grads)[i] == 0);
-    nn_params_free(p);
-}
-
-static void store_keeps_the_first_error(void **state)
-{
-    (void)state;
-    ag_err err = { 0 };
-    nn_params *p = nn_params_new(AG_F32);
-    nn_param(p, "a", AG_SHAPE(2), nn_constant(0));
-    assert_null(nn_param(p, "a", AG_SHAPE(3), nn_constant(0)));
-    assert_null(nn_param(p, "b", AG_SHAPE(3, -1), nn_constant(0)));
-    assert_int_equal(nn_params_alloc(p, 1, &err), AG_EFAIL);
-    assert_string_equal(err.msg, "two parameters are named a");
-    nn_params_free(p);
-
-    err.code = 0;
-    p = nn_params_new(AG_F32);
-    nn_param(p, "huge", AG_SHAPE((int64_t)1 << 40, (int64_t)1 << 40), nn_constant(0));
-    assert_int_equal(nn_params_alloc(p, 1, &err), AG_ESHAPE);
-    nn_params_free(p);
-}
-
-/* Mean 0 and the standard deviation asked for, within 5 sigma; no threads in the numbers; a seed is a seed. */
-static void initial_values(void **state)
-{
-    (void)state;
-    enum { N = 40000, M = 5 };
-    static float first[2 * N * M];
-    for (int k = 0; k < 4; k++) {
-        omp_set_num_threads(1 + 2 * k);
-        nn_params *p = nn_params_new(AG_F32);
-        ag_tensor *x = nn_param(p, "x", AG_SHAPE(N, M), nn_normal(0.02));
-        ag_tensor *u = nn_param(p, "u", AG_SHAPE(N, M), nn_glorot(N, M, 2));
-        assert_int_equal(nn_params_alloc(p, k == 3 ? 8 : 7, NULL), AG_OK);
-        const size_t bytes = N * M * sizeof(float);
-        if (k == 0) memcpy(first, x->data, bytes), memcpy(first + N * M, u->data, bytes);
-        assert_int_equal(memcmp(first, x->data, bytes) == 0, k < 3);
-        assert_int_equal(memcmp(first + N * M, u->data, bytes) == 0, k < 3);
-        const double limit = 2 * sqrt(6.0 / (N + M));
-        double s1 = 0, s2 = 0, s3 = 0, most = 0;
-        for (int i = 0; i < N * M; i++) {
-            const double v = (double)((float *)x->data)[i] / 0.02, w = (double)((float *)u->data)[i] / limit;
-            s1 += v, s2 += v * v, s3 += w;
-            most = fmax(most, fabs(w));
-        }
-        const double n = N * M;
-        assert_true(fabs(s1) < 5 * sqrt(n) && fabs(s2 - n) < 5 * sqrt(2 * n) && fabs(s3) < 5 * sqrt(n / 3));
-        assert_true(most <= 1 && most > 0.999);
-        nn_params_free(p);
-    }
-    omp_set_num_threads(omp_get_num_procs());
-}
-
-/* The numbers are those of rng.h, up to the rounding of f32. */
-static void normal_numbers(void **state)
-{
-    (void)state;
-    enum { N = 1 << 16 };
-    static float v[N];
-    ag_tensor x = { .size = N, .dtype = AG_F32, .data = v };
-    const nn_init init = nn_normal(1);
-    nn_init_fill(&init, 5, 6, &x);
-    for (int e = 0; e < N; e++) {
-        const int pair = e & ~16;
-        double want[2];
-        ag_normal2(ag_noise_bits(5, 0, 6, (uint64_t)pair), ag_noise_bits(5, 0, 6, (uint64_t)(pair + 16)), want);
-        assert_true(fabs((double)v[e] - want[e != pair]) <= 2e-6);
-    }
-}
-
-static void out_of_memory_is_reported(void **state)
-{
-    (void)state;
-    const nn_gpt_config c = gpt_small(&SPARSE);
-    int failures = 0;
-    for (int k = 1;; k++, failures++) {
-        nn_model *m = NULL;
-        ag_err err = { 0 };
-        ag_fault_after(k, 0);
-        const int r = nn_gpt_new(&c, AG_F32, 1, &m, &err);
-        ag_fault_after(0, 0);
-        if (r == AG_OK) {
-            nn_model_free(m);
-            break;
-        }
-        assert_int_equal(r, AG_ENOMEM);
-        assert_int_equal(err.code, AG_ENOMEM);
-        assert_null(m);
-    }
-    assert_true(failures >= 5);
-}
-
-/* --- gradients --------------------------------------------------------------------------------------------------- */
+/* --- gradients -------------------------------------------------------------------------------- */
 
 static ag_tensor *model_loss(const void *m, ag_tape *t, ag_tensor *x)
 {
     const nn_model *model = m;
     const int64_t rows = model->cache_new ? x->size : x->shape.dim[0];
-    return nn_model_loss(model, t, x, integers(t, AG_SHAPE(rows), 9, (int)model->classes), NN_TRAIN);
+    return nn_model_loss(model, t, x, integers(t, AG_SHAPE(rows), 9, (int)model->classes),
+                         NN_TRAIN);
 }
 
 static ag_tensor *model_logits(const void *m, ag_tape *t, ag_tensor *x)
@@ -203,7 +81,8 @@ static void gpt_gradients(void **state)
         c.d_qk = i & 2 ? 3 : 0;
         c.d_v = i & 4 ? 5 : 0;
         nn_model *m = gpt_new(&c);
-        check_subject(&(subject){ m->params, m, i & 1 ? model_loss : model_logits, AG_SHAPE(2, 5), 7 });
+        check_subject(
+            &(subject){ m->params, m, i & 1 ? model_loss : model_logits, AG_SHAPE(2, 5), 7 });
         nn_model_free(m);
     }
 }
@@ -212,21 +91,25 @@ static void mlp_gradients(void **state)
 {
     (void)state;
     for (int i = 0; i < 8; i++) {
-        nn_mlp_config c = { .d_in = 6, .d_hidden = 7, .classes = 4, .n_layers = 1 + i / 4, .bias = true, .ff = DENSE };
+        nn_mlp_config c = {
+            .d_in = 6, .d_hidden = 7, .classes = 4, .n_layers = 1 + i / 4, .bias = true, .ff = DENSE
+        };
         if (i & 1) c.ff = SPARSE;
         c.ff.act = AG_ACT_RELU;
         c.ff.bias_in = c.ff.bias_out = i & 2;
         c.ff.mask_order = i & 2 ? NN_MASK_AFTER_RELU : NN_MASK_BEFORE_RELU;
         c.ff.dropout = i & 2 ? 0.2 : 0;
         nn_model *m = mlp_new(&c);
-        check_subject(&(subject){ m->params, m, i & 2 ? model_loss : model_logits, AG_SHAPE(3, 6), 0 });
+        check_subject(
+            &(subject){ m->params, m, i & 2 ? model_loss : model_logits, AG_SHAPE(3, 6), 0 });
         nn_model_free(m);
     }
 }
 
-/* --- a batch in parts ---------------------------------------------------------------------------------------------- */
+/* --- a batch in parts ------------------------------------------------------------------------- */
 
-/* Adds to the gradients those of samples first .. first + n - 1 of a batch of 4; returns their part of the loss. */
+/* Adds to the gradients those of samples first .. first + n - 1 of a batch of 4; returns their part
+ * of the loss. */
 static double part_of_batch(const nn_model *m, uint32_t step, int64_t first, int64_t n)
 {
     ag_tape *t = tape_new();
@@ -237,7 +120,8 @@ static double part_of_batch(const nn_model *m, uint32_t step, int64_t first, int
     }
     noise(t, step, first, n);
     ag_tensor *ids = ag_input_i32(t, AG_SHAPE(n, 6), x + 6 * first);
-    ag_tensor *loss = nn_model_loss(m, t, ids, ag_input_i32(t, AG_SHAPE(n, 6), y + 6 * first), NN_TRAIN);
+    ag_tensor *loss =
+        nn_model_loss(m, t, ids, ag_input_i32(t, AG_SHAPE(n, 6), y + 6 * first), NN_TRAIN);
     ag_backward(t, loss, (double)n / 4);
     tape_ok(t);
     const double part = *(double *)loss->data * (double)n / 4;
@@ -260,7 +144,8 @@ static void parts_add_up(void **state)
         assert_non_null(want);
         memcpy(want, m->params->grads, bytes);
         nn_params_zero_grad(m->params);
-        const double parts = part_of_batch(m, (uint32_t)i, 0, 1) + part_of_batch(m, (uint32_t)i, 1, 3);
+        const double parts =
+            part_of_batch(m, (uint32_t)i, 0, 1) + part_of_batch(m, (uint32_t)i, 1, 3);
         assert_true(fabs(whole - parts) <= 1e-12);
         for (int64_t j = 0; j < m->params->n; j++) {
             const double got = ((double *)m->params->grads)[j];
@@ -273,7 +158,7 @@ static void parts_add_up(void **state)
     }
 }
 
-/* --- evaluation and decoding ------------------------------------------------------------------------------------------ */
+/* --- evaluation and decoding ------------------------------------------------------------------ */
 
 static void evaluation_has_no_noise(void **state)
 {
@@ -286,7 +171,8 @@ static void evaluation_has_no_noise(void **state)
     ag_tensor *ids = integers(t, AG_SHAPE(2, 6), 1, 7);
     const ag_tensor *a = nn_model_logits(m, t, ids, NN_EVAL);
     noise(t, 2, 4, 2);
-    const ag_tensor *b = nn_model_logits(m, t, ids, NN_EVAL), *x = nn_model_logits(m, t, ids, NN_TRAIN);
+    const ag_tensor *b = nn_model_logits(m, t, ids, NN_EVAL),
+                    *x = nn_model_logits(m, t, ids, NN_TRAIN);
     noise(t, 3, 4, 2);
     const ag_tensor *y = nn_model_logits(m, t, ids, NN_TRAIN);
     tape_ok(t);
@@ -308,13 +194,16 @@ static void decode_in(const nn_model *m, const int *sizes, ag_kv_cache *cache)
     for (int from = 0, k = 0; from < T; from += sizes[k++]) {
         int32_t some[B * T];
         for (int b = 0; b < B; b++)
-            for (int i = 0; i < sizes[k]; i++) some[b * sizes[k] + i] = ((int32_t *)ids->data)[b * T + from + i];
-        const ag_tensor *y = nn_model_decode(m, t, ag_input_i32(t, AG_SHAPE(B, sizes[k]), some), cache);
+            for (int i = 0; i < sizes[k]; i++)
+                some[b * sizes[k] + i] = ((int32_t *)ids->data)[b * T + from + i];
+        const ag_tensor *y =
+            nn_model_decode(m, t, ag_input_i32(t, AG_SHAPE(B, sizes[k]), some), cache);
         tape_ok(t);
         assert_int_equal(ag_kv_cache_length(cache), from + sizes[k]);
         for (int b = 0; b < B; b++)
             for (int i = 0; i < sizes[k] * 7; i++) {
-                const double got = ((double *)y->data)[b * sizes[k] * 7 + i], full = want[(b * T + from) * 7 + i];
+                const double got = ((double *)y->data)[b * sizes[k] * 7 + i],
+                             full = want[(b * T + from) * 7 + i];
                 assert_true(fabs(got - full) <= 1e-12 * (1 + fabs(full)));
             }
     }
@@ -328,7 +217,9 @@ static void decode_in(const nn_model *m, const int *sizes, ag_kv_cache *cache)
 static void decoding_is_the_forward_pass(void **state)
 {
     (void)state;
-    static const int SIZES[][6] = { { 6 }, { 1, 1, 1, 1, 1, 1 }, { 3, 1, 1, 1 }, { 1, 4, 1 }, { 2, 2, 2 } };
+    static const int SIZES[][6] = {
+        { 6 }, { 1, 1, 1, 1, 1, 1 }, { 3, 1, 1, 1 }, { 1, 4, 1 }, { 2, 2, 2 }
+    };
     for (int i = 0; i < 4; i++) {
         nn_gpt_config c = gpt_small(i & 1 ? &SPARSE : &DENSE);
         c.bias = i & 2;
@@ -349,12 +240,20 @@ static void decoding_is_the_forward_pass(void **state)
     nn_model_free(mlp);
 }
 
-/* --- sizes --------------------------------------------------------------------------------------------------------------- */
+/* --- sizes ------------------------------------------------------------------------------------ */
 
-static nn_cost gpt_cost_of(int64_t layers, int64_t heads, int64_t d, int64_t context, const nn_ff_config *ff)
+static nn_cost gpt_cost_of(int64_t layers, int64_t heads, int64_t d, int64_t context,
+                           const nn_ff_config *ff)
 {
-    const nn_gpt_config c = { .vocab = 65, .context = context, .n_layers = layers, .n_heads = heads, .d_model = d,
-                              .tied = true, .init_std = 0.02, .norm_eps = 1e-5, .ff = *ff };
+    const nn_gpt_config c = { .vocab = 65,
+                              .context = context,
+                              .n_layers = layers,
+                              .n_heads = heads,
+                              .d_model = d,
+                              .tied = true,
+                              .init_std = 0.02,
+                              .norm_eps = 1e-5,
+                              .ff = *ff };
     nn_model *m = NULL;
     assert_int_equal(nn_gpt_new(&c, AG_F32, 1, &m, NULL), AG_OK);
     const nn_cost cost = m->cost;
@@ -365,21 +264,31 @@ static nn_cost gpt_cost_of(int64_t layers, int64_t heads, int64_t d, int64_t con
 static void known_sizes(void **state)
 {
     (void)state;
-    nn_cost c = gpt_cost_of(6, 6, 384, 256, &(nn_ff_config){ .d_ff = 1536, .act = AG_ACT_GELU_ERF });
-    assert_int_equal(c.params, 10745088);        /* nanoGPT: 10.65M without the 98,304 of the positions */
+    nn_cost c =
+        gpt_cost_of(6, 6, 384, 256, &(nn_ff_config){ .d_ff = 1536, .act = AG_ACT_GELU_ERF });
+    assert_int_equal(c.params, 10745088); /* nanoGPT: 10.65M without the 98,304 of the positions */
     assert_int_equal(c.ff_params, 6 * 2 * 384 * 1536);
     assert_int_equal(c.ff_touched, c.ff_params);
-    assert_true(fabs(3 * c.flops - 67.4e6) < 0.05e6);    /* a training step is three times the forward pass */
+    assert_true(fabs(3 * c.flops - 67.4e6) <
+                0.05e6); /* a training step is three times the forward pass */
     c = gpt_cost_of(4, 4, 128, 64, &(nn_ff_config){ .d_ff = 512, .act = AG_ACT_GELU_ERF });
     assert_int_equal(c.params, 804096);          /* nanoGPT: 0.80M */
 
-    nn_mlp_config mlp = { .d_in = 784, .d_hidden = 100, .classes = 10, .n_layers = 1, .bias = true,
-                          .ff = { .d_ff = 400, .bias_in = true, .bias_out = true, .act = AG_ACT_RELU } };
+    nn_mlp_config mlp = {
+        .d_in = 784,
+        .d_hidden = 100,
+        .classes = 10,
+        .n_layers = 1,
+        .bias = true,
+        .ff = { .d_ff = 400, .bias_in = true, .bias_out = true, .act = AG_ACT_RELU }
+    };
     nn_model *m = mlp_new(&mlp);
     assert_int_equal(m->cost.params, 78500 + 40400 + 40100 + 1010);
     assert_true(m->cost.flops == 2 * (78400 + 40000 + 40000 + 1000));
     nn_model_free(m);
-    mlp.ff = (nn_ff_config){ .sparse = true, .d_ff = 400, .bias_out = true, .block = 50, .controller_bias = true };
+    mlp.ff = (nn_ff_config){
+        .sparse = true, .d_ff = 400, .bias_out = true, .block = 50, .controller_bias = true
+    };
     m = mlp_new(&mlp);                           /* 8 blocks: d_lowrank 8 */
     assert_int_equal(m->cost.ff_params, 8 * 100 + 8 * 400 + 400 + 80000 + 100);
     assert_int_equal(m->cost.ff_touched, 8 * 100 + 8 * 400 + 400 + 2 * 100 * 8 + 100);
@@ -390,10 +299,17 @@ static void known_sizes(void **state)
 static void touched_weights(void **state)
 {
     (void)state;
-    static const struct { int64_t d, d_ff, block; nn_rank_rule rule; int64_t rank, touched; } ROWS[] = {
-        { 1024, 4096, 64, NN_RANK_BLOCKS, 64, 463872 }, { 1024, 4096, 64, NN_RANK_D_MODEL, 16, 218112 },
-        { 1024, 4096, 128, NN_RANK_BLOCKS, 32, 234496 }, { 1024, 6144, 64, NN_RANK_BLOCKS, 96, 891904 },
-        { 384, 1536, 64, NN_RANK_BLOCKS, 24, 66432 }, { 384, 1536, 64, NN_RANK_D_MODEL, 6, 31872 },
+    static const struct {
+        int64_t d, d_ff, block;
+        nn_rank_rule rule;
+        int64_t rank, touched;
+    } ROWS[] = {
+        { 1024, 4096, 64, NN_RANK_BLOCKS, 64, 463872 },
+        { 1024, 4096, 64, NN_RANK_D_MODEL, 16, 218112 },
+        { 1024, 4096, 128, NN_RANK_BLOCKS, 32, 234496 },
+        { 1024, 6144, 64, NN_RANK_BLOCKS, 96, 891904 },
+        { 384, 1536, 64, NN_RANK_BLOCKS, 24, 66432 },
+        { 384, 1536, 64, NN_RANK_D_MODEL, 6, 31872 },
         { 128, 512, 64, NN_RANK_D_MODEL, 2, 3968 },
     };
     for (size_t i = 0; i < sizeof ROWS / sizeof *ROWS; i++) {
@@ -411,7 +327,7 @@ static void touched_weights(void **state)
     }
 }
 
-/* --- configurations that do not fit ----------------------------------------------------------------------------------------- */
+/* --- configurations that do not fit ----------------------------------------------------------- */
 
 static void gpt_refused(const nn_gpt_config *c, const char *a, const char *b)
 {
@@ -444,22 +360,44 @@ static void bad_configurations_are_named(void **state)
     REFUSED(ff.temperature, -1, "ff.temperature", "-1");
     REFUSED(ff.dropout, -0.1, "dropout", "-0.1");
 #undef REFUSED
-    const nn_mlp_config mlp = { .d_in = 0, .d_hidden = 7, .classes = 4, .n_layers = 1, .ff = DENSE };
+    const nn_mlp_config mlp = {
+        .d_in = 0, .d_hidden = 7, .classes = 4, .n_layers = 1, .ff = DENSE
+    };
     ag_err err = { 0 };
     assert_int_equal(nn_mlp_check(&mlp, &err), AG_ECONFIG);
     assert_non_null(strstr(err.msg, "d_in = 0"));
 }
 
+static void out_of_memory_is_reported(void **state)
+{
+    (void)state;
+    const nn_gpt_config c = gpt_small(&SPARSE);
+    int failures = 0;
+    for (int k = 1;; k++, failures++) {
+        nn_model *m = NULL;
+        ag_err err = { 0 };
+        ag_fault_after(k, 0);
+        const int r = nn_gpt_new(&c, AG_F32, 1, &m, &err);
+        ag_fault_after(0, 0);
+        if (r == AG_OK) {
+            nn_model_free(m);
+            break;
+        }
+        assert_int_equal(r, AG_ENOMEM);
+        assert_int_equal(err.code, AG_ENOMEM);
+        assert_null(m);
+    }
+    assert_true(failures >= 5);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(store_lays_out), cmocka_unit_test(store_keeps_the_first_error),
-        cmocka_unit_test(initial_values), cmocka_unit_test(normal_numbers),
+        cmocka_unit_test(gpt_gradients), cmocka_unit_test(mlp_gradients),
+        cmocka_unit_test(parts_add_up), cmocka_unit_test(evaluation_has_no_noise),
+        cmocka_unit_test(decoding_is_the_forward_pass), cmocka_unit_test(known_sizes),
+        cmocka_unit_test(touched_weights), cmocka_unit_test(bad_configurations_are_named),
         cmocka_unit_test(out_of_memory_is_reported),
-        cmocka_unit_test(gpt_gradients), cmocka_unit_test(mlp_gradients), cmocka_unit_test(parts_add_up),
-        cmocka_unit_test(evaluation_has_no_noise), cmocka_unit_test(decoding_is_the_forward_pass),
-        cmocka_unit_test(known_sizes), cmocka_unit_test(touched_weights),
-        cmocka_unit_test(bad_configurations_are_named),
     };
     return cmocka_run_group_tests_name("models", tests, NULL, NULL);
 }

@@ -1,6 +1,6 @@
 /*
- * test_optim.c -- the optimizers against hand-computed steps and against double precision, clipping, schedules, and
- * the same bits for any number of threads.
+ * test_optim.c -- the optimizers against hand-computed steps and against double precision,
+ * clipping, schedules, and the same bits for any number of threads.
  */
 #include "autograd/base/arena.h"
 #include "autograd/base/rng.h"
@@ -25,8 +25,14 @@ static int  omp_get_num_procs(void) { return 1; }
 
 static const opt_config ADAMW = { .type = OPT_ADAMW, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8 };
 
-static double uniform(uint32_t site, int64_t e) { return (double)ag_uniform(ag_noise_bits(7, 0, site, (uint64_t)e)); }
-static double between(uint32_t site, int64_t e, double lo, double hi) { return lo + (hi - lo) * uniform(site, e); }
+static double uniform(uint32_t site, int64_t e)
+{
+    return (double)ag_uniform(ag_noise_bits(7, 0, site, (uint64_t)e));
+}
+static double between(uint32_t site, int64_t e, double lo, double hi)
+{
+    return lo + (hi - lo) * uniform(site, e);
+}
 
 static opt_state *opt_make(const opt_config *c, int64_t n, bool decay)
 {
@@ -43,7 +49,7 @@ static void step(opt_state *o, double lr, float *p, float *g)
     assert_int_equal(opt_step(o, lr, p, g, NULL, &err), AG_OK);
 }
 
-/* --- steps that can be worked out by hand: all numbers are exact in f32 ---------------------------------- */
+/* --- steps that can be worked out by hand: all numbers are exact in f32 ----------------------- */
 
 static void sgd_by_hand(void **state)
 {
@@ -76,7 +82,8 @@ static void nesterov_by_hand(void **state)
 static void adam_by_hand(void **state)
 {
     (void)state;
-    /* beta1 = 0, beta2 = 0.75: after one step m = g, v = g^2/4, 1 - beta2 = 1/4, so p -= lr g / (|g| + eps) */
+    /* beta1 = 0, beta2 = 0.75: after one step m = g, v = g^2/4, 1 - beta2 = 1/4, so p -= lr g /
+     * (|g| + eps) */
     opt_config c = { .type = OPT_ADAMW, .beta1 = 0, .beta2 = 0.75, .eps = 1, .weight_decay = 0.5 };
     opt_state *o = opt_make(&c, 1, true);
     float p = 8, g = -3;
@@ -108,18 +115,23 @@ static void average_by_hand(void **state)
     opt_free(o);
 }
 
-/* --- against double precision ----------------------------------------------------------------------------- */
+/* --- against double precision ----------------------------------------------------------------- */
 
 typedef struct numbers { double p, g, m, v; } numbers;
 
 /* One step of Adam in f64, and the size of the terms that f32 rounds. */
-static numbers adam_f64(const opt_config *c, double t, double lr, double clip, numbers a, double *ret_scale)
+static numbers adam_f64(const opt_config *c, double t, double lr, double clip, numbers a,
+                        double *ret_scale)
 {
-    const double l2 = c->type == OPT_ADAM ? c->weight_decay : 0, wd = c->type == OPT_ADAMW ? c->weight_decay : 0;
+    const double l2 = c->type == OPT_ADAM ? c->weight_decay : 0,
+                 wd = c->type == OPT_ADAMW ? c->weight_decay : 0;
     const double x = clip * a.g + l2 * a.p;
-    numbers r = { 0, 0, c->beta1 * a.m + (1 - c->beta1) * x, c->beta2 * a.v + (1 - c->beta2) * x * x };
-    const double denom = sqrt(r.v / (1 - pow(c->beta2, t))) + c->eps, rate = lr / (1 - pow(c->beta1, t));
-    const double terms = c->beta1 * fabs(a.m) + (1 - c->beta1) * (fabs(clip * a.g) + fabs(l2 * a.p));
+    numbers r = { 0, 0, c->beta1 * a.m + (1 - c->beta1) * x,
+                  c->beta2 * a.v + (1 - c->beta2) * x * x };
+    const double denom = sqrt(r.v / (1 - pow(c->beta2, t))) + c->eps,
+                 rate = lr / (1 - pow(c->beta1, t));
+    const double terms =
+        c->beta1 * fabs(a.m) + (1 - c->beta1) * (fabs(clip * a.g) + fabs(l2 * a.p));
     r.p = a.p - lr * wd * a.p - rate * r.m / denom;
     *ret_scale = fabs(a.p) + rate * terms / denom;
     return r;
@@ -140,13 +152,15 @@ static void adam_against_f64(void **state)
             numbers before[N];
             for (int i = 0; i < N; i++) {
                 g[i] = (float)between((uint32_t)s, i, -2, 2) * (s % 3 ? 1 : 1e-4f);
-                before[i] = (numbers){ (double)p[i], (double)g[i], (double)o->m[i], (double)o->v[i] };
+                before[i] =
+                    (numbers){ (double)p[i], (double)g[i], (double)o->m[i], (double)o->v[i] };
             }
             const double norm = opt_norm(N, g), lr = between((uint32_t)s, N, 1e-5, 1e-2);
             step(o, lr, p, g);
             for (int i = 0; i < N; i++) {
                 double scale;
-                const numbers want = adam_f64(&c, s + 1, lr, norm > 2 ? 2 / norm : 1, before[i], &scale);
+                const numbers want =
+                    adam_f64(&c, s + 1, lr, norm > 2 ? 2 / norm : 1, before[i], &scale);
                 assert_true(fabs((double)p[i] - want.p) <= 1e-6 * scale);
                 assert_true(fabs((double)o->v[i] - want.v) <= 1e-6 * want.v);
             }
@@ -158,12 +172,15 @@ static void adam_against_f64(void **state)
 static void sgd_against_f64(void **state)
 {
     (void)state;
-    const opt_config c = { .type = OPT_SGD, .momentum = 0.9, .weight_decay = 0.01, .nesterov = true };
+    const opt_config c = {
+        .type = OPT_SGD, .momentum = 0.9, .weight_decay = 0.01, .nesterov = true
+    };
     opt_state *o = opt_make(&c, 1, true);
     float p = 1;
     for (int s = 0; s < 10000; s++) {
         float g = (float)between(3, s, -1, 1);
-        const double x = (double)g + c.weight_decay * (double)p, m = c.momentum * (double)o->m[0] + x;
+        const double x = (double)g + c.weight_decay * (double)p,
+                     m = c.momentum * (double)o->m[0] + x;
         const double want = (double)p - 0.01 * (x + c.momentum * m);
         const double scale = fabs((double)p) + 0.01 * (fabs(x) + fabs(m) + 1);
         step(o, 0.01, &p, &g);
@@ -172,7 +189,7 @@ static void sgd_against_f64(void **state)
     opt_free(o);
 }
 
-/* --- clipping ----------------------------------------------------------------------------------------------- */
+/* --- clipping --------------------------------------------------------------------------------- */
 
 static void norm_is_right(void **state)
 {
@@ -220,7 +237,8 @@ static void bad_gradient_changes_nothing(void **state)
         assert_int_equal(opt_step(o, 1, p, g, &norm, &err), AG_EDIVERGED);
         assert_false(isfinite(norm));
         assert_non_null(strstr(err.msg, "step 0"));
-        assert_true(p[0] == 1 && p[1] == 2 && p[2] == 3 && g[0] == 1 && o->m[0] == 0 && o->step == 0);
+        assert_true(p[0] == 1 && p[1] == 2 && p[2] == 3 && g[0] == 1 && o->m[0] == 0 &&
+                    o->step == 0);
         opt_free(o);
     }
 }
@@ -242,7 +260,7 @@ static void idle_moments_end(void **state)
 #endif
 }
 
-/* --- ranges, threads, errors ---------------------------------------------------------------------------------- */
+/* --- ranges, threads, errors ------------------------------------------------------------------ */
 
 /* With g = 0, AdamW halves what decays at lr * weight_decay = 1/2 and leaves the rest. */
 static void decay_where_flagged(void **state)
@@ -255,7 +273,8 @@ static void decay_where_flagged(void **state)
         int64_t at = 0;
         int n = 0;
         for (; n < RANGES; n++) {
-            const int64_t hole = uniform(1, 99 * round + n) < 0.5 ? 0 : (int64_t)between(2, 99 * round + n, 0, 3000);
+            const int64_t hole =
+                uniform(1, 99 * round + n) < 0.5 ? 0 : (int64_t)between(2, 99 * round + n, 0, 3000);
             const int64_t count = (int64_t)between(3, 99 * round + n, 0, 9000);
             if (at + hole + count > N) break;
             r[n] = (opt_range){ at + hole, count, uniform(4, 99 * round + n) < 0.5 };
@@ -286,7 +305,9 @@ static void threads_agree(void **state)
         for (int k = 0; k < 4; k++) {
             omp_set_num_threads(THREADS[k]);
             opt_config c = { (opt_type)type, 0.9, 0.999, 1e-8, 0.9, true, 0.1, 1, 0.99 };
-            const opt_range r[] = { { 0, 777, true }, { 800, 50000, false }, { 60000, 40003, true } };
+            const opt_range r[] = { { 0, 777, true },
+                                    { 800, 50000, false },
+                                    { 60000, 40003, true } };
             opt_state *o = NULL;
             assert_int_equal(opt_new(&c, N, r, 3, &o, NULL), AG_OK);
             for (int i = 0; i < N; i++) p[i] = (float)between(8, i, -1, 1);
@@ -329,8 +350,10 @@ static void bad_settings_are_named(void **state)
         assert_non_null(strstr(err.msg, CASES[i].word));
         assert_null(o);
     }
-    const opt_range bad[][2] = { { { 0, 3, true }, { 2, 1, true } }, { { 0, 1, true }, { 2, 3, true } },
-                                 { { -1, 2, true }, { 2, 1, true } }, { { 0, -1, true }, { 2, 1, true } } };
+    const opt_range bad[][2] = { { { 0, 3, true }, { 2, 1, true } },
+                                 { { 0, 1, true }, { 2, 3, true } },
+                                 { { -1, 2, true }, { 2, 1, true } },
+                                 { { 0, -1, true }, { 2, 1, true } } };
     for (int i = 0; i < 4; i++) {
         opt_state *o = NULL;
         assert_int_equal(opt_new(&ADAMW, 4, bad[i], 2, &o, NULL), AG_EFAIL);
@@ -360,11 +383,13 @@ static void out_of_memory_is_reported(void **state)
     assert_int_equal(failures, 5);   /* the state, its parts, m, v, ema */
 }
 
-/* --- schedules ------------------------------------------------------------------------------------------------ */
+/* --- schedules -------------------------------------------------------------------------------- */
 
 static double ulps(double a, double b)
 {
-    return a == b ? 0 : fabs(a - b) / (nextafter(fmax(fabs(a), fabs(b)), INFINITY) - fmax(fabs(a), fabs(b)));
+    return a == b ? 0
+                  : fabs(a - b) /
+                        (nextafter(fmax(fabs(a), fabs(b)), INFINITY) - fmax(fabs(a), fabs(b)));
 }
 
 static double lr_formula(const opt_schedule *s, int64_t i)
@@ -440,14 +465,23 @@ static void bad_schedules_are_named(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sgd_by_hand), cmocka_unit_test(nesterov_by_hand), cmocka_unit_test(adam_by_hand),
-        cmocka_unit_test(average_by_hand), cmocka_unit_test(adam_against_f64), cmocka_unit_test(sgd_against_f64),
-        cmocka_unit_test(norm_is_right), cmocka_unit_test(clip_scales_the_gradient),
-        cmocka_unit_test(bad_gradient_changes_nothing), cmocka_unit_test(idle_moments_end),
+        cmocka_unit_test(sgd_by_hand),
+        cmocka_unit_test(nesterov_by_hand),
+        cmocka_unit_test(adam_by_hand),
+        cmocka_unit_test(average_by_hand),
+        cmocka_unit_test(adam_against_f64),
+        cmocka_unit_test(sgd_against_f64),
+        cmocka_unit_test(norm_is_right),
+        cmocka_unit_test(clip_scales_the_gradient),
+        cmocka_unit_test(bad_gradient_changes_nothing),
+        cmocka_unit_test(idle_moments_end),
         cmocka_unit_test(decay_where_flagged),
-        cmocka_unit_test(threads_agree), cmocka_unit_test(bad_settings_are_named),
-        cmocka_unit_test(out_of_memory_is_reported), cmocka_unit_test(schedules_follow_the_formula),
-        cmocka_unit_test(schedules_are_exact_at_corners), cmocka_unit_test(bad_schedules_are_named),
+        cmocka_unit_test(threads_agree),
+        cmocka_unit_test(bad_settings_are_named),
+        cmocka_unit_test(out_of_memory_is_reported),
+        cmocka_unit_test(schedules_follow_the_formula),
+        cmocka_unit_test(schedules_are_exact_at_corners),
+        cmocka_unit_test(bad_schedules_are_named),
     };
     return cmocka_run_group_tests_name("optim", tests, NULL, NULL);
 }
