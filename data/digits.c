@@ -33,11 +33,13 @@ static const struct { int n; stroke s[STROKES]; } shape[10] = {
 };
 
 /* Random numbers of one image, taken in order. */
-typedef struct dice { uint64_t seed; int64_t image; uint64_t next; } dice;
+typedef struct dice { uint64_t seed, next; uint32_t image, word[4]; } dice;
 
 static uint32_t roll(dice *r)
 {
-    return ag_noise_bits(r->seed, (uint32_t)r->image, AG_SITE_DATA + 1, r->next++);
+    if (r->next % 4 == 0)
+        ag_philox(r->seed, r->image, AG_SITE_DATA + 1, r->next / 4, r->word);
+    return r->word[r->next++ % 4];
 }
 
 static float between(dice *r, float a, float b) { return a + (b - a) * ag_uniform(roll(r)); }
@@ -60,18 +62,22 @@ static page page_roll(dice *r)
     return p;
 }
 
-/* Inks the line from (x0, y0) to (x1, y1): each pixel keeps its nearest distance to any line. */
+static inline float clamp(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
+
+/* Inks the line from (x0, y0) to (x1, y1): each pixel keeps its squared distance to
+ * the nearest line. */
 static void ink_line(float *dist, float pen, float x0, float y0, float x1, float y1)
 {
-    const float dx = x1 - x0, dy = y1 - y0, len2 = dx * dx + dy * dy + 1e-12f, far = pen + 1;
-    const int left = (int)fmaxf(0, fminf(x0, x1) - far),
-              right = (int)fminf(SIDE - 1, fmaxf(x0, x1) + far);
-    const int top = (int)fmaxf(0, fminf(y0, y1) - far),
-              bottom = (int)fminf(SIDE - 1, fmaxf(y0, y1) + far);
+    const float dx = x1 - x0, dy = y1 - y0, per_len2 = 1 / (dx * dx + dy * dy + 1e-12f);
+    const float far = pen + 1, edge = SIDE - 1;
+    const int left = (int)clamp((x0 < x1 ? x0 : x1) - far, 0, edge);
+    const int right = (int)clamp((x0 < x1 ? x1 : x0) + far, 0, edge);
+    const int top = (int)clamp((y0 < y1 ? y0 : y1) - far, 0, edge);
+    const int bottom = (int)clamp((y0 < y1 ? y1 : y0) + far, 0, edge);
     for (int y = top; y <= bottom; y++)
         for (int x = left; x <= right; x++) {
             const float px = (float)x - x0, py = (float)y - y0;
-            const float t = fminf(1, fmaxf(0, (px * dx + py * dy) / len2));
+            const float t = clamp((px * dx + py * dy) * per_len2, 0, 1);
             const float ex = px - t * dx, ey = py - t * dy, d2 = ex * ex + ey * ey;
             float *d = &dist[y * SIDE + x];
             *d = d2 < *d ? d2 : *d;
@@ -106,7 +112,7 @@ static void ink_stroke(float *dist, const page *p, const stroke *s, dice *r)
 static int32_t draw(uint64_t seed, int64_t i, uint8_t *pixel)
 {
     float dist[PIXELS];                                  /* squared distance to the nearest line */
-    dice r = {seed, i, 0};
+    dice r = {.seed = seed, .image = (uint32_t)i};
     const int32_t digit = (int32_t)((uint64_t)roll(&r) * 10 >> 32);
     const page p = page_roll(&r);
     int n = shape[digit].n;
@@ -117,7 +123,8 @@ static int32_t draw(uint64_t seed, int64_t i, uint8_t *pixel)
         ink_stroke(dist, &p, &shape[digit].s[k], &r);
     const float grain = between(&r, 0, .25f);
     for (int k = 0; k < PIXELS; k++) {
-        const float ink = fminf(1, fmaxf(0, p.pen + .5f - sqrtf(dist[k])));
+        const float out = p.pen + .5f;                   /* where the ink ends */
+        const float ink = dist[k] < out * out ? clamp(out - sqrtf(dist[k]), 0, 1) : 0;
         pixel[k] = ink <= 0 ? 0 : (uint8_t)(255 * ink * (1 - grain * ag_uniform(roll(&r))) + .5f);
     }
     return digit;

@@ -4,6 +4,7 @@
 #ifndef TESTS_DATA_UTIL_H
 #define TESTS_DATA_UTIL_H
 
+#include "data/data.h"
 #include <ftw.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -69,6 +70,34 @@ static inline void *read_all(const char *path, size_t *ret_size)
     assert_int_equal(fread(p, 1, *ret_size, f), *ret_size);
     fclose(f);
     return p;
+}
+
+static inline data_options options(const char *source, const char *path, int64_t context)
+{
+    data_options o = data_options_default();
+    o.source = source;
+    o.path = path;
+    o.context = context;
+    return o;
+}
+
+static inline data_set *open_ok(const data_options *o)
+{
+    ag_err err = {0};
+    data_set *d = NULL;
+    if (data_open(o, &d, &err))
+        fail_msg("%s", err.msg);
+    return d;
+}
+
+/* data_open must fail with this code and a message that has these words. */
+static inline void open_bad(const data_options *o, int code, const char *words)
+{
+    ag_err err = {0};
+    data_set *d = NULL;
+    const int rc = data_open(o, &d, &err);
+    if (rc != code || !strstr(err.msg, words) || d)
+        fail_msg("code %d, message '%s'; expected %d, '%s'", rc, err.msg, code, words);
 }
 
 /* dir/name of the real data, or NULL where it is absent: then skip(). */

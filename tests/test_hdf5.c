@@ -10,33 +10,6 @@
 
 enum { N = 4000 };
 
-static data_options options(const char *path)
-{
-    data_options o = data_options_default();
-    o.source = "hdf5";
-    o.path = path;
-    o.context = 8;
-    return o;
-}
-
-static data_set *open_ok(const data_options *o)
-{
-    ag_err err = {0};
-    data_set *d = NULL;
-    if (data_open(o, &d, &err))
-        fail_msg("%s", err.msg);
-    return d;
-}
-
-static void open_bad(const data_options *o, int code, const char *words)
-{
-    ag_err err = {0};
-    data_set *d = NULL;
-    const int rc = data_open(o, &d, &err);
-    if (rc != code || !strstr(err.msg, words) || d)
-        fail_msg("code %d, message '%s'; expected %d, '%s'", rc, err.msg, code, words);
-}
-
 static int imported_files(void)
 {
     int n = 0;
@@ -120,7 +93,7 @@ static void token_types(void **state)
             const hid_t f = foreign_file("types.h5");
             put(f, "/tokens/train", 1, N, cases[k].type, chunk, values);
             H5Fclose(f);
-            data_options o = options(tmp_path("types.h5"));
+            data_options o = options("hdf5", tmp_path("types.h5"), 8);
             for (int twice = 0; twice < 2; twice++) {
                 data_set *d = open_ok(&o);
                 check_tokens(d, 3600);
@@ -135,7 +108,7 @@ static void token_types(void **state)
 
 static void named_images(void **state)
 {
-    data_options o = options(tmp_path("images.h5"));
+    data_options o = options("hdf5", tmp_path("images.h5"), 8);
     (void)state;
     for (int i = 0; i < N; i++)
         values[i] = i % 6;
@@ -167,7 +140,7 @@ static void named_images(void **state)
 
 static void refused(void **state)
 {
-    data_options o = options(tmp_path("bad.h5"));
+    data_options o = options("hdf5", tmp_path("bad.h5"), 8);
     hid_t f;
     (void)state;
     fill(100);
@@ -235,7 +208,7 @@ static void round_trip_tokens(void **state)
     (void)state;
     for (int i = 0; i < 40; i++)
         strcat(long_text, text);
-    data_options o = options(tmp_write("text.txt", long_text, strlen(long_text)));
+    data_options o = options("hdf5", tmp_write("text.txt", long_text, strlen(long_text)), 8);
     o.source = "text";
     data_set *d = open_ok(&o);
     assert_int_equal(data_export_hdf5(d, tmp_path("own.h5"), &err), 0);
@@ -246,7 +219,7 @@ static void round_trip_tokens(void **state)
     free(a);
     free(b);
     const int before = imported_files();
-    data_options h = options(tmp_path("own.h5"));
+    data_options h = options("hdf5", tmp_path("own.h5"), 8);
     data_set *e = open_ok(&h);
     assert_int_equal(imported_files(), before);          /* mapped as it lies */
     assert_int_equal((uintptr_t)e->tokens[0].at % 64, 0);
@@ -269,7 +242,7 @@ static void round_trip_tokens(void **state)
     o.tokenizer = "byte";
     d = open_ok(&o);
     assert_int_equal(data_export_hdf5(d, tmp_path("bytes.h5"), &err), 0);
-    h = options(tmp_path("bytes.h5"));
+    h = options("hdf5", tmp_path("bytes.h5"), 8);
     e = open_ok(&h);
     assert_string_equal(data_tokenizer_name(e->tokenizer), "byte");
     data_close(d);
@@ -279,13 +252,12 @@ static void round_trip_tokens(void **state)
 static void round_trip_images(void **state)
 {
     ag_err err = {0};
-    data_options o = options(NULL);
+    data_options o = options("digits", NULL, 8);
     (void)state;
-    o.source = "digits";
     o.size = 200;
     data_set *d = open_ok(&o);
     assert_int_equal(data_export_hdf5(d, tmp_path("digits.h5"), &err), 0);
-    const data_options h = options(tmp_path("digits.h5"));
+    const data_options h = options("hdf5", tmp_path("digits.h5"), 8);
     data_set *e = open_ok(&h);
     for (int s = 0; s < 2; s++) {
         assert_int_equal(e->images[s].n, d->images[s].n);
@@ -348,7 +320,8 @@ static void mutate(const char *name, int rounds, uint32_t site)
                 at++;
             bad[at] = v[1] % 3 ? (unsigned char)v[2] : bad[at] ^ (unsigned char)(1 << v[2] % 8);
         }
-        const data_options o = options(tmp_write("bad.h5", bad, w[0] % 16 ? n : w[1] % n));
+        const data_options o =
+            options("hdf5", tmp_write("bad.h5", bad, w[0] % 16 ? n : w[1] % n), 8);
         const int rc = data_open(&o, &d, &err);
         if (rc != AG_OK && rc != AG_EINPUT)
             fail_msg("%s, round %d: code %d, %s", name, round, rc, err.msg);
@@ -423,7 +396,7 @@ static void stale_copy(void **state)
         }
     if (old)
         closedir(old);
-    const data_options o = options(tmp_path("stale.h5"));
+    const data_options o = options("hdf5", tmp_path("stale.h5"), 8);
     data_close(open_ok(&o));
     DIR *dir = opendir(tmp_path("tulle/imported"));
     struct dirent *e;
