@@ -107,9 +107,9 @@ static bool look(search *s, const char *name, const char *dir, bool own)
     bool folder;
     const char *const *file = files_of(name, &folder);
     const size_t used = strlen(s->looked);
-    snprintf(s->looked + used, sizeof s->looked - used, "\n  %.300s", dir);
     if (folder && !own) /* MNIST and Fashion-MNIST share their file names */
         return false;
+    snprintf(s->looked + used, sizeof s->looked - used, "\n  %.300s", dir);
     for (; *file && !s->found; file++) {
         char *path = data_path_join(dir, *file);
         s->oom |= !path;

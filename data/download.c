@@ -213,7 +213,7 @@ static int by_hand(const data_file *f, const char *url, const char *dir, const a
     const char *wanted = f->unpacked ? f->unpacked : f->name,
                *kind = strlen(f->sum) == 32 ? "MD5" : "SHA-256";
     return ag_err_set(err, why->code,
-                      "%s\nTo place it by hand: fetch %s%s%s%s and put it there as %s/%s\n"
+                      "%s\nTo place it by hand: fetch %s%s%s%s and put it at %s/%s\n"
                       "(%s %s)",
                       why->msg, url, f->unpacked ? ", unpack " : "", f->unpacked ? f->unpacked : "",
                       f->unpacked ? " from it" : "", dir, wanted, kind, f->sum);
