@@ -115,29 +115,29 @@ enum { SPAN = 4096 };                /* elements: 16 KiB of each operand */
 #include "autograd/binary.def"
 #undef AG_BINARY
 
-INLINE float act_slope(ag_act act, float x)
+INLINE vf act_slope(ag_act act, vf x)
 {
     switch (act) {
-    case AG_ACT_RELU:       return x > 0 ? 1.0f : 0.0f;
-    case AG_ACT_GELU_TANH:  return ag_m_gelu_tanh_d(x);
-    case AG_ACT_GELU_ERF:   return ag_m_gelu_erf_d(x);
-    case AG_ACT_GELU_QUICK: return ag_m_gelu_quick_d(x);
-    default:                return 1.0f;
+    case AG_ACT_RELU:       return vselect(vset(0.0f), x, vset(1.0f), vset(0.0f));
+    case AG_ACT_GELU_TANH:  return vgelu_tanh_d(x);
+    case AG_ACT_GELU_ERF:   return vgelu_erf_d(x);
+    case AG_ACT_GELU_QUICK: return vgelu_quick_d(x);
+    default:                return vset(1.0f);
     }
 }
 
-/* One row: dx[k] = dy act'(pre), where dx is wanted; group[k] += dx, where that is wanted. */
+/* One row: dx[k] = dy act'(pre), where dx is wanted; group[k] += dx, where that is wanted (whole vectors). */
 INLINE void act_row(ag_act act, int64_t k, const float *pre, const float *dy, float *dx, float *group)
 {
-    if (dx && group)
-        FOR_EACH(j, k) {
-            dx[j] = act == AG_ACT_NONE ? dy[j] : dy[j] * act_slope(act, pre[j]);
-            group[j] += dx[j];
-        }
-    else if (dx)
-        FOR_EACH(j, k) dx[j] = act == AG_ACT_NONE ? dy[j] : dy[j] * act_slope(act, pre[j]);
-    else
-        FOR_EACH(j, k) group[j] += act == AG_ACT_NONE ? dy[j] : dy[j] * act_slope(act, pre[j]);
+    FOR_VECTORS(j, k) {
+        vf d = vload_to(dy + j, k - j);
+        if (act != AG_ACT_NONE)
+            d *= act_slope(act, vload_to(pre + j, k - j));
+        if (dx)
+            vstore_to(dx + j, d, k - j);
+        if (group)
+            vstore(group + j, vload(group + j) + d);
+    }
 }
 
 static void act_row_of(ag_act act, int64_t k, const float *pre, const float *dy, float *dx, float *group)
@@ -161,7 +161,7 @@ static void act_slot(ag_act act, int64_t m, int64_t n, int64_t j0, int64_t k, in
     column_tree_start(&tree, k);
     for (int64_t i = from; i < to; i += GROUP) {
         float group[COLUMNS];
-        memset(group, 0, (size_t)k * sizeof *group);
+        memset(group, 0, (size_t)AG_ALIGN_UP(k, VL) * sizeof *group);
         for (int64_t r = i; r < to && r < i + GROUP; r++) {
             const int64_t at = r * n + j0;
             act_row_of(act, k, pre ? pre + at : NULL, dy + at, dx ? dx + at : NULL, group);

@@ -8,7 +8,9 @@
  *   M(name)        the function's name
  *   BITS, FLOAT    reinterpret F as U and back
  *   SELECT(a, b, x, y)   a < b ? x : y per lane (y where a or b is NaN)
+ *   MAX(a, b), MIN(a, b)   a > b ? a : b, a < b ? a : b
  *   SPLAT(c)       the constant c in every lane
+ *   RECIP(x)       1 / x for 1 <= x <= 2, to 1 ulp
  *   SCALEF(p, n)   p * 2^n, n whole (optional: where the machine has it)
  *
  * Errors in ulp of f32, swept by tests/test_map.c: exp, log, erf <= 1.5, tanh <= 2, sigmoid <= 2.5.  The
@@ -42,8 +44,8 @@ static inline F M(exp_reduced)(F x, F *n)
 static inline F M(exp)(F x)
 {
     F n;
-    x = SELECT(SPLAT(89.0f), x, SPLAT(89.0f), x);         /* inf from 88.73, 0 below -103.98 */
-    x = SELECT(x, SPLAT(-104.0f), SPLAT(-104.0f), x);
+    x = MIN(SPLAT(89.0f), x);                             /* inf from 88.73, 0 below -103.98 */
+    x = MAX(SPLAT(-104.0f), x);
     const F p = M(exp_reduced)(x, &n);
     return M(ldexp)(p + 1.0f, n);
 }
@@ -72,7 +74,7 @@ static inline F M(tanh)(F x)
 {
     const U sign = BITS(x) & 0x80000000u;
     F n, t = FLOAT(BITS(x) & 0x7fffffffu);
-    t = SELECT(SPLAT(10.0f), t, SPLAT(10.0f), t);
+    t = MIN(SPLAT(10.0f), t);
     const F s = t * t;
     const F p = (((-5.70497836e-3f * s + 2.06390788e-2f) * s - 5.37397122e-2f) * s + 1.33314422e-1f) * s
                 - 3.33332819e-1f;
@@ -87,7 +89,7 @@ static inline F M(erf)(F x)
 {
     const U sign = BITS(x) & 0x80000000u;
     F t = FLOAT(BITS(x) & 0x7fffffffu);
-    t = SELECT(SPLAT(4.0f), t, SPLAT(4.0f), t);
+    t = MIN(SPLAT(4.0f), t);
     const F s = t * t;
     const F p = (((((8.37009753e-5f * s - 8.14270351e-4f) * s + 5.20103221e-3f) * s - 2.68593982e-2f) * s
                   + 1.12836955e-1f) * s - 3.76126337e-1f) * s + 1.28379167e-1f;
@@ -107,24 +109,29 @@ static inline F M(sigmoid)(F x) { return 1.0f / (1.0f + M(exp)(-x)); }
  *   tanh:   x (1 + tanh s) / 2 = x sigmoid(2s),  2s = 2 sqrt(2/pi) (x + 0.044715 x^3)
  *   erf:    x Phi(x),  Phi(x) = (1 + erf(x / sqrt 2)) / 2;      derivative Phi(x) + x phi(x)
  *   quick:  x sigmoid(1.702 x)
- * The derivative of x sigmoid(z(x)), with g = sigmoid(z), is g + x z' g (1 - g); g (1 - g) is e / (1 + e)^2 with
- * e = exp(-|z|), which does not cancel.
+ * sigmoid(z) is r or e r with e = exp(-|z|), r = 1 / (1 + e): nothing overflows.  The derivative of x sigmoid(z(x))
+ * is g + x z' g (1 - g) with g = sigmoid(z), and g (1 - g) = e r^2 does not cancel.
  */
+static inline F M(gate)(F z)
+{
+    const F e = M(exp)(FLOAT(BITS(z) | 0x80000000u)), r = RECIP(1.0f + e);
+    return SELECT(z, SPLAT(0.0f), e * r, r);
+}
+
 static inline F M(gate_d)(F z, F xdz)
 {
-    const F e = M(exp)(FLOAT(BITS(z) | 0x80000000u)), r = 1.0f / (1.0f + e), er = e * r;
+    const F e = M(exp)(FLOAT(BITS(z) | 0x80000000u)), r = RECIP(1.0f + e), er = e * r;
     return SELECT(z, SPLAT(0.0f), er, r) + er * r * xdz;
 }
 
 static inline F M(gelu_tanh)(F x)
 {
-    return x / (1.0f + M(exp)(x * (-1.59576912f - 0.0713548162f * (x * x))));
+    return x * M(gate)(x * (1.59576912f + 0.0713548162f * (x * x)));
 }
 
 static inline F M(gelu_tanh_d)(F x)
 {
-    x = SELECT(SPLAT(20.0f), x, SPLAT(20.0f), x);         /* 1 and 0 from there on; x^3 must not overflow */
-    x = SELECT(x, SPLAT(-20.0f), SPLAT(-20.0f), x);
+    x = MAX(SPLAT(-20.0f), MIN(SPLAT(20.0f), x));         /* 0 and 1 from there on; x^3 must not overflow */
     const F s = x * x;
     return M(gate_d)(x * (1.59576912f + 0.0713548162f * s), x * (1.59576912f + 0.2140644486f * s));
 }
@@ -140,7 +147,7 @@ static inline F M(gelu_erf_d)(F x)
     return 0.5f + 0.5f * M(erf)(x * 0.707106781f) + x * (0.398942280f * M(exp)(-0.5f * (x * x)));
 }
 
-static inline F M(gelu_quick)(F x) { return x / (1.0f + M(exp)(-1.702f * x)); }
+static inline F M(gelu_quick)(F x) { return x * M(gate)(1.702f * x); }
 static inline F M(gelu_quick_d)(F x) { return M(gate_d)(1.702f * x, 1.702f * x); }
 
 #undef F
@@ -151,3 +158,6 @@ static inline F M(gelu_quick_d)(F x) { return M(gate_d)(1.702f * x, 1.702f * x);
 #undef SELECT
 #undef SPLAT
 #undef SCALEF
+#undef MAX
+#undef MIN
+#undef RECIP

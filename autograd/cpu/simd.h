@@ -127,6 +127,17 @@ static inline vf vmin(vf a, vf b)
 #endif
 }
 
+/* 1 / x to 1 ulp for x in [1, 2]: where division is slow, an estimate and one step of Newton */
+static inline vf vrecip(vf x)
+{
+#if defined(__AVX512F__)
+    const vf r = (vf)_mm512_rcp14_ps((__m512)x);
+    return r + r * (1.0f - x * r);
+#else
+    return 1.0f / x;
+#endif
+}
+
 /* 0, 1, .. VL-1 */
 static inline vi vlane(void)
 {
@@ -274,7 +285,10 @@ static inline float ag_float_of(uint32_t u)
 #define BITS(x) ag_bits_of(x)
 #define FLOAT(u) ag_float_of(u)
 #define SELECT(a, b, x, y) ((a) < (b) ? (x) : (y))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define SPLAT(c) (c)
+#define RECIP(x) (1.0f / (x))
 #include "autograd/cpu/math_tmpl.h"
 
 /* vexp, vlog, vtanh, verf, vsigmoid, vgelu_*, vgelu_*_d on vf */
@@ -284,7 +298,10 @@ static inline float ag_float_of(uint32_t u)
 #define BITS(x) ((vu)(x))
 #define FLOAT(u) ((vf)(u))
 #define SELECT(a, b, x, y) vselect(a, b, x, y)
+#define MAX(a, b) vmax(a, b)
+#define MIN(a, b) vmin(a, b)
 #define SPLAT(c) vset(c)
+#define RECIP(x) vrecip(x)
 #if defined(__AVX512F__)
 #define SCALEF(p, n) ((vf)_mm512_scalef_ps((__m512)(p), (__m512)(n)))
 #endif
