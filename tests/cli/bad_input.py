@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""Bad input gets one clear error, the right exit status, and writes nothing: bad_input.py TULLE SOURCE
+
+Malformed configurations (tests/cli/bad_configs, with their messages), data files and checkpoints, each given to the
+program as a user would.  A crash or a sanitizer's report is a failure whatever the message.
+"""
+import gzip, os, pathlib, shutil, struct, subprocess, sys, tempfile
+
+tulle, source = str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(sys.argv[2])
+passed, failed = 0, []
+
+
+def run(args, cwd, **env):
+    return subprocess.run([tulle, *map(str, args)], cwd=cwd, capture_output=True, text=True, errors='replace',
+                          env=dict(os.environ, TULLE_DATA='', **env))
+
+
+def expect(name, args, cwd, status, *words, exact=None, folder='run'):
+    """Status, words that the message must hold, no crash, and no run directory left behind."""
+    global passed
+    before = sorted(p for p in pathlib.Path(cwd).rglob('*'))
+    out = run(args, cwd)
+    said = out.stderr
+    faults = []
+    if out.returncode != status:
+        faults.append(f'exit status {out.returncode}, wanted {status}')
+    if 'Sanitizer' in said or 'runtime error' in said:
+        faults.append('sanitizer report')
+    if exact is not None and said != 'tulle: ' + exact:
+        faults.append(f'message differs from\n{exact}')
+    faults += [f'no {w!r} in the message' for w in words if w.lower() not in said.lower()]
+    after = sorted(p for p in pathlib.Path(cwd).rglob('*'))
+    if before != after:
+        faults.append(f'wrote {[str(p) for p in after if p not in before]}')
+    if faults:
+        failed.append(name)
+        print(f'FAILED {name}: {"; ".join(faults)}\n{said}')
+    else:
+        passed += 1
+
+
+def idx(kind, *dims, data=b'', count=None):
+    return struct.pack('>HBB', 0, 8, kind) + b''.join(struct.pack('>I', d) for d in dims) + data
+
+
+with tempfile.TemporaryDirectory() as tmp:
+    tmp = pathlib.Path(tmp)
+
+    # configurations: golden messages
+    bad = tmp / 'configs'
+    shutil.copytree(source / 'tests/cli/bad_configs', bad)
+    for golden in sorted(bad.glob('*.txt')):
+        expect('config ' + golden.stem, ['train', golden.stem + '.yaml', 'run.dir=run'], bad, 2, exact=golden.read_text())
+
+    # the command line
+    work = tmp / 'work'
+    work.mkdir()
+    quick = source / 'configs/quickstart.yaml'
+    for name, args, words in [
+        ('no command', ['trian', quick], ["no command 'trian'"]),
+        ('no config', ['train', 'nowhere.yaml'], ['nowhere.yaml']),
+        ('unknown key', ['train', quick, 'model.d_modle=3'], ["model.d_modle", "d_model"]),
+        ('no value', ['train', quick, 'model.d_model'], ['model.d_model']),
+        ('wrong type', ['train', quick, 'model.d_model=wide'], ['model.d_model', 'wide']),
+        ('out of range', ['train', quick, 'model.dropout=1.5'], ['model.dropout', '1.5']),
+        ('heads', ['train', quick, 'model.n_heads=7'], ['n_heads', 'd_model']),
+        ('unknown flag', ['train', quick, '--quite'], ['--quite']),
+        ('mlp on tokens', ['train', quick, 'model.type=mlp'], ['model.type']),
+    ]:
+        expect('command line: ' + name, args, work, 2, *words)
+    expect('resume: no such run', ['resume', 'nowhere'], work, 4, 'nowhere')
+    expect('sample: no such run', ['sample', 'nowhere'], work, 4, 'nowhere')
+
+    # data files
+    (work / 'empty.txt').write_bytes(b'')
+    (work / 'short.txt').write_text('to be')
+    (work / 'latin1.txt').write_bytes(b'caf\xe9 ' * 2000)
+    text = ['train', quick, 'data.source=text', 'run.dir=run']
+    expect('text: missing', [*text, 'data.path=none.txt'], work, 5, 'none.txt')
+    expect('text: empty', [*text, 'data.path=empty.txt'], work, 4, 'empty.txt', 'empty')
+    expect('text: shorter than the context', [*text, 'data.path=short.txt'], work, 4, 'short.txt', 'context')
+    expect('text: not UTF-8', [*text, 'data.path=latin1.txt'], work, 4, 'latin1.txt', 'byte')
+    expect('text: a folder', [*text, 'data.path=.'], work, 4, '.')
+
+    pixels, labels = bytes(28 * 28 * 20), bytes(i % 10 for i in range(20))
+    good = {'train-images-idx3-ubyte': idx(3, 20, 28, 28, data=pixels), 'train-labels-idx1-ubyte': idx(1, 20, data=labels),
+            't10k-images-idx3-ubyte': idx(3, 20, 28, 28, data=pixels), 't10k-labels-idx1-ubyte': idx(1, 20, data=labels)}
+    packed = gzip.compress(good['train-images-idx3-ubyte'])
+    images = 'train-images-idx3-ubyte'
+    cases = {
+        'wrong magic': {images: b'\0\0\x0b\x03' + good[images][4:]},
+        'more images declared than there are': {images: idx(3, 21, 28, 28, data=pixels)},
+        'fewer images declared than there are': {images: idx(3, 19, 28, 28, data=pixels)},
+        'huge counts': {images: idx(3, 0xffffffff, 0xffffffff, 0xffffffff, data=pixels)},
+        'no pixels': {images: idx(3, 20, 0, 28)},
+        'cut in the header': {images: good[images][:9]},
+        'labels for other images': {'train-labels-idx1-ubyte': idx(1, 19, data=labels[:19])},
+        'labels of three dimensions': {'train-labels-idx1-ubyte': good[images]},
+        'no labels': {'train-labels-idx1-ubyte': None},
+        'truncated gz': {images: None, images + '.gz': packed[:len(packed) // 2]},
+        'gz with a wrong checksum': {images: None, images + '.gz': packed[:-8] + b'\0\0\0\0' + packed[-4:]},
+        'no gz at all': {images: None, images + '.gz': b'hello'},
+    }
+    for name, change in cases.items():
+        folder = work / 'idx'
+        folder.mkdir()
+        for file, content in {**good, **change}.items():
+            if content is not None:
+                (folder / file).write_bytes(content)
+        expect('idx: ' + name, ['train', source / 'configs/mnist-dense.yaml', 'data.source=idx', 'data.path=idx', 'run.dir=run'],
+               work, 4, 'idx')
+        shutil.rmtree(folder)
+    (work / 'fake.h5').write_bytes(b'\x89HDF\r\n\x1a\n' + bytes(200))
+    expect('hdf5: damaged', ['train', quick, 'data.source=hdf5', 'data.path=fake.h5', 'run.dir=run'], work, 4, 'fake.h5')
+    expect('hdf5: no HDF5 file', ['train', quick, 'data.source=hdf5', 'data.path=short.txt', 'run.dir=run'], work, 4, 'short.txt')
+
+    # checkpoints
+    small = ['train.steps=2', 'data.size=5000', 'model.context=16', 'model.d_model=16', 'model.n_heads=2', 'train.batch=2',
+             'train.eval_batches=1', 'sample.length=5', 'schedule.warmup_steps=1']
+    made = run(['train', quick, *small, 'run.dir=made'], work)
+    if made.returncode:
+        sys.exit(f'cannot make a checkpoint: {made.stderr}')
+    whole = (work / 'made/last.h5').read_bytes()
+    (work / 'cut.h5').write_bytes(b'')
+    for i in range(100):
+        at = len(whole) * i // 100
+        (work / 'cut.h5').write_bytes(whole[:at])
+        expect(f'checkpoint cut at byte {at} of {len(whole)}', ['inspect', 'cut.h5'], work, 4, 'cut.h5')
+    for at in range(0, len(whole), max(1, len(whole) // 40)):
+        (work / 'cut.h5').write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1:])
+        expect(f'checkpoint with a flipped bit in byte {at}', ['sample', 'cut.h5'], work, 4, 'cut.h5')
+    (work / 'cut.h5').unlink()
+
+    expect('a run that is there already', ['train', quick, *small, 'run.dir=made'], work, 2, 'made', 'resume')
+    expect('resume with another model', ['resume', 'made', 'model.d_model=32'], work, 2, 'model.d_model')
+    expect('sample: a character without a token', ['sample', 'made', '--prompt', 'Ä'], work, 4, 'prompt')
+    expect('sample: an empty prompt', ['sample', 'made', '--prompt', ''], work, 2, 'prompt')
+    expect('sample: a flag out of range', ['sample', 'made', '--top-p', '2'], work, 2, '--top-p')
+    expect('eval: no such split', ['eval', 'made', '--split', 'dev'], work, 2, 'dev')
+    expect('eval: an empty split', ['eval', 'made', '--split', 'test'], work, 4, 'split')
+
+print(f'{passed} passed, {len(failed)} failed')
+sys.exit(bool(failed) or passed < 40)
