@@ -184,7 +184,8 @@ static void run_act(const ag_kernels *k, const void *arg, void *const y[])
     const matrix_case *c = arg;
     if (c->alias)
         memcpy(y[1], c->dy, (size_t)(c->m * c->n) * sizeof(float));
-    k->act_bwd(c->act, c->m, c->n, c->x, c->alias ? y[1] : c->dy, c->no_dx ? NULL : y[1], c->id ? NULL : y[0], c->acc);
+    k->act_bwd(c->act, c->m, c->n, c->x, c->alias ? y[1] : c->dy, c->no_dx ? NULL : y[1], c->id ? NULL : y[0],
+               c->acc);
     if (c->no_dx)
         memset(y[1], 0, (size_t)(c->m * c->n) * sizeof(float));
     if (c->id)

@@ -72,12 +72,14 @@ static void check_layernorm(int64_t m, int64_t n, bool affine)
         sy[i] = 3 * (double)rstd[i / n] + 4;
         sr[i / n] = (double)rstd[i / n];
     }
-    const out fwd[3] = { { .n = m * n, .c = 8, .scale = sy }, { .n = m, .c = 4 * 3 }, { .n = m, .c = 8, .scale = sr } };
+    const out fwd[3] = { { .n = m * n, .c = 8, .scale = sy }, { .n = m, .c = 4 * 3 },
+                         { .n = m, .c = 8, .scale = sr } };
     check_kernel("layernorm_fwd", run_layernorm, &c, 3, fwd);
     for (int64_t i = 0; i < m * n; i++)                   /* each rounding is scaled by rstd, and xhat once more */
         sy[i] = (4 + 3 * (double)rstd[i / n]) * (double)rstd[i / n];
     for (int acc = 0; acc < 2; acc++) {
-        const out bwd[3] = { { .n = m * n, .adds = acc, .c = 8, .scale = sy }, { .n = n, .adds = true, .c = 4, .scale = sg },
+        const out bwd[3] = { { .n = m * n, .adds = acc, .c = 8, .scale = sy },
+                             { .n = n, .adds = true, .c = 4, .scale = sg },
                              { .n = n, .adds = true, .c = 4, .scale = sb } };
         c.acc = acc;
         check_kernel("layernorm_bwd", run_layernorm_bwd, &c, 3, bwd);
@@ -226,13 +228,14 @@ static void run_embedding_bwd_both(const ag_kernels *k, const void *arg, void *c
 
 static void test_rows_by_index(void **state)
 {
-    static const char *const names[] = { "embedding_fwd", "embedding_fwd, no pos", "embedding_bwd", "embedding_bwd, pos",
-                                         "gather_fwd", "gather_bwd", "pick_fwd", "pick_bwd", "argmax" };
+    static const char *const names[] = { "embedding_fwd", "embedding_fwd, no pos", "embedding_bwd",
+                                         "embedding_bwd, pos", "gather_fwd", "gather_bwd", "pick_fwd", "pick_bwd", "argmax" };
     enum { V = 11, T = 4, POS0 = 2 };
     (void)state;
     for (int i = 0; i < N_SHAPES; i++) {
         const int64_t m = shapes[i][0], n = shapes[i][1];
-        float *x = floats(V * n + m, -1, 1, 1), *pos = floats((POS0 + T) * n, -1, 1, 2), *dy = floats(m * n, -1, 1, 3);
+        float *x = floats(V * n + m, -1, 1, 1), *pos = floats((POS0 + T) * n, -1, 1, 2);
+        float *dy = floats(m * n, -1, 1, 3);
         int32_t *rows = ints(m, 0, V, 4), *cols = ints(m, 0, (int32_t)n, 5);
         row_case c = { .m = m, .n = n, .t = T, .pos0 = POS0, .x = x, .y = pos, .dy = dy };
         const int64_t size[] = { m * n, m * n, V * n, (POS0 + T) * n, m * n, V * n, m, m * n, m };

@@ -87,7 +87,8 @@ enum { SPAN = 4096 };                /* elements: 16 KiB of each operand */
 #undef AG_BINARY
 
 #define SLOPE(fn, df)                                                                                       \
-    INLINE void fn(int64_t k, const float *va, const float *vb, const float *vy, const float *dy, float *dx, bool acc) \
+    INLINE void fn(int64_t k, const float *va, const float *vb, const float *vy, const float *dy, float *dx,\
+                   bool acc)                                                                                \
     {                                                                                                       \
         FOR_EACH(i, k) {                                                                                    \
             const float a = va[i], b = vb[i], y = vy[i], d = dy[i] * (df);                                  \
