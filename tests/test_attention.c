@@ -386,6 +386,7 @@ static void rows_without_keys(void **state)
     run_case(&(shape){ 2, 2, 3, 0, 32, 32, false, 0, 0, false });
     run_case(&(shape){ 2, 2, 70, 0, 32, 32, true, 0, 0, false });
     run_case(&(shape){ 2, 2, 0, 5, 32, 32, true, 0, 0, false });
+    run_case(&(shape){ 0, 2, 5, 5, 32, 32, true, 0, 0, false });
 }
 
 /* Output, lse and gradients have the same bits for any number of threads. */

@@ -20,7 +20,6 @@
 
 enum {
     MAX_HEAD = 256,                  /* wider heads are left to the specification */
-    FEW      = 8,                    /* up to so many queries are taken one by one (decoding) */
     CHUNK    = 512,                  /* keys that one task takes where all queries fit in a tile */
 };
 
@@ -35,13 +34,20 @@ static int n_threads(void)
 #endif
 }
 
+/* A query sees keys 0 .. this - 1. */
+static int64_t keys_seen(const ag_attention *a, int64_t query)
+{
+    const int64_t n = a->causal ? min_of(query + a->q_pos0 + 1, a->tk) : a->tk;
+    return n < 0 ? 0 : n;
+}
+
 /* One (batch, head), and the queries query0 .. query0 + n - 1 of it. */
 typedef struct queries {
     const float *q, *k, *v;
     float       *o, *lse;
     int64_t      noise_row;          /* of query0 */
     int          n;                  /* up to TILE */
-    int64_t      seen[TILE];         /* query sees keys 0 .. seen - 1 */
+    int64_t      seen[TILE];         /* keys_seen of each */
 } queries;
 
 static void queries_init(queries *x, const ag_attention *a, int64_t pair, int64_t query0)
@@ -54,10 +60,8 @@ static void queries_init(queries *x, const ag_attention *a, int64_t pair, int64_
     x->lse = (float *)a->lse + pair * a->tq + query0;
     x->noise_row = a->noise.row0 + pair * a->tq + query0;
     x->n = (int)min_of(TILE, a->tq - query0);
-    for (int i = 0; i < x->n; i++) {
-        const int64_t s = a->causal ? min_of(query0 + i + a->q_pos0 + 1, a->tk) : a->tk;
-        x->seen[i] = s < 0 ? 0 : s;
-    }
+    for (int i = 0; i < x->n; i++)
+        x->seen[i] = keys_seen(a, query0 + i);
 }
 
 /* The Philox block of query0 and key0, a multiple of 64. */
@@ -73,6 +77,11 @@ static void transpose_queries(int n, int64_t d, const float *x, int64_t ldx, flo
         memset(y, 0, (size_t)d * TILE * sizeof *y);
     tile_transpose(n, d, x, ldx, y, TILE, scale);
 }
+
+/* Heads head0 .. head0 + heads - 1 of batch item b. */
+typedef struct heads_of { int64_t b, head0, heads; } heads_of;
+
+#include "autograd/cpu/attention_few_tmpl.h"
 
 /* ---- forward ---- */
 
@@ -176,165 +185,76 @@ static void forward_keys(const ag_attention *a, const queries *x, const tile_noi
     tile_transpose_by(a->d_v, x->n, f.ot, TILE, o, o_row, f.alpha);
 }
 
-/* ---- few queries: lanes along the head, so that k and v are read once at the speed of memory ---- */
-
-static void few_scores(int n, int64_t d, const float *q, const float *k, int64_t k_row, float *s)
-{
-    for (int j = 0; j < n; j++, k += k_row) {
-        vf x = vset(0.0f);
-        int64_t c = 0;
-        for (; c + VL <= d; c += VL)
-            x = vfma(vload(q + c), vload(k + c), x);
-        if (c < d)
-            x = vfma(vload(q + c), vload_n(k + c, d - c), x);
-        s[j] = vsum(x);
-    }
-}
-
-/* o = o * alpha + p v, o[d] padded to whole vectors */
-static void few_values(int n, int64_t d, const float *p, const float *v, int64_t v_row, float alpha, float *o)
-{
-    int64_t c = 0;
-    for (; c + 4 * VL <= d; c += 4 * VL) {
-        vf x[4];
-        UNROLL for (int u = 0; u < 4; u++)
-            x[u] = vload(o + c + u * VL) * alpha;
-        for (int j = 0; j < n; j++)
-            UNROLL for (int u = 0; u < 4; u++)
-                x[u] = vfma(vset(p[j]), vload(v + j * v_row + c + u * VL), x[u]);
-        UNROLL for (int u = 0; u < 4; u++)
-            vstore(o + c + u * VL, x[u]);
-    }
-    for (; c < d; c += VL) {
-        vf x = vload(o + c) * alpha;
-        for (int j = 0; j < n; j++)
-            x = vfma(vset(p[j]), vload_n(v + j * v_row + c, min_of(VL, d - c)), x);
-        vstore(o + c, x);
-    }
-}
-
-/* One query and n keys from key0: s = exp2(s - max); returns what o must be multiplied by. */
-static float few_softmax(int n, float *s, float *max, float *sum)
-{
-    vf m = vset(*max), l = vset(0.0f);
-    for (int j = n; j < AG_ALIGN_UP(n, VL); j++)
-        s[j] = MASKED;
-    for (int j = 0; j < n; j += VL)
-        m = vmax(vload(s + j), m);
-    const vf top = vset(vmaxall(m));
-    for (int j = 0; j < n; j += VL) {
-        const vf p = vexp2(vload(s + j) - top);
-        vstore(s + j, p);
-        l += p;
-    }
-    const float alpha = vexp2(vset(*max) - top)[0];
-    *max = top[0];
-    *sum = *sum * alpha + vsum(l);
-    return alpha;
-}
-
-static void few_drop(int n, const ag_noise *noise, uint64_t group, uint32_t threshold, float *s)
-{
-    uint32_t bits[TILE];
-    vnoise64(noise, group, bits);
-    for (int j = 0; j < n; j++)
-        s[j] = bits[j] >= threshold ? s[j] : 0.0f;
-}
-
-static void few_keys(const ag_attention *a, const queries *x, const tile_noise *z, int64_t key0, int64_t key1,
-                     float *o, int64_t o_row, float *lse)
-{
-    float q[FEW][MAX_HEAD] __attribute__((aligned(64))), y[FEW][MAX_HEAD] __attribute__((aligned(64)));
-    float s[TILE] __attribute__((aligned(64))), max[FEW], sum[FEW];
-    memset(y, 0, sizeof y);
-    for (int i = 0; i < x->n; i++) {
-        tile_copy(1, a->d_qk, x->q + i * a->q_row, 0, q[i], AG_ALIGN_UP(a->d_qk, VL), (float)(a->scale * LOG2_E));
-        max[i] = NO_MAX;
-        sum[i] = 0;
-    }
-    for (int64_t j = key0; j < key1; j += TILE)
-        for (int i = 0; i < x->n; i++) {
-            const int n = (int)min_of(min_of(TILE, key1 - j), x->seen[i] - j);
-            if (n <= 0)
-                continue;
-            few_scores(n, a->d_qk, q[i], x->k + j * a->k_row, a->k_row, s);
-            const float alpha = few_softmax(n, s, &max[i], &sum[i]);
-            if (z->threshold)
-                few_drop(n, &a->noise, (noise_block(z, x, j) + (uint64_t)i * z->row_blocks) / 16, z->threshold, s);
-            few_values(n, a->d_v, s, x->v + j * a->v_row, a->v_row, alpha, y[i]);
-        }
-    for (int i = 0; i < x->n; i++) {
-        const float by = sum[i] > 0 ? (float)(1.0 / (1.0 - a->drop)) / sum[i] : 0.0f;
-        for (int64_t c = 0; c < a->d_v; c++)
-            o[i * o_row + c] = y[i][c] * by;
-        lse[i] = max[i] * (float)LN_2 + ag_m_log(sum[i]);
-    }
-}
-
 /* ---- forward: the tasks ---- */
 
-static void forward_any(const ag_attention *a, const queries *x, const tile_noise *z, int64_t key0,
-                        int64_t key1, float *o, int64_t o_row, float *lse)
+/* Some heads of a batch item, where all queries fit in a tile: a part holds lse[rows], then o[rows][d_v]. */
+static void forward_part(const ag_attention *a, const tile_noise *z, heads_of x, int64_t key0, int64_t key1,
+                         float *part)
 {
-    (a->tq <= FEW ? few_keys : forward_keys)(a, x, z, key0, key1, o, o_row, lse);
+    if (a->tq <= FEW) {
+        few_keys(a, z, x, key0, key1, part);
+        return;
+    }
+    queries q;
+    queries_init(&q, a, x.b * a->heads + x.head0, 0);
+    forward_keys(a, &q, z, key0, key1, part + q.n, a->d_v, part);
 }
 
-/* (o, lse) of some keys joined by (part, part_lse) of others: the weights are exp(lse - joint lse) */
-static void join_chunk(int n, int64_t d, float *o, int64_t o_row, float *lse, const float *part,
-                       const float *part_lse)
+/* Joins a part with what o and lse hold of earlier keys: the weights are exp(lse - joint lse). */
+static void join_part(const ag_attention *a, heads_of x, bool first, const float *part)
 {
-    for (int i = 0; i < n; i++, o += o_row, part += d) {
-        const float top = lse[i] > part_lse[i] ? lse[i] : part_lse[i];
-        if (top == -__builtin_inff())
-            continue;
-        const float w = ag_m_exp(lse[i] - top), u = ag_m_exp(part_lse[i] - top), sum = w + u;
-        for (int64_t c = 0; c < d; c++)
-            o[c] = (o[c] * w + part[c] * u) / sum;
-        lse[i] = top + ag_m_log(sum);
+    const float *part_lse = part;
+    part += x.heads * a->tq;
+    for (int64_t h = 0; h < x.heads; h++) {
+        queries q;
+        queries_init(&q, a, x.b * a->heads + x.head0 + h, 0);
+        for (int i = 0; i < q.n; i++, part_lse++, part += a->d_v, q.o += a->o_row) {
+            const float old = first ? -__builtin_inff() : q.lse[i], top = old > *part_lse ? old : *part_lse;
+            if (first)
+                memcpy(q.o, part, (size_t)a->d_v * sizeof *part);
+            else if (top > -__builtin_inff()) {
+                const float w = ag_m_exp(old - top), u = ag_m_exp(*part_lse - top), sum = w + u;
+                for (int64_t c = 0; c < a->d_v; c++)
+                    q.o[c] = (q.o[c] * w + part[c] * u) / sum;
+                q.lse[i] = top + ag_m_log(sum);
+                continue;
+            }
+            q.lse[i] = top;
+        }
     }
 }
 
-/* One task: all keys of up to 64 queries, in chunks where there is only this tile of queries. */
-static void forward_task(const ag_attention *a, int64_t pair, int64_t query0, const tile_noise *z)
+/* Up to 64 queries with a cache of keys, in chunks of keys that only sizes decide.  With fewer groups of
+ * heads than threads, chunks too go in parallel, if there is memory for their parts. */
+static void forward_cached(const ag_attention *a, const tile_noise *z)
 {
-    queries x;
-    queries_init(&x, a, pair, query0);
-    const int64_t chunk = a->tq <= TILE && a->tk > CHUNK ? CHUNK : a->tk;
-    forward_any(a, &x, z, 0, chunk, x.o, a->o_row, x.lse);
-    for (int64_t j = chunk; j < a->tk; j += chunk) {
-        float part[TILE * MAX_HEAD], lse[TILE];
-        forward_any(a, &x, z, j, min_of(j + chunk, a->tk), part, a->d_v, lse);
-        join_chunk(x.n, a->d_v, x.o, a->o_row, x.lse, part, lse);
+    const int64_t chunks = a->tk > CHUNK ? (a->tk + CHUNK - 1) / CHUNK : 1;
+    int64_t at_once = a->tq <= FEW ? min_of(FEW_ROWS / a->tq, a->heads) : 1;
+    while (at_once > 1 && a->batch * (a->heads / at_once) * chunks < n_threads())
+        at_once /= 2;
+    const int64_t groups = (a->heads + at_once - 1) / at_once, n = a->batch * groups;
+    const int64_t size = at_once * a->tq * (a->d_v + 1);
+    const bool worth = a->batch * a->heads * a->tq * a->tk > 2048;
+    float *parts = worth && chunks > 1 && n < n_threads() ? malloc((size_t)(n * chunks * size) * sizeof *parts) : NULL;
+    const int64_t cut = parts ? chunks : 1, span = chunks / cut;
+#pragma omp parallel for schedule(dynamic) if (worth)
+    for (int64_t task = 0; task < n * cut; task++) {
+        const int64_t item = task / cut, head0 = item % groups * at_once;
+        const heads_of x = { item / groups, head0, min_of(at_once, a->heads - head0) };
+        float one[TILE * (MAX_HEAD + 1)];
+        for (int64_t c = task % cut * span; c < (task % cut + 1) * span; c++) {
+            float *part = parts ? parts + task * size : one;
+            forward_part(a, z, x, c * CHUNK, min_of((c + 1) * CHUNK, a->tk), part);
+            if (!parts)
+                join_part(a, x, c == 0, part);
+        }
     }
-}
-
-/* As forward_task for every pair, with chunks in parallel; false, with nothing done, if there is no memory. */
-static bool forward_chunks(const ag_attention *a, const tile_noise *z)
-{
-    const int64_t pairs = a->batch * a->heads, chunks = (a->tk + CHUNK - 1) / CHUNK, size = a->tq * (a->d_v + 1);
-    float *parts = malloc((size_t)(pairs * chunks * size) * sizeof *parts);
-    if (!parts)
-        return false;
-#pragma omp parallel for schedule(dynamic)
-    for (int64_t task = 0; task < pairs * chunks; task++) {
-        queries x;
-        queries_init(&x, a, task / chunks, 0);
-        const int64_t j = task % chunks * CHUNK;
-        float *part = parts + task * size;
-        forward_any(a, &x, z, j, min_of(j + CHUNK, a->tk), part + x.n, a->d_v, part);
-    }
-    for (int64_t pair = 0; pair < pairs; pair++) {
-        queries x;
-        queries_init(&x, a, pair, 0);
-        const float *part = parts + pair * chunks * size;
-        for (int i = 0; i < x.n; i++)
-            memcpy(x.o + i * a->o_row, part + x.n + i * a->d_v, (size_t)a->d_v * sizeof *part);
-        memcpy(x.lse, part, (size_t)x.n * sizeof *part);
-        for (int64_t c = 1; c < chunks; c++)
-            join_chunk(x.n, a->d_v, x.o, a->o_row, x.lse, part + c * size + x.n, part + c * size);
+    for (int64_t task = 0; parts && task < n * chunks; task++) {
+        const int64_t item = task / chunks, head0 = item % groups * at_once;
+        const heads_of x = { item / groups, head0, min_of(at_once, a->heads - head0) };
+        join_part(a, x, task % chunks == 0, parts + task * size);
     }
     free(parts);
-    return true;
 }
 
 void AG_NAME(attention_fwd)(const ag_attention *a)
@@ -346,11 +266,16 @@ void AG_NAME(attention_fwd)(const ag_attention *a)
     tile_noise z;
     tile_noise_init(&z, &a->noise, a->drop, a->tk);
     const int64_t pairs = a->batch * a->heads, tiles = (a->tq + TILE - 1) / TILE;
-    if (a->tq <= TILE && a->tk > CHUNK && pairs < n_threads() && forward_chunks(a, &z))
+    if (pairs * a->tq > 0 && (a->tq <= FEW || (a->tq <= TILE && a->tk > CHUNK))) {
+        forward_cached(a, &z);
         return;
-#pragma omp parallel for schedule(dynamic) if (pairs * a->tq * a->tk > 4096)
-    for (int64_t task = 0; task < pairs * tiles; task++)     /* the longest of a causal head first */
-        forward_task(a, task / tiles, (tiles - 1 - task % tiles) * TILE, &z);
+    }
+#pragma omp parallel for schedule(dynamic) if (pairs * a->tq * a->tk > 2048)
+    for (int64_t task = 0; task < pairs * tiles; task++) {       /* the longest of a causal head first */
+        queries x;
+        queries_init(&x, a, task / tiles, (tiles - 1 - task % tiles) * TILE);
+        forward_keys(a, &x, &z, 0, a->tk, x.o, a->o_row, x.lse);
+    }
 }
 
 /* ---- backward ---- */
