@@ -50,20 +50,24 @@ static inline F M(exp)(F x)
     return M(ldexp)(p + 1.0f, n);
 }
 
-/* x = 2^e (1 + f), f in [sqrt 1/2 - 1, sqrt 2 - 1];  log x = e log 2 + f - f^2/2 + f^3 P(f) */
-static inline F M(log)(F x)
+/* log x for normal positive x = 2^e (1 + f), f in [sqrt 1/2 - 1, sqrt 2 - 1]:  e log 2 + f - f^2/2 + f^3 P(f) */
+static inline F M(log_normal)(F x)
 {
-    const F tiny = SPLAT(0x1p-126f), zero = SPLAT(0.0f), inf = SPLAT(__builtin_inff());
-    const F up = SELECT(x, tiny, x * 0x1p23f, x);         /* subnormals made normal */
-    const U k = BITS(up) - 0x3f3504f3u;                   /* the bits of sqrt 1/2 */
+    const U k = BITS(x) - 0x3f3504f3u;                    /* the bits of sqrt 1/2 */
     const F f = FLOAT((k & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
-    /* e + 512 as a float: the bits of 2^23 + i for a small whole i */
-    const F e = FLOAT(((k + 0x40000000u) >> 23) | 0x4b000000u) - (8388608.0f + 128.0f)
-                - SELECT(x, tiny, SPLAT(23.0f), zero);
+    /* e + 128 as a float: the bits of 2^23 + i for a small whole i */
+    const F e = FLOAT(((k + 0x40000000u) >> 23) | 0x4b000000u) - (8388608.0f + 128.0f);
     const F p = ((((((-7.63442984e-2f * f + 1.27615503e-1f) * f - 1.31601951e-1f) * f + 1.42017625e-1f) * f
                    - 1.66233565e-1f) * f + 2.00012267e-1f) * f - 2.50008211e-1f) * f + 3.33333317e-1f;
     const F s = f * f;
-    F y = (e * -2.12194440e-4f + (s * f * p - 0.5f * s)) + f + e * 0.693359375f;
+    return (e * -2.12194440e-4f + (s * f * p - 0.5f * s)) + f + e * 0.693359375f;
+}
+
+static inline F M(log)(F x)
+{
+    const F tiny = SPLAT(0x1p-126f), zero = SPLAT(0.0f), inf = SPLAT(__builtin_inff());
+    F y = M(log_normal)(SELECT(x, tiny, x * 0x1p23f, x)); /* subnormals made normal */
+    y = y - SELECT(x, tiny, SPLAT(15.942385152878742f), zero);
     y = SELECT(zero, x, y, SPLAT(-__builtin_inff()));     /* x <= 0 or NaN: -inf for now */
     y = SELECT(x, zero, SPLAT(__builtin_nanf("")), y);
     return SELECT(x, inf, y, x + y);                      /* inf, NaN: as they came */

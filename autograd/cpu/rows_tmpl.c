@@ -342,7 +342,7 @@ static void gumbel_row(const ag_noise *z, int64_t row, int64_t n, float *g)
             memcpy(&k, bits + (i - j), sizeof k);
             vf u = (__builtin_convertvector((vi)((vu)k >> 8), vf) + 0.5f) * 0x1p-24f;      /* ag_uniform */
             u = vmax(vmin(u, vset(1.0f - 1e-6f)), vset(1e-6f));
-            vstore_to(g + i, -vlog(-vlog(u)), n - i);
+            vstore_to(g + i, -vlog_normal(-vlog_normal(u)), n - i);
         }
     }
 }
