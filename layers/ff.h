@@ -4,8 +4,8 @@
  * Dense:   y = W2 act(W1 x + b1) + b2
  *
  * Sparse ("Sparse is Enough in Scaling Transformers", arXiv 2111.12763, section 3.1, and its
- * released code): the d_ff units form d_ff/N blocks of N units, and in each block a small controller
- * lets one unit through.
+ * released code): the d_ff units form d_ff/N blocks of N units, and in each block a small
+ * controller lets one unit through.
  *
  *     z    = C2 C1 x + cb                    [blocks,N], C1 [d_lowrank,d], C2 [d_ff,d_lowrank]
  *     p    = softmax over each block of z

@@ -338,6 +338,73 @@ static void gpt_refused(const nn_gpt_config *c, const char *a, const char *b)
     assert_null(m);
 }
 
+/* No two places draw the same noise. */
+static void sites_differ(void **state)
+{
+    (void)state;
+    const nn_gpt_config c = gpt_small(&SPARSE);
+    nn_model *m = gpt_new(&c);
+    const nn_gpt *g = (const nn_gpt *)m;
+    uint32_t site[64], n = 0;
+    site[n++] = g->drop.site;
+    for (int i = 0; i < c.n_layers; i++) {
+        const nn_block *b = &g->block[i];
+        const uint32_t more[] = { b->attention.site, b->attention.drop.site, b->ff.drop.site,
+                                  b->ff.noise_site, b->ff.coin_site };
+        memcpy(site + n, more, sizeof more);
+        n += 5;
+    }
+    assert_int_equal(n, m->params->n_sites);
+    for (uint32_t i = 0; i < n; i++) {
+        assert_true(site[i] < n);
+        for (uint32_t j = 0; j < i; j++) assert_int_not_equal(site[i], site[j]);
+    }
+    nn_model_free(m);
+}
+
+static double rms(const nn_model *m, const char *name)
+{
+    const nn_item *item = nn_params_find(m->params, name);
+    assert_non_null(item);
+    double sum = 0;
+    for (int64_t i = 0; i < item->count; i++) {
+        const double w = (double)((const float *)item->tensor->data)[i];
+        sum += w * w;
+    }
+    return sqrt(sum / (double)item->count);
+}
+
+/* Within 3 percent, for matrices of 64 x 64 and more. */
+static void about(double got, double want) { assert_true(fabs(got - want) <= 0.03 * want); }
+
+static void initial_scales(void **state)
+{
+    (void)state;
+    nn_gpt_config c = { .vocab = 64, .context = 64, .n_layers = 2, .n_heads = 4, .d_model = 64,
+                        .init_std = 0.02, .norm_eps = 1e-5, .ff = { .d_ff = 256 } };
+    nn_model *m = NULL;
+    assert_int_equal(nn_gpt_new(&c, AG_F32, 3, &m, NULL), AG_OK);
+    about(rms(m, "embedding/token"), 0.02);
+    about(rms(m, "head/weight"), 0.02);
+    about(rms(m, "blocks/1/attention/qkv/weight"), 0.02);
+    about(rms(m, "blocks/1/attention/out/weight"), 0.02 / 2);    /* sqrt(2 * 2 layers) */
+    about(rms(m, "blocks/1/ff/in/weight"), 0.02);
+    about(rms(m, "blocks/1/ff/out/weight"), 0.02 / 2);
+    nn_model_free(m);
+
+    c.ff = (nn_ff_config){ .sparse = true, .d_ff = 256, .block = 16, .d_lowrank = 64 };
+    for (int scaling = 0; scaling < 2; scaling++) {
+        c.ff.kernel_scaling = scaling;
+        assert_int_equal(nn_gpt_new(&c, AG_F32, 3, &m, NULL), AG_OK);
+        const double glorot = sqrt(2.0 / (64 + 256));
+        about(rms(m, "blocks/0/ff/c1/weight"), sqrt(2.0 / (64 + 64)));
+        about(rms(m, "blocks/0/ff/c2/weight"), glorot);
+        about(rms(m, "blocks/0/ff/in/weight"), glorot);
+        about(rms(m, "blocks/0/ff/out/weight"), scaling ? 4 * glorot : glorot);
+        nn_model_free(m);
+    }
+}
+
 static void bad_configurations_are_named(void **state)
 {
     (void)state;
@@ -397,6 +464,7 @@ int main(void)
         cmocka_unit_test(parts_add_up), cmocka_unit_test(evaluation_has_no_noise),
         cmocka_unit_test(decoding_is_the_forward_pass), cmocka_unit_test(known_sizes),
         cmocka_unit_test(touched_weights), cmocka_unit_test(bad_configurations_are_named),
+        cmocka_unit_test(sites_differ), cmocka_unit_test(initial_scales),
         cmocka_unit_test(out_of_memory_is_reported),
     };
     return cmocka_run_group_tests_name("models", tests, NULL, NULL);
