@@ -132,9 +132,13 @@ void check_subject(const subject *s)
     int64_t checked = 0;
     for (int i = 0; i < s->params->n_items; i++) {
         const nn_item *item = &s->params->items[i];
-        for (int64_t j = 0; j < item->count; j++, checked++)
-            compare(s, probes, ((double *)item->tensor->grad)[j], (double *)item->tensor->data + j,
-                    0, item->name, &kinks);
+        double most = 0;
+        for (int64_t j = 0; j < item->count; j++, checked++) {
+            const double got = ((double *)item->tensor->grad)[j];
+            most = fmax(most, fabs(got));
+            compare(s, probes, got, (double *)item->tensor->data + j, 0, item->name, &kinks);
+        }
+        if (most < 1e-6) fail_msg("%s has no effect on the output", item->name);
     }
     for (int64_t j = 0; !s->vocab && j < x->size; j++, checked++)
         compare(s, probes, ((double *)x->grad)[j], NULL, j, "the input", &kinks);

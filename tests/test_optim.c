@@ -273,8 +273,9 @@ static void decay_where_flagged(void **state)
         int64_t at = 0;
         int n = 0;
         for (; n < RANGES; n++) {
-            const int64_t hole =
-                uniform(1, 99 * round + n) < 0.5 ? 0 : (int64_t)between(2, 99 * round + n, 0, 3000);
+            const double kind = uniform(1, 99 * round + n);
+            const int64_t some = (int64_t)between(2, 99 * round + n, 0, 3000);
+            const int64_t hole = kind < 0.4 ? 0 : kind < 0.7 ? 1 : some;
             const int64_t count = (int64_t)between(3, 99 * round + n, 0, 9000);
             if (at + hole + count > N) break;
             r[n] = (opt_range){ at + hole, count, uniform(4, 99 * round + n) < 0.5 };
