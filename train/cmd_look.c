@@ -9,12 +9,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Prints a text that r says is there, and frees it. */
 static int put(int r, char *text)
 {
-    if (r == AG_OK) fputs(text, stdout);
-    if (r == AG_OK && text[0] && text[strlen(text) - 1] != '\n') putchar('\n');
-    if (r == AG_OK) free(text);
-    return r;
+    if (r < 0) return r;
+    fputs(text, stdout);
+    if (text[0] && text[strlen(text) - 1] != '\n') putchar('\n');
+    free(text);
+    return AG_OK;
 }
 
 int train_cmd_config(int argc, char **argv, ag_err *err)
@@ -25,8 +27,14 @@ int train_cmd_config(int argc, char **argv, ag_err *err)
                                  { "changed", TRAIN_FLAG_ON, &changed, 0, 0, 0 }, { 0 } };
     int r = train_flags_read(flags, &argc, argv, err);
     if (r < 0) return r;
-    if (argc == 3 && !strcmp(argv[1], "explain")) return put(train_config_explain(argv[2], &text, err), text);
-    if (argc == 2 && !strcmp(argv[1], "reference")) return put(train_config_markdown(&text, err), text);
+    if (argc == 3 && !strcmp(argv[1], "explain")) {
+        r = train_config_explain(argv[2], &text, err);
+        return put(r, text);
+    }
+    if (argc == 2 && !strcmp(argv[1], "reference")) {
+        r = train_config_markdown(&text, err);
+        return put(r, text);
+    }
     if (argc == 4 && !strcmp(argv[1], "diff")) {
         train_config a, b;
         r = train_config_args(2, (char *[]){ argv[0], argv[2] }, &a, err);

@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""Every command of the README, on a tiny run: commands.py TULLE SOURCE
+
+What each prints is checked for what it must say; signals save and stop, runs resume to the same state, and a diverged run
+says where it went wrong.
+"""
+import json, os, pathlib, re, signal, subprocess, sys, tempfile, time
+
+tulle, source = str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(sys.argv[2])
+quick = str(source / 'configs/quickstart.yaml')
+tiny = ['data.size=20000', 'model.context=16', 'model.d_model=16', 'model.n_heads=2', 'train.batch=4', 'sample.length=20',
+        'train.eval_batches=2', 'train.log_every=1', 'schedule.warmup_steps=2', 'schedule.decay_steps=40']
+passed, failed = 0, []
+
+
+def run(*args, status=0, cwd=None):
+    out = subprocess.run([tulle, *map(str, args)], cwd=cwd, capture_output=True, text=True)
+    if out.returncode != status:
+        raise AssertionError(f'{args}: exit {out.returncode}, wanted {status}\n{out.stderr}')
+    return out.stdout + out.stderr
+
+
+def check(f):
+    global passed
+    try:
+        with tempfile.TemporaryDirectory() as tmp:
+            f(pathlib.Path(tmp))
+        passed += 1
+    except Exception as e:
+        failed.append(f.__name__)
+        print(f'FAILED {f.__name__}: {e}')
+
+
+def says(text, *patterns):
+    for p in patterns:
+        if not re.search(p, text, re.S):
+            raise AssertionError(f'no {p!r} in\n{text}')
+
+
+def state(text):
+    return re.findall(r'state sha256 ([0-9a-f]{64})', text)[-1]
+
+
+def train_and_look(tmp):
+    text = run('train', quick, *tiny, 'train.steps=12', 'train.eval_every=6', 'sample.every=6', 'run.dir=r', cwd=tmp)
+    says(text, r'step 12/12 +loss', r'val loss', r'entropy rate', r'sample at step 6', r'saved r/last.h5')
+    files = {p.name for p in (tmp / 'r').iterdir()}
+    assert {'config.yaml', 'metrics.jsonl', 'samples', 'last.h5', 'best.h5', 'env.json', 'LOCK'} <= files, files
+    lines = [json.loads(l) for l in (tmp / 'r/metrics.jsonl').read_text().splitlines()]
+    assert [l['step'] for l in lines if 'loss' in l] == list(range(1, 13))
+    assert [l['step'] for l in lines if 'val_loss' in l] == [6, 12]
+    json.loads((tmp / 'r/env.json').read_text())
+    says(run('inspect', 'r', cwd=tmp), r'step 12', r'model/blocks/0/ff/in/weight', r'optimizer/adamw/m', r'parameters')
+    says(run('inspect', 'r', '--config', cwd=tmp), r'd_model: 16')
+    says(run('eval', 'r', cwd=tmp), r'step 12, split val: val loss')
+    assert json.loads(run('eval', 'r', '--best', '--batches', '2', '--json', cwd=tmp))['count'] > 0
+    prompt = next(iter((tmp / 'r/samples').iterdir())).read_text()[0]
+    one = run('sample', 'r', '--prompt', prompt, '-n', '60', '--top-k', '5', '--top-p', '0.9', '--seed', '7', cwd=tmp)
+    assert one == run('sample', 'r', '--prompt', prompt, '-n', '60', '--top-k', '5', '--top-p', '0.9', '--seed', '7', cwd=tmp)
+    assert len(one) == 62, one
+    greedy = {run('sample', 'r', '--prompt', prompt, '-n', '30', '--temperature', '0', '--seed', s, cwd=tmp) for s in (1, 2)}
+    assert len(greedy) == 1
+
+
+def resume_is_the_same_run(tmp):
+    whole = run('train', quick, *tiny, 'train.steps=20', 'checkpoint.every=5', 'run.dir=whole', cwd=tmp)
+    run('train', quick, *tiny, 'train.steps=7', 'run.dir=part', cwd=tmp)
+    says(run('resume', 'part', cwd=tmp), 'resumed at step 7')
+    assert state(run('resume', 'part', 'train.steps=20', cwd=tmp)) == state(whole)
+
+
+def signals_save(tmp):
+    whole = run('train', quick, *tiny, 'train.steps=400', 'run.dir=whole', cwd=tmp)
+    for number, status in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
+        name = f'r{status}'
+        p = subprocess.Popen([tulle, 'train', quick, *tiny, 'train.steps=400', f'run.dir={name}'], cwd=tmp, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while 'step 3/' not in (line := p.stdout.readline()):
+            assert line, 'it ended too soon'
+        p.send_signal(number)
+        out, err = p.communicate(timeout=60)
+        assert p.returncode == status, (p.returncode, err)
+        says(err, r'tulle resume r\d+')
+        assert state(run('resume', name, cwd=tmp)) == state(whole)
+
+
+def a_locked_run_is_refused(tmp):
+    p = subprocess.Popen([tulle, 'train', quick, *tiny, 'train.steps=100000', 'run.dir=r'], cwd=tmp, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while 'step 2/' not in p.stdout.readline():
+        pass
+    says(run('resume', 'r', status=6, cwd=tmp), str(p.pid))
+    p.kill()
+    p.communicate()
+    says(run('resume', 'r', 'train.steps=5', cwd=tmp), 'resumed at step 0', r'step 5/5')
+
+
+def divergence_is_explained(tmp):
+    text = run('train', quick, *tiny, 'train.steps=300', 'optim.lr=100', 'optim.type=sgd', 'optim.clip_norm=0',
+               'schedule.type=constant', 'schedule.warmup_steps=0', 'run.dir=r', status=7, cwd=tmp)
+    says(text, r'diverged', r'step \d+', r'not finite', r'block|linear|layernorm|cross_entropy', r'optim.lr')
+
+
+def configurations(tmp):
+    text = run('config', 'print', quick, 'model.d_model=32')
+    says(text, r'd_model: 32', r'command line', r'quickstart.yaml')
+    (tmp / 'c.yaml').write_text(text)
+    assert run('config', 'diff', quick, tmp / 'c.yaml').strip() == 'model.d_model: 64 -> 32', run('config', 'diff', quick, tmp / 'c.yaml')
+    says(run('config', 'explain', 'model.ff.block'), r'block size N')
+    says(run('config', 'reference'), r'model\.ff\.quant_prob', r'\|')
+    says(run('config', 'explain', 'model.d_modle', status=2), r'd_model')
+    for c in sorted((source / 'configs').glob('*.yaml')):
+        run('config', 'print', c)
+
+
+def data(tmp):
+    says(run('data', 'list'), r'shakespeare', r'language')
+    (tmp / 'my.txt').write_text('a small text of mine, over and over\n' * 200)
+    says(run('data', 'import', 'my.txt', '-o', 'my.h5', cwd=tmp), r'wrote my.h5')
+    says(run('train', quick, *tiny, 'train.steps=3', 'data.source=hdf5', 'data.path=my.h5', 'data.size=0', 'run.dir=r', cwd=tmp),
+         r'step 3/3')
+    says(run('sample', 'r', '--prompt', 'small', '-n', '5', cwd=tmp), r'small')
+    says(run('data', 'get', 'nothing', status=2), r'nothing', r'shakespeare')
+
+
+def looking(tmp):
+    says(run('show', 'ops'), r'attend_qkv', r'argmax.*no gradient')
+    says(run('show', 'ops', quick, *tiny), r'linear +block 0, attention', r'cross_entropy', r'GFLOP')
+    says(run('show', 'memory', quick, *tiny), r'parameters', r'optimizer', r'block 1', r'peak')
+    assert json.loads(run('bench', quick, *tiny, '--steps', '3', '--json'))['per_second'] > 0
+    says(run('help'), r'tulle train', r'Exit status')
+    says(run('version'), r'tulle \d')
+    says(run('train', '--help'), r'CONFIG')
+
+
+for f in (train_and_look, resume_is_the_same_run, signals_save, a_locked_run_is_refused, divergence_is_explained,
+          configurations, data, looking):
+    check(f)
+print(f'{passed} passed, {len(failed)} failed')
+sys.exit(bool(failed))
