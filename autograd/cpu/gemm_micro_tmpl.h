@@ -13,7 +13,7 @@
 #include "autograd/kernels.h"
 
 #if defined(__AVX512F__)
-enum { MR = 14, NV = 2 };
+enum { MR = 8, NV = 3 };
 #elif defined(__AVX2__)
 enum { MR = 6, NV = 2 };
 #else
@@ -25,77 +25,119 @@ enum { NR = NV * VL };
 #define HIDE(pointer) __asm__("" : "+r"(pointer))       /* else GCC computes one for every row, and spills them */
 
 /*
+ * What to fetch into the L2 cache while tiles are computed: `rows` rows of `width` floats, `stride` apart; some
+ * lines of it every STEP steps of k, so that packing, or the first pass over the next block, finds it there.
+ */
+typedef struct ahead {
+    const float *at;
+    int64_t width, stride, rows;     /* still to come, the current row included */
+    int64_t left;                    /* floats left in the current row */
+    int64_t lines;                   /* to fetch per STEP */
+} ahead;
+
+enum { STEP = 16, LINE = 16 };       /* steps of k between fetches; floats in a cache line */
+
+ALWAYS_INLINE void fetch_ahead(ahead *f)
+{
+    for (int64_t n = 0; n < f->lines && f->rows > 0; n++) {
+        __builtin_prefetch(f->at, 0, 2);
+        f->at += LINE;
+        f->left -= LINE;
+        if (f->left <= 0) {
+            f->at += f->stride - (f->width - f->left);      /* back to the row's start, and down */
+            f->left = f->width;
+            f->rows--;
+        }
+    }
+}
+
+/*
  * c[mr, nv*VL] (+)= a @ b over kc steps.  Element (i, k) of a is a[i*ai + k*ak]: so a may be packed, or a matrix
  * as it lies in memory.  Row k of b starts at b + k*bk.
  */
-typedef void tile_fn(int64_t kc, const float *a, int64_t ai, int64_t ak, const float *b, int64_t bk,
-                     float *c, int64_t ldc, bool acc);
+typedef struct operands {
+    int64_t kc, ai, ak, bk, ldc;
+    bool    acc;
+} operands;
 
-ALWAYS_INLINE void tile(const int mr, const int nv, int64_t kc, const float *a, int64_t ai, int64_t ak,
-                        const float *b, int64_t bk, float *c, int64_t ldc, bool acc)
+typedef void tile_fn(const operands *o, const float *a, const float *b, float *c, const float *next_c, ahead *f);
+
+ALWAYS_INLINE void tile(const int mr, const int nv, const operands *o, const float *a, const float *b, float *c,
+                        const float *next_c, ahead *f)
 {
     enum { GROUPS = (MR + 2) / 3 };             /* one pointer serves three rows: x, x + ai, x + 2 ai */
+    const int64_t ai = o->ai, ak = o->ak, bk = o->bk, ldc = o->ldc, kc = o->kc;
     const float *row[GROUPS];
     vf sum[MR][NV];
-    float *p = c;
 #pragma GCC unroll 32
-    for (int i = 0; i < mr; i++, p += ldc) {
-        HIDE(p);
+    for (int i = 0; i < mr; i++) {
         if (i % 3 == 0)
             row[i / 3] = a + i * ai;
 #pragma GCC unroll 8
-        for (int v = 0; v < nv; v++) {
-            sum[i][v] = (vf){ 0 };
-            __builtin_prefetch(p + v * VL, 1);
-        }
-    }
-    for (int64_t k = 0; k < kc; k++) {
-        vf bv[NV];
-#pragma GCC unroll 8
         for (int v = 0; v < nv; v++)
-            bv[v] = vload(b + v * VL);
-#pragma GCC unroll 32
-        for (int i = 0; i < mr; i++) {
-            const vf av = vset(row[i / 3][i % 3 * ai]);
+            sum[i][v] = (vf){ 0 };
+    }
+    const int64_t per_step = kc >= mr * STEP ? 1 : kc > 0 ? (mr * STEP + kc - 1) / kc : 1;
+    int64_t rows_left = mr;
+    for (int64_t k = 0; k < kc;) {
+        const int64_t end = k + STEP < kc ? k + STEP : kc;
+        for (int64_t r = 0; r < per_step && rows_left > 0; r++, rows_left--, next_c += ldc)
+#pragma GCC unroll 8
+            for (int v = 0; v < nv * VL; v += LINE)
+                __builtin_prefetch(next_c + v, 1);
+        fetch_ahead(f);
+        for (; k < end; k++) {
+            vf bv[NV];
 #pragma GCC unroll 8
             for (int v = 0; v < nv; v++)
-                sum[i][v] = vfma(av, bv[v], sum[i][v]);
-        }
+                bv[v] = vload(b + v * VL);
+#pragma GCC unroll 8
+            for (int v = 0; v < nv * VL; v += LINE)
+                __builtin_prefetch(b + 8 * bk + v);     /* a panel is as large as the L1 cache */
 #pragma GCC unroll 32
-        for (int i = 0; i < mr; i += 3) {
-            row[i / 3] += ak;
-            HIDE(row[i / 3]);
+            for (int i = 0; i < mr; i++) {
+                const vf av = vset(row[i / 3][i % 3 * ai]);
+#pragma GCC unroll 8
+                for (int v = 0; v < nv; v++)
+                    sum[i][v] = vfma(av, bv[v], sum[i][v]);
+            }
+#pragma GCC unroll 32
+            for (int i = 0; i < mr; i += 3) {
+                row[i / 3] += ak;
+                HIDE(row[i / 3]);
+            }
+            b += bk;
         }
-        b += bk;
     }
-    p = c;
 #pragma GCC unroll 32
-    for (int i = 0; i < mr; i++, p += ldc) {
-        HIDE(p);
+    for (int i = 0; i < mr; i++, c += ldc) {
+        HIDE(c);
 #pragma GCC unroll 8
         for (int v = 0; v < nv; v++) {
-            if (acc)
-                sum[i][v] += vload(p + v * VL);
-            vstore(p + v * VL, sum[i][v]);
+            if (o->acc)
+                sum[i][v] += vload(c + v * VL);
+            vstore(c + v * VL, sum[i][v]);
         }
     }
 }
 
 #define TILE(mr, nv)                                                                                        \
-    static void tile_##mr##_##nv(int64_t kc, const float *a, int64_t ai, int64_t ak, const float *b,        \
-                                 int64_t bk, float *c, int64_t ldc, bool acc)                               \
+    static void tile_##mr##_##nv(const operands *o, const float *a, const float *b, float *c,               \
+                                 const float *next_c, ahead *f)                                             \
     {                                                                                                       \
-        tile(mr, nv, kc, a, ai, ak, b, bk, c, ldc, acc);                                                    \
+        tile(mr, nv, o, a, b, c, next_c, f);                                                                \
     }
+#if defined(__AVX512F__)
+#define TILES(mr) TILE(mr, 1) TILE(mr, 2) TILE(mr, 3)
+#define NAMES(mr) { tile_##mr##_1, tile_##mr##_2, tile_##mr##_3 }
+TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8)
+#else
 #define TILES(mr) TILE(mr, 1) TILE(mr, 2)
 #define NAMES(mr) { tile_##mr##_1, tile_##mr##_2 }
-
 TILES(1) TILES(2) TILES(3) TILES(4)
 #if defined(__AVX2__)
 TILES(5) TILES(6)
 #endif
-#if defined(__AVX512F__)
-TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12) TILES(13) TILES(14)
 #endif
 
 static tile_fn *const tiles[MR][NV] = {         /* [rows - 1][vectors - 1] */
@@ -104,7 +146,7 @@ static tile_fn *const tiles[MR][NV] = {         /* [rows - 1][vectors - 1] */
     NAMES(5), NAMES(6),
 #endif
 #if defined(__AVX512F__)
-    NAMES(7), NAMES(8), NAMES(9), NAMES(10), NAMES(11), NAMES(12), NAMES(13), NAMES(14),
+    NAMES(7), NAMES(8),
 #endif
 };
 

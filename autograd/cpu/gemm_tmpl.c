@@ -30,10 +30,11 @@
 #include "autograd/cpu/fast.h"
 
 enum {
-    KC = 512,                        /* steps of k in a block, at most; a multiple of VL */
-    MC = 20 * MR,                    /* rows of a block of a: 20 strips x 512 steps x 14 rows = 573 kB */
-    NC = 96 * NR,                    /* columns of a block of b: 6 MiB for NR = 32 */
+    KC = 256,                        /* steps of k in a block, at most; a multiple of VL */
+    MC = 192 / MR * MR,              /* rows of a block of a: 196 kB, a part of the L2 cache */
+    NC = 3072 / NR * NR,             /* columns of a block of b: 3 MiB, shared in L3 */
     DOT_M = 6,                       /* up to here, dot products beat packing */
+    B_DIRECT_M = 112,             /* up to here, b is read where it lies */
     MIN_WORK = 1 << 17,              /* multiply-adds that are worth waking a thread for */
     MAX_THREADS = 256,
     HUGE_PAGE = 2 << 20
@@ -61,24 +62,21 @@ static range share(int64_t n, int t, int parts) { return (range){ n * t / parts,
 
 static int64_t slack_a(int64_t mc) { return mc * KC + AG_ALIGN_UP(VL, 64); }
 
-/* One tile of c: through a buffer where it is narrower than its vectors. */
-static void tile_at(const ag_gemm *g, int64_t kc, const float *a, int64_t ai, int64_t ak, const float *b, int64_t bk,
-                    int64_t i, int64_t rows, int64_t j, int64_t cols, bool acc)
+/* A tile narrower than its vectors goes through a buffer. */
+static void tile_narrow(const operands *o, int64_t rows, int64_t cols, const float *a, const float *b, float *c,
+                        ahead *f)
 {
-    float *c = (float *)g->c + i * g->ldc + j;
-    tile_fn *f = tiles[rows - 1][ceil_div(cols, VL) - 1];
-    if (cols % VL == 0) {
-        f(kc, a, ai, ak, b, bk, c, g->ldc, acc);
-        return;
-    }
-    _Alignas(64) float buffer[MR * NR];
-    f(kc, a, ai, ak, b, bk, buffer, NR, false);
+    _Alignas(64) float buffer[MR * NR] = { 0 };
+    operands to_buffer = *o;
+    to_buffer.ldc = NR;
+    to_buffer.acc = false;
+    tiles[rows - 1][ceil_div(cols, VL) - 1](&to_buffer, a, b, buffer, buffer, f);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t v = 0; v < cols; v += VL) {
-            float *p = c + r * g->ldc + v;
+            float *p = c + r * o->ldc + v;
             const int64_t lanes = min64(cols - v, VL);
             vf x = vload(buffer + r * NR + v);
-            if (acc)
+            if (o->acc)
                 x += vload_n(p, lanes);
             vstore_n(p, x, lanes);
         }
@@ -86,31 +84,46 @@ static void tile_at(const ag_gemm *g, int64_t kc, const float *a, int64_t ai, in
 
 /* Rows i0 .. i0+rows of c in columns `cols` (from jc on, where the packed panels begin), one block of k. */
 static void block(const ag_gemm *g, const plan *p, float *packed_a, int64_t k0, int64_t kc, int64_t i0, int64_t rows,
-                  int64_t jc, range cols, bool pack_panels)
+                  int64_t jc, range cols, bool pack_panels, ahead *f)
 {
     const int64_t h = ceil_div(rows, ceil_div(rows, MR));        /* strips of equal height, at most MR */
-    const bool acc = g->acc || k0 > 0, last = k0 + kc == g->k && has_epilogue(g);
-    const float *a = (const float *)g->a + i0 * g->lda + k0;
+    const bool last = k0 + kc == g->k && has_epilogue(g);
+    operands o = { .kc = kc, .ldc = g->ldc, .acc = g->acc || k0 > 0 };
     if (g->ta)
         pack_a(g, k0, kc, i0, rows, h, packed_a);
+    const float *const a = g->ta ? packed_a : (const float *)g->a + i0 * g->lda + k0;
+    const int64_t next_strip = g->ta ? kc : g->lda;              /* times h */
+    o.ai = g->ta ? 1 : g->lda;
     for (int64_t j = cols.begin; j < cols.end; j += NR) {
         const int64_t n = min64(NR, cols.end - j);
         const bool direct = p->b_direct && n == NR;
-        float *panel = p->packed_b + (j - jc) * kc;
+        float *panel = p->packed_b + (j - jc) * p->kc;
         if (pack_panels && !direct)
             pack_b(g, k0, kc, j, n, panel);
         const float *b = direct ? (const float *)g->b + k0 * g->ldb + j : panel;
-        const int64_t bk = direct ? g->ldb : AG_ALIGN_UP(n, VL);
+        o.bk = direct ? g->ldb : AG_ALIGN_UP(n, VL);
         for (int64_t i = 0; i < rows; i += h) {
             const int64_t m = min64(h, rows - i);
-            if (g->ta)
-                tile_at(g, kc, packed_a + i * kc, 1, m, b, bk, i0 + i, m, j, n, acc);
+            float *c = (float *)g->c + (i0 + i) * g->ldc + j;
+            const float *next_c = i + h < rows ? c + h * g->ldc : (float *)g->c + i0 * g->ldc + j + NR;
+            o.ak = g->ta ? m : 1;
+            if (n % VL == 0)
+                tiles[m - 1][n / VL - 1](&o, a + i * next_strip, b, c, next_c, f);
             else
-                tile_at(g, kc, a + i * g->lda, g->lda, 1, b, bk, i0 + i, m, j, n, acc);
+                tile_narrow(&o, m, n, a + i * next_strip, b, c, f);
             if (last)
                 finish_block(g, i0 + i, m, j, n);
         }
     }
+}
+
+/* The part of a that the next block reads, to be fetched during `steps` times STEP steps of tiles. */
+static ahead next_block(const ag_gemm *g, int64_t i0, int64_t rows, int64_t k0, int64_t kc, int64_t steps)
+{
+    const int64_t width = g->ta ? rows : kc, height = g->ta ? kc : rows;
+    const float *a = (const float *)g->a + (g->ta ? k0 * g->lda + i0 : i0 * g->lda + k0);
+    return (ahead){ .at = a, .width = width, .stride = g->lda, .rows = height, .left = width,
+                    .lines = ceil_div(height * ceil_div(width, LINE), max64(1, steps)) };
 }
 
 /* What thread t of `threads` does. */
@@ -123,18 +136,28 @@ static void work(const ag_gemm *g, const plan *p, int t, int threads)
     float *packed_a = p->packed_a + t * slack_a(p->mc);
     for (int64_t jc = 0; jc < g->n; jc += p->nc) {
         const int64_t jend = min64(g->n, jc + p->nc);
-        const range own = share(ceil_div(jend - jc, NR), t, threads);        /* panels */
-        const range own_cols = { jc + own.begin * NR, min64(jend, jc + own.end * NR) };
+        const int64_t grain = together ? NR : VL;
+        const range own = share(ceil_div(jend - jc, grain), t, threads);
+        const range own_cols = { jc + own.begin * grain, min64(jend, jc + own.end * grain) };
         for (int64_t k0 = 0; k0 == 0 || k0 < g->k; k0 += p->kc) {
             const int64_t kc = min64(p->kc, g->k - k0);
             if (together) {
                 for (int64_t j = own_cols.begin; j < own_cols.end; j += NR)
-                    pack_b(g, k0, kc, j, min64(NR, own_cols.end - j), p->packed_b + (j - jc) * kc);
+                    pack_b(g, k0, kc, j, min64(NR, own_cols.end - j), p->packed_b + (j - jc) * p->kc);
 #pragma omp barrier
             }
-            for (int64_t i = rows.begin; i < rows.end; i += mc)
+            for (int64_t i = rows.begin; i < rows.end; i += mc) {
+                const range now = together ? (range){ jc, jend } : own_cols;
+                const int64_t steps = ceil_div(min64(mc, rows.end - i), MR) * ceil_div(now.end - now.begin, NR)
+                                      * ceil_div(kc, STEP);
+                ahead f = { 0 };
+                if (i + mc < rows.end)
+                    f = next_block(g, i + mc, min64(mc, rows.end - i - mc), k0, kc, steps);
+                else if (k0 + p->kc < g->k)
+                    f = next_block(g, rows.begin, min64(mc, mine), k0 + p->kc, min64(p->kc, g->k - k0 - p->kc), steps);
                 block(g, p, packed_a, k0, kc, i, min64(mc, rows.end - i), jc,
-                      together ? (range){ jc, jend } : own_cols, !together && i == rows.begin);
+                      now, !together && i == rows.begin, &f);
+            }
             if (together) {
 #pragma omp barrier
             }
@@ -213,11 +236,11 @@ static int threads_for(int64_t m, int64_t n, int64_t k)
 #endif
 }
 
-/* By columns if that gives every thread about as much work; few rows make packing, then private, dear. */
+/* By columns where rows are few and every thread gets about as many vectors: no barrier, no sharing. */
 static bool split_columns(const ag_gemm *g, int threads)
 {
-    const int64_t most = ceil_div(ceil_div(g->n, NR), threads) * NR;
-    return g->m <= MC && most * threads * 8 <= AG_ALIGN_UP(g->n, VL) * 9;
+    const int64_t vectors = ceil_div(g->n, VL);
+    return g->m <= MC && ceil_div(vectors, threads) * threads * 4 <= vectors * 5;
 }
 
 void AG_NAME(gemm)(const ag_gemm *g)
@@ -236,7 +259,7 @@ void AG_NAME(gemm)(const ag_gemm *g)
     }
     p.kc = AG_ALIGN_UP(ceil_div(max64(1, g->k), max64(1, ceil_div(g->k, KC))), VL);
     p.by_cols = split_columns(g, p.threads);
-    p.b_direct = !g->tb && g->m <= MR && (p.by_cols || p.threads == 1);
+    p.b_direct = !g->tb && g->m <= B_DIRECT_M && (p.by_cols || p.threads == 1);
     float *space = NULL;
     const bool got = !atomic_flag_test_and_set(&busy);
     if (got)
