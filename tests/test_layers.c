@@ -15,6 +15,9 @@
 
 #include <cmocka.h>
 
+/* Element i; 0 of a tensor that is not there. */
+static double at(const ag_tensor *w, int64_t i) { return w ? ((const double *)w->data)[i] : 0; }
+
 /* --- layers ----------------------------------------------------------------------------------- */
 
 static ag_tensor *linear_forward(const void *l, ag_tape *t, ag_tensor *x)
@@ -82,6 +85,33 @@ static void dropout(void **state)
     assert_ptr_equal(nn_dropout_forward(&drop, t, x, NN_EVAL), x);
     ag_tape_free(t);
     nn_params_free(p);
+}
+
+/* A branch of weight 0 leaves the residual alone; otherwise dropped places are the residual's. */
+static void branch_ends_on_the_residual(void **state)
+{
+    (void)state;
+    for (int zero = 0; zero < 2; zero++) {
+        nn_params *p = nn_params_new(AG_F64);
+        nn_linear l;
+        nn_linear_build(&l, p, "l", 6, 50, false, nn_constant(zero ? 0 : 1));
+        nn_dropout drop;
+        nn_dropout_build(&drop, p, 0.5);
+        assert_int_equal(nn_params_alloc(p, SEED, NULL), AG_OK);
+        ag_tape *t = tape_new();
+        ag_tensor *x = input(t, AG_SHAPE(4, 6), 1, false), *r = input(t, AG_SHAPE(4, 50), 3, false);
+        for (int mode = NN_EVAL; mode <= NN_TRAIN; mode++) {
+            const ag_tensor *y = nn_branch_end(&l, &drop, t, x, r, (nn_mode)mode);
+            tape_ok(t);
+            int same = 0;
+            for (int i = 0; i < 200; i++) same += at(y, i) == at(r, i);
+            if (zero) assert_int_equal(same, 200);
+            else if (mode == NN_EVAL) assert_int_equal(same, 0);
+            else assert_in_range(same, 65, 135);         /* 100, within 5 sigma */
+        }
+        ag_tape_free(t);
+        nn_params_free(p);
+    }
 }
 
 static ag_tensor *attention_forward(const void *l, ag_tape *t, ag_tensor *x)
@@ -169,8 +199,6 @@ typedef struct written_out {         /* gradients are of <v, y> */
     double y[ROWS][D], dx[ROWS][D], dw1[DFF][D], db1[DFF], dw2[D][DFF], db2[D], dc1[R][D],
         dc2[DFF][R], dcb[DFF];
 } written_out;
-
-static double at(const ag_tensor *w, int64_t i) { return w ? ((const double *)w->data)[i] : 0; }
 
 /* mask and p of one row, from z */
 static void choose(const nn_ff *l, int64_t row, const double z[DFF], double p[DFF],
@@ -357,7 +385,8 @@ static void hard_steps(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(simple_layers),    cmocka_unit_test(dropout),
+        cmocka_unit_test(simple_layers),    cmocka_unit_test(dropout), cmocka_unit_test(branch_ends_on_the_residual),
+       
         cmocka_unit_test(attention),        cmocka_unit_test(dense_ff),
         cmocka_unit_test(soft_sparse_ff),   cmocka_unit_test(hard_sparse_ff),
         cmocka_unit_test(straight_through), cmocka_unit_test(hard_steps),
