@@ -385,11 +385,11 @@ static void hard_steps(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(simple_layers),    cmocka_unit_test(dropout), cmocka_unit_test(branch_ends_on_the_residual),
-       
-        cmocka_unit_test(attention),        cmocka_unit_test(dense_ff),
-        cmocka_unit_test(soft_sparse_ff),   cmocka_unit_test(hard_sparse_ff),
-        cmocka_unit_test(straight_through), cmocka_unit_test(hard_steps),
+        cmocka_unit_test(simple_layers), cmocka_unit_test(dropout),
+        cmocka_unit_test(branch_ends_on_the_residual), cmocka_unit_test(attention),
+        cmocka_unit_test(dense_ff), cmocka_unit_test(soft_sparse_ff),
+        cmocka_unit_test(hard_sparse_ff), cmocka_unit_test(straight_through),
+        cmocka_unit_test(hard_steps),
     };
     return cmocka_run_group_tests_name("layers", tests, NULL, NULL);
 }
