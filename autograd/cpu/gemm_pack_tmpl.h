@@ -106,7 +106,7 @@ static void pack_b(const ag_gemm *g, int64_t k0, int64_t kc, int64_t j, int64_t 
 /*
  * Rows i0 .. i0+rows of op(a) = transpose of a, k0 .. k0+kc, in strips of h rows: d[strip][kc][h].  A few steps of
  * k for all strips, then the next few: so each line of a is fetched once.  Whole vectors are written, each over
- * the excess of the one before; only the last step of a strip must not touch the next strip.
+ * the excess of the one before, as long as they end within the strip.
  */
 static void pack_a(const ag_gemm *g, int64_t k0, int64_t kc, int64_t i0, int64_t rows, int64_t h, float *d)
 {
@@ -118,7 +118,7 @@ static void pack_a(const ag_gemm *g, int64_t k0, int64_t kc, int64_t i0, int64_t
             float *strip = d + i * kc + kb * n;
             int64_t k = kb;
             if (i0 + i + PACK_WIDTH <= g->m)
-                for (; k < ke - 1; k++, a += g->lda, strip += n)
+                for (; (ke - k) * n >= PACK_WIDTH; k++, a += g->lda, strip += n)
                     for (int l = 0; l < PACK_WIDTH; l += VL)
                         vstore(strip + l, vload(a + l));
             for (; k < ke; k++, a += g->lda, strip += n)
