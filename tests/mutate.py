@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+"""Plants known bugs, one at a time, in a copy of the tree: each must be caught by a suite.  mutate.py ROOT [WORD]
+
+WORD: only the bugs whose name has it.  Prints `N passed, N failed`.  The copy is built with the kernels of one
+instruction set; a bug that no longer applies, or does not compile, has failed.
+"""
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+# what is wrong, file, text, text instead, tests that may catch it
+BUGS = [
+    ('gelu slope 0.1 % too large', 'autograd/cpu/ref_map_tmpl.h',
+     'return R(0.5) * (1 + th) + R(0.5)', 'return R(0.5005) * (1 + th) + R(0.5)', 'gradcheck'),
+    ('sigmoid gradient 0.01 % too large', 'autograd/unary.def', 'y * (1 - y),', 'R(1.0001) * y * (1 - y),', 'gradcheck'),
+    ('div: sign of db', 'autograd/binary.def', '-y / b', 'y / b', 'gradcheck'),
+    ('layernorm backward forgets the mean of g', 'autograd/cpu/ref_tmpl.c', '(g - sg / (double)n - ', '(g - ',
+     'gradcheck'),
+    ('layernorm backward divides by n - 1', 'autograd/cpu/ref_tmpl.c', 'rs * sgx / (double)n',
+     'rs * sgx / (double)(n > 1 ? n - 1 : 1)', 'gradcheck'),
+    ('softmax backward writes = where it owes +=', 'autograd/cpu/ref_tmpl.c', 'put(dx + j, acc, was_log',
+     'put(dx + j, false, was_log', 'gradcheck'),
+    ('cross-entropy divides by all rows', 'autograd/cpu/ref_tmpl.c', 'count += target[i] >= 0;', 'count++;',
+     'gradcheck layers rows'),
+    ('dropout backward keeps other elements', 'autograd/ops/dropout.c',
+     '    const ag_noise z = noise_of(c);\n    bool acc;', '    ag_noise z = noise_of(c);\n    z.step++;\n    bool acc;',
+     'gradcheck'),
+    ('matmul backward of b ignores ta', 'autograd/ops/matmul.c', 'product(c->k, !ta, false, s.k',
+     'product(c->k, true, false, s.k', 'gradcheck'),
+    ('linear hands its residual gradient on after changing it', 'autograd/ops/linear.c',
+     'if (c->in[R] && c->in[R]->needs_grad && !(ds', 'if (!c->in[R] && !(ds', 'gradcheck tape'),
+    ('linear takes y for the value before the activation', 'autograd/ops/linear.c', 'act != AG_ACT_NONE && (act',
+     'act > AG_ACT_RELU && (act', 'gradcheck tape kernels'),
+    ('hard mask has another gradient than the soft one', 'autograd/ops/control.c',
+     'c->k->controller_fwd(&a, c->in[0]->data, c->out[0]->data, c->out[1]->data, c->saved)',
+     'c->k->controller_fwd(&a, c->in[0]->data, c->out[0]->data, c->out[1]->data, a.hard ? c->out[0]->data : c->saved)',
+     'gradcheck'),
+    ('attention looks one key ahead', 'autograd/cpu/ref_attention_tmpl.h', 'e.j <= e.i + a->q_pos0',
+     'e.j <= e.i + a->q_pos0 + 1', 'decode kernels'),
+    ('the cache writes the new keys of sequence 0 only', 'autograd/ops/attention.c', 'b < kv->batch; b++)',
+     'b < 1; b++)', 'decode'),
+    ('embedding forgets to check its ids', 'autograd/ops/embedding.c', 'ag_check_index(c, IDS, 0, table->shape.dim[0]) < 0',
+     'false', 'errors'),
+    ('reshape of any size', 'autograd/ops/reshape.c', '!= c->in[0]->size)', '< c->in[0]->size)', 'errors'),
+    ('a gradient handed over is not taken from the output', 'autograd/tape.c',
+     '        y->grad = NULL;\n        y->grad_written = false;\n        return;', '        return;', 'tape gradcheck'),
+    ('ag_grad_of never adds', 'autograd/tape.c', '*ret_acc = x->grad_written;', '*ret_acc = false;', 'tape gradcheck'),
+    ('gradients of outputs that nothing used are not cleared', 'autograd/tape.c', 'if (!used) return false;', '',
+     'tape gradcheck'),
+    ('spare memory of another size', 'autograd/tape.c', 'if (t->spares[i].bytes == bytes)',
+     'if (t->spares[i].bytes != bytes)', 'tape gradcheck'),
+    ('rewinding keeps the recorded calls', 'autograd/tape.c', '    t->n = at.n;\n', '', 'tape'),
+    ('the last error wins', 'autograd/tape.c', 'if (t->error) return t->error;   /* keep the first', 'if (0) return 0;   /*',
+     'errors'),
+    ('noise of a part starts at row 0', 'autograd/tape.c', '.row0 = t->noise.sample0 * per_sample', '.row0 = 0', 'tape'),
+    ('tensors forget to look for NULL', 'autograd/tape.c', '    if (!data) return NULL;\n', '', 'errors'),
+    ('arena rewinds to the wrong place', 'autograd/base/arena.c', 'a->head == m.chunk ? m.chunk_used : 0', '0', 'tape'),
+    ('arena hands out memory that overlaps', 'autograd/base/arena.c', 'a->head->used += want;',
+     'a->head->used += want - (want > AG_ALIGN ? AG_ALIGN : 0);', 'tape gradcheck'),
+    ('one bit of Philox', 'autograd/base/rng.h', '0xD2511F53u', '0xD2511F57u', 'rng golden'),
+    ('replacing a file without rename', 'autograd/base/io.c', 'if (!failed && rename(p.temp, path)) failed = "rename";', '',
+     'io'),
+    ('fast act_bwd adds up rows without the slope', 'autograd/cpu/map_tmpl.c', 'if (act != AG_ACT_NONE)\n            d *=',
+     'if (act > AG_ACT_RELU)\n            d *=', 'map kernels'),
+    ('fast sum drops the last chunk', 'autograd/cpu/map_tmpl.c', 'for (int i = 0; i < SLOTS; i++)\n        s += part[i];',
+     'for (int i = 0; i < SLOTS - 1; i++)\n        s += part[i];', 'map kernels'),
+    ('fast softmax without the largest taken out', 'autograd/cpu/rows_tmpl.c', 'const float top = row_max(n, x), s =',
+     'const float top = 0, s =', 'rows kernels'),
+    ('fast argmax takes the last of equals', 'autograd/cpu/rows_tmpl.c', 'b->at = vselect(b->value, v, (vf)',
+     'b->at = vselect(v, b->value, b->at, (vf)', 'rows kernels'),
+    ('Adam without the correction of v', 'optim/optim.c', '1 / sqrt(1 - pow(c->beta2, t))', '1.0', 'optim'),
+    ('Adam decays what must not decay', 'optim/optim.c', 'if (part->decay) adam.l2', 'if (1) adam.l2', 'optim'),
+    ('clipping to the square of the norm', 'optim/optim.c', 'most / norm : 1', 'most / (norm * norm) : 1', 'optim'),
+    ('sparse layer masks after the ReLU in both orders', 'layers/ff.c', 'c->mask_order == NN_MASK_BEFORE_RELU ?', 'false ?',
+     'layers models golden'),
+    ('controller noise in evaluation', 'layers/ff.c', '.temperature = train ? c->temperature : 0',
+     '.temperature = c->temperature', 'layers models golden'),
+    ('dropout in evaluation', 'layers/basic.c', 'mode == NN_TRAIN && l->p > 0', 'l->p > 0', 'layers models'),
+]
+
+FLAGS = ('-std=gnu11 -D_GNU_SOURCE -w -g -O1 -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=off -I. -DAG_HAVE_BASE')
+FAST = ['gemm', 'map', 'rows', 'attention', 'table']
+HELPERS = {'map': 'kernel_check', 'rows': 'kernel_check', 'rng': 'kernel_check', 'layers': 'layer_check',
+           'models': 'layer_check', 'io': None, 'optim': None}
+
+
+def write_ninja(folder, tests):
+    """Objects with the headers that each was made from, so that a bug rebuilds only what it touches."""
+    rules = [f'flags = {FLAGS}',
+             'rule cc\n  command = gcc $flags $more -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc',
+             'rule link\n  command = gcc -fopenmp $in -lcmocka -lm -o $out']
+    objects = []
+
+    def compile_to(name, source, more=''):
+        rules.append(f'build out/{name}.o: cc {source}\n  more = {more}')
+        objects.append(f'out/{name}.o')
+
+    for r in '32', '64':
+        compile_to(f'ref{r}', 'autograd/cpu/ref_tmpl.c', f'-DAG_REAL={r}')
+    for f in FAST:
+        compile_to(f'fast_{f}', f'autograd/cpu/{f}_tmpl.c', '-O2 -ffp-contract=fast -DAG_ISA=base')
+    for pattern in 'autograd/*.c', 'autograd/base/*.c', 'autograd/ops/*.c', 'layers/*.c', 'optim/*.c':
+        for path in sorted(folder.glob(pattern)):
+            source = path.relative_to(folder).as_posix()
+            compile_to(source.replace('/', '_')[:-2], source)
+    compile_to('dispatch', 'autograd/cpu/dispatch.c')
+    library = list(objects)
+    for helper in 'check', 'kernel_check', 'layer_check':
+        compile_to(helper, f'tests/{helper}.c')
+    for t in tests:
+        compile_to(f'test_{t}', f'tests/test_{t}.c')
+        helper = HELPERS.get(t, 'check')
+        more = f'out/{helper}.o ' if helper else ''
+        rules.append(f'build out/{t}: link out/test_{t}.o {more}{" ".join(library)}')
+    (folder / 'build.ninja').write_text('\n'.join(rules) + '\n')
+
+
+def build(folder, tests):
+    done = subprocess.run(['ninja'] + [f'out/{t}' for t in tests], cwd=folder, capture_output=True, text=True)
+    return done.returncode == 0, done.stdout[-2000:]
+
+
+def passes(folder, test):
+    """Does the test pass?  One that hangs has noticed something."""
+    try:
+        env = dict(os.environ, TULLE_SOURCE=str(folder))
+        return subprocess.run([folder / 'out' / test], cwd=folder, env=env, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL, timeout=300).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def try_bug(folder, name, file, old, new, tests):
+    """What went wrong, '' if the bug was caught."""
+    path = folder / file
+    text = path.read_text()
+    if old not in text:
+        return 'no longer applies'
+    path.write_text(text.replace(old, new, 1))
+    try:
+        for t in tests:
+            ok, log = build(folder, [t])
+            if not ok:
+                return f'does not compile: {log}'
+            if not passes(folder, t):
+                print(f'caught by {t:10} {name}', flush=True)
+                return ''
+        return f'not caught by {", ".join(tests)}'
+    finally:
+        path.write_text(text)
+
+
+def main():
+    root, word = pathlib.Path(sys.argv[1]).resolve(), sys.argv[2] if len(sys.argv) > 2 else ''
+    bugs = [b for b in BUGS if word in b[0]]
+    tests = sorted({t for b in bugs for t in b[4].split() if (root / 'tests' / f'test_{t}.c').exists()})
+    failed = 0
+    with tempfile.TemporaryDirectory() as temp:
+        folder = pathlib.Path(temp)
+        for part in 'autograd', 'layers', 'optim', 'tests':
+            shutil.copytree(root / part, folder / part)
+        write_ninja(folder, tests)
+        ok, log = build(folder, tests)
+        if not ok:
+            sys.exit(f'the tree does not build: {log}')
+        broken = [t for t in tests if not passes(folder, t)]
+        if broken:
+            sys.exit(f'fails without a bug: {", ".join(broken)}')
+        for name, file, old, new, catchers in bugs:
+            wrong = try_bug(folder, name, file, old, new, [t for t in catchers.split() if t in tests])
+            if wrong:
+                failed += 1
+                print(f'FAILED: {name}: {wrong}', flush=True)
+    print(f'{len(bugs) - failed} passed, {failed} failed')
+    sys.exit(1 if failed else 0)
+
+
+main()
