@@ -19,7 +19,8 @@ const char *case_text(const op_case *c, unsigned subset, char buf[512])
     int n = snprintf(buf, 512, "%s sample %lld:", c->op->name, (long long)c->index);
     for (int i = 0; i < c->op->n_in; i++) {
         char s[96];
-        n += snprintf(buf + n, 512 - (size_t)n, " %s%s", c->s.absent >> i & 1 ? "-" : ag_shape_text(&c->s.in[i], s),
+        n += snprintf(buf + n, 512 - (size_t)n, " %s%s",
+                      c->s.absent >> i & 1 ? "-" : ag_shape_text(&c->s.in[i], s),
                       subset >> i & 1 ? "*" : "");
     }
     return buf;
@@ -55,7 +56,8 @@ void uniform(double *x, int64_t n, double lo, double hi, double gap, uint64_t se
 
 void uniform_int(int32_t *x, int64_t n, int32_t lo, int32_t hi, uint64_t seed)
 {
-    for (int64_t i = 0; i < n; i++) x[i] = lo + (hi > lo ? (int32_t)(next(&seed) % (uint64_t)(hi - lo)) : 0);
+    for (int64_t i = 0; i < n; i++)
+        x[i] = lo + (hi > lo ? (int32_t)(next(&seed) % (uint64_t)(hi - lo)) : 0);
 }
 
 double *uniform_new(int64_t n, double lo, double hi, uint64_t seed)
@@ -80,7 +82,10 @@ double *case_direction(const op_case *c, int i)
     return uniform_new(ag_shape_size(&c->s.in[i]), -1, 1, seed_of(c, SEED_DIRECTION, i));
 }
 
-double *case_cotangent(const op_case *c, int64_t n) { return uniform_new(n, -1, 1, seed_of(c, SEED_COTANGENT, 0)); }
+double *case_cotangent(const op_case *c, int64_t n)
+{
+    return uniform_new(n, -1, 1, seed_of(c, SEED_COTANGENT, 0));
+}
 
 static ag_tensor *case_input(ag_tape *t, const op_case *c, int i, bool needs_grad, double step)
 {
@@ -108,10 +113,12 @@ void case_inputs(ag_tape *t, const op_case *c, unsigned needs_grad, double step,
 {
     for (int i = 0; i < AG_MAX_IN; i++)
         ret_in[i] = i >= c->op->n_in || c->s.absent >> i & 1
-                        ? NULL : case_input(t, c, i, needs_grad >> i & 1, along >> i & 1 ? step : 0);
+                        ? NULL
+                        : case_input(t, c, i, needs_grad >> i & 1, along >> i & 1 ? step : 0);
 }
 
-ag_tensor *case_apply(ag_tape *t, const op_case *c, ag_tensor *const in[AG_MAX_IN], ag_tensor **ret_second)
+ag_tensor *case_apply(ag_tape *t, const op_case *c, ag_tensor *const in[AG_MAX_IN],
+                      ag_tensor **ret_second)
 {
     return ag_apply(t, c->op, in, &c->s.attr, ret_second);
 }
@@ -119,7 +126,7 @@ ag_tensor *case_apply(ag_tape *t, const op_case *c, ag_tensor *const in[AG_MAX_I
 int case_backward(ag_tape *t, const op_case *c, ag_tensor *y)
 {
     double *dy = case_cotangent(c, y->size);
-    if (ag_tape_dtype(t) == AG_F32)      /* in place: element i of f32 never passes element i of f64 */
+    if (ag_tape_dtype(t) == AG_F32)      /* in place: an f32 is not longer than an f64 */
         for (int64_t i = 0; i < y->size; i++) {
             const float v = (float)dy[i];
             memcpy((char *)dy + (size_t)i * sizeof v, &v, sizeof v);

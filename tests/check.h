@@ -1,9 +1,9 @@
 /*
- * check.h -- what the tests of the engine share: ops with a sample and inputs made from a seed, ways to run and
- * compare them.
+ * check.h -- what the tests of the engine share: ops with a sample and inputs made from a seed,
+ * ways to run and compare them.
  *
- * Numbers come from a small generator of our own, not from autograd/base/rng.h, so that a fault there cannot hide
- * itself.  They are rounded to f32: a case has the same inputs on every tape.
+ * Numbers come from a small generator of our own, not from autograd/base/rng.h, so that a fault
+ * there cannot hide itself.  They are rounded to f32: a case has the same inputs on every tape.
  */
 #ifndef CHECK_H
 #define CHECK_H
@@ -38,12 +38,13 @@ void uniform(double *x, int64_t n, double lo, double hi, double gap, uint64_t se
 void uniform_int(int32_t *x, int64_t n, int32_t lo, int32_t hi, uint64_t seed);
 double *uniform_new(int64_t n, double lo, double hi, uint64_t seed);     /* free() it */
 
-/* The inputs of a case on t; bit i of `needs_grad` is for input i; absent ones NULL.  Where step is not 0, input i in
- * `along` is moved by step times its random direction (case_direction). */
+/* The inputs of a case on t; bit i of `needs_grad` is for input i; absent ones NULL.  Where step is
+ * not 0, input i in `along` is moved by step times its random direction (case_direction). */
 void case_inputs(ag_tape *t, const op_case *c, unsigned needs_grad, double step, unsigned along,
                  ag_tensor *ret_in[AG_MAX_IN]);
 double *case_direction(const op_case *c, int i);                         /* free() it */
-ag_tensor *case_apply(ag_tape *t, const op_case *c, ag_tensor *const in[AG_MAX_IN], ag_tensor **ret_second);
+ag_tensor *case_apply(ag_tape *t, const op_case *c, ag_tensor *const in[AG_MAX_IN],
+                      ag_tensor **ret_second);
 /* Random dy (never ones) for y, in the number type of the tape, then ag_backward_from(). */
 int case_backward(ag_tape *t, const op_case *c, ag_tensor *y);
 double *case_cotangent(const op_case *c, int64_t n);                     /* free() it */

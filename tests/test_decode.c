@@ -1,5 +1,6 @@
 /*
- * test_decode.c -- attention over a cache, position by position, is causal attention over all positions at once.
+ * test_decode.c -- attention over a cache, position by position, is causal attention over all
+ * positions at once.
  */
 #include "check.h"
 
@@ -7,9 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BATCH = 3, LAYERS = 2, LENGTH = 21, HEADS = 3, D_QK = 5, D_V = 9, WIDTH = HEADS * (2 * D_QK + D_V) };
+enum { BATCH = 3, LAYERS = 2, LENGTH = 21, HEADS = 3, D_QK = 5, D_V = 9 };
+enum { WIDTH = HEADS * (2 * D_QK + D_V) };
 
-static const ag_attention_options options = { .heads = HEADS, .d_qk = D_QK, .d_v = D_V, .causal = true };
+static const ag_attention_options options = {
+    .heads = HEADS, .d_qk = D_QK, .d_v = D_V, .causal = true
+};
 
 static double number(int layer, int64_t b, int64_t pos, int64_t i, uint64_t seed)
 {
@@ -31,10 +35,12 @@ static ag_tensor *qkv(ag_tape *t, int layer, int64_t from, int64_t n, uint64_t s
     return x;
 }
 
-/* Positions from .. from + n - 1 of y [BATCH,..,HEADS*D_V], which starts at position y0, against those of whole. */
-static void compare(const char *what, const ag_tensor *y, int64_t y0, const ag_tensor *whole, int64_t from, int64_t n)
+/* Positions from .. from + n - 1 of y [BATCH,..,HEADS*D_V], which starts at position y0, against
+ * those of whole. */
+static void compare(const char *what, const ag_tensor *y, int64_t y0, const ag_tensor *whole,
+                    int64_t from, int64_t n)
 {
-    const double tol = y->dtype == AG_F64 ? 1e-13 : 8 * 0x1p-24 * 2;     /* 8 roundings on the scale of v */
+    const double tol = y->dtype == AG_F64 ? 1e-13 : 8 * 0x1p-24 * 2;  /* 8 roundings of v */
     const int64_t w = HEADS * D_V, ty = y->shape.dim[1], tw = whole->shape.dim[1];
     for (int64_t b = 0; b < BATCH; b++)
         for (int64_t p = from; p < from + n; p++)
@@ -42,13 +48,13 @@ static void compare(const char *what, const ag_tensor *y, int64_t y0, const ag_t
                 const double got = real_at(y->data, y->dtype, (b * ty + p - y0) * w + i);
                 const double want = real_at(whole->data, whole->dtype, (b * tw + p) * w + i);
                 if (!(fabs(got - want) <= tol))
-                    fail_msg("%s: sequence %d, position %d, element %d: %.9g, wanted %.9g", what, (int)b, (int)p, (int)i,
-                             got, want);
+                    fail_msg("%s: sequence %d, position %d, element %d: %.9g, wanted %.9g", what,
+                             (int)b, (int)p, (int)i, got, want);
             }
 }
 
-static void decode(ag_tape *t, const ag_kernels *k, ag_kv_cache *cache, int64_t from, int64_t n, uint64_t seed,
-                   ag_tensor *const whole[LAYERS])
+static void decode(ag_tape *t, const ag_kernels *k, ag_kv_cache *cache, int64_t from, int64_t n,
+                   uint64_t seed, ag_tensor *const whole[LAYERS])
 {
     for (int layer = 0; layer < LAYERS; layer++) {
         ag_tensor *y = ag_attend_cached(t, qkv(t, layer, from, n, seed), &options, cache, layer);
@@ -60,9 +66,11 @@ static void decode(ag_tape *t, const ag_kernels *k, ag_kv_cache *cache, int64_t 
 
 static void check_table(const ag_kernels *k)
 {
-    static const int64_t parts[] = { 7, 1, 1, 4, 1, 1, 6 };      /* a prompt, single steps, a longer piece */
+    /* a prompt, single steps, a longer piece */
+    static const int64_t parts[] = { 7, 1, 1, 4, 1, 1, 6 };
     ag_tape *t = tape_new(k);
-    ag_kv_cache *cache = ag_kv_cache_new(k->dtype, LAYERS, BATCH, LENGTH, HEADS * D_QK, HEADS * D_V);
+    ag_kv_cache *cache =
+        ag_kv_cache_new(k->dtype, LAYERS, BATCH, LENGTH, HEADS * D_QK, HEADS * D_V);
     assert_non_null(cache);
     ag_tensor *whole[LAYERS], *other[LAYERS];
     for (int i = 0; i < LAYERS; i++) whole[i] = ag_attend_qkv(t, qkv(t, i, 0, LENGTH, 1), &options);

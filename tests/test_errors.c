@@ -1,8 +1,9 @@
 /*
- * test_errors.c -- what happens when things do not fit: the code, the words, and that the tape lives on.
+ * test_errors.c -- what happens when things do not fit: the code, the words, and that the tape
+ * lives on.
  *
- * Memory is refused at each allocation of a small network in turn, once and for good; run under the address sanitizer,
- * that is also a search for leaks.
+ * Memory is refused at each allocation of a small network in turn, once and for good; run under the
+ * address sanitizer, that is also a search for leaks.
  */
 #include "check.h"
 
@@ -14,7 +15,8 @@
 
 static void must_fail(const ag_tape *t, int code, const char *words, const char *what)
 {
-    if (ag_error(t) != code) fail_msg("%s: code %d, wanted %d (%s)", what, ag_error(t), code, ag_error_message(t));
+    if (ag_error(t) != code)
+        fail_msg("%s: code %d, wanted %d (%s)", what, ag_error(t), code, ag_error_message(t));
     if (!strstr(ag_error_message(t), words))
         fail_msg("%s: the message does not say '%s': %s", what, words, ag_error_message(t));
 }
@@ -97,7 +99,8 @@ static void the_first_error_sticks(void **state)
     (void)state;
     ag_tape *t = tape_new(ag_kernels_ref(AG_F32));
     const float one[6] = { 1, 1, 1, 1, 1, 1 };
-    ag_tensor *a = ag_input(t, AG_SHAPE(2, 3), one, true), *b = ag_input(t, AG_SHAPE(3, 2), one, true);
+    ag_tensor *a = ag_input(t, AG_SHAPE(2, 3), one, true),
+              *b = ag_input(t, AG_SHAPE(3, 2), one, true);
     ag_scope(t, "block", 3);
     ag_scope(t, "ffn", -1);
     ag_tensor *bad = ag_matmul(t, a, false, b, true);
@@ -135,7 +138,8 @@ static void a_long_scope_is_cut(void **state)
     for (int i = 0; i < 500; i++) ag_scope(t, "a-layer-with-a-long-name", i);
     const float one = 1;
     ag_argmax(t, ag_input(t, (ag_shape){ 0 }, &one, false));
-    must_fail(t, AG_ESHAPE, "in a-layer-with-a-long-name 0, a-layer-with-a-long-name 1", "long scope");
+    must_fail(t, AG_ESHAPE, "in a-layer-with-a-long-name 0, a-layer-with-a-long-name 1",
+              "long scope");
     ag_tape_free(t);
 }
 
@@ -159,7 +163,7 @@ static void backward_wants_a_scalar_that_needs_it(void **state)
     ag_tape_free(t);
 }
 
-/* --- out of memory ------------------------------------------------------------------------------------- */
+/* --- out of memory ---------------------------------------------------------------------------- */
 
 enum { B = 2, T = 3, D = 8, V = 11, BLOCKS = 2 };
 
@@ -168,20 +172,29 @@ static ag_tensor *network(ag_tape *t, ag_tensor *ret_w[8])
 {
     static const int32_t ids[B * T] = { 1, 2, 3, 10, 0, 5 };
     double *w = uniform_new(4096, -0.5, 0.5, 5);
-    const ag_shape shape[8] = { AG_SHAPE(V, D), AG_SHAPE(T, D), AG_SHAPE(3 * D, D), AG_SHAPE(D, D),
-                                AG_SHAPE(4 * D, D), AG_SHAPE(4 * D, D), AG_SHAPE(D, 4 * D), AG_SHAPE(D) };
+    const ag_shape shape[8] = { AG_SHAPE(V, D),     AG_SHAPE(T, D),     AG_SHAPE(3 * D, D),
+                                AG_SHAPE(D, D),     AG_SHAPE(4 * D, D), AG_SHAPE(4 * D, D),
+                                AG_SHAPE(D, 4 * D), AG_SHAPE(D) };
     for (int i = 0; i < 8; i++) ret_w[i] = ag_input_f64(t, shape[i], w + 100 * i, true);
     ag_tensor *idx = ag_input_i32(t, AG_SHAPE(B, T), ids);
     ag_tensor *x = ag_embedding(t, idx, ret_w[0], ret_w[1], 0);
     for (int i = 0; i < BLOCKS; i++) {
         ag_scope(t, "block", i);
-        ag_tensor *qkv = ag_linear(t, ag_layernorm(t, x, ret_w[7], NULL, 1e-5), ret_w[2], NULL, AG_ACT_NONE, NULL);
-        ag_tensor *a = ag_attend_qkv(t, qkv, &(ag_attention_options){ .heads = 2, .d_qk = 4, .d_v = 4,
-                                                                     .causal = true, .drop = 0.1, .site = 1 });
+        ag_tensor *qkv = ag_linear(t, ag_layernorm(t, x, ret_w[7], NULL, 1e-5), ret_w[2], NULL,
+                                   AG_ACT_NONE, NULL);
+        ag_tensor *a = ag_attend_qkv(t, qkv,
+                                     &(ag_attention_options){ .heads = 2,
+                                                              .d_qk = 4,
+                                                              .d_v = 4,
+                                                              .causal = true,
+                                                              .drop = 0.1,
+                                                              .site = 1 });
         a = ag_attend(t, a, a, x, &(ag_attention_options){ .heads = 1, .d_qk = D, .d_v = D });
         x = ag_dropout(t, ag_linear(t, a, ret_w[3], ret_w[7], AG_ACT_NONE, x), x, 0.1, 2);
         ag_tensor *z = ag_linear(t, x, ret_w[4], NULL, AG_ACT_GELU_ERF, NULL), *choice;
-        ag_tensor *mask = ag_control(t, z, &(ag_controller_options){ .n = 4, .temperature = 0.1, .site = 3 }, &choice);
+        ag_tensor *mask =
+            ag_control(t, z, &(ag_controller_options){ .n = 4, .temperature = 0.1, .site = 3 },
+                       &choice);
         ag_tensor *h = ag_mask_relu(t, ag_linear(t, x, ret_w[5], NULL, AG_ACT_NONE, NULL), mask);
         x = ag_linear(t, h, ret_w[6], NULL, AG_ACT_RELU, x);
         ag_scope_end(t);
@@ -202,7 +215,8 @@ static int step(ag_tape *t, double *ret_loss, double *ret_grad)
     return AG_OK;
 }
 
-/* Runs the step with the n-th allocation refused for n = 1, 2, .. until it gets through; returns that n. */
+/* Runs the step with the n-th allocation refused for n = 1, 2, .. until it gets through; returns
+ * that n. */
 static long refuse_each(int for_good, bool warm, double loss, double grad)
 {
     for (long n = 1;; n++) {
@@ -236,7 +250,8 @@ static void memory_may_be_refused_anywhere(void **state)
     ag_tape_free(t);
     for (int warm = 0; warm < 2; warm++)
         for (int for_good = 0; for_good < 2; for_good++)
-            if (refuse_each(for_good, warm, loss, grad) < 150) fail_msg("too few allocations were refused");
+            if (refuse_each(for_good, warm, loss, grad) < 150)
+                fail_msg("too few allocations were refused");
 }
 
 static void a_cache_may_be_refused(void **state)
@@ -273,7 +288,8 @@ int main(void)
         cmocka_unit_test(a_cache_may_be_refused),
         cmocka_unit_test(sizes_may_overflow),
     };
-    return run_per_op("bad samples", bad_samples_are_refused) + run_per_op("missing", missing_inputs_are_refused) +
+    return run_per_op("bad samples", bad_samples_are_refused) +
+           run_per_op("missing", missing_inputs_are_refused) +
            run_per_op("number types", other_number_types_are_refused) +
            cmocka_run_group_tests_name("errors", tests, NULL, NULL);
 }

@@ -1,9 +1,9 @@
 /*
  * test_golden.c -- whole models against PyTorch in float64: ten steps of AdamW with clipping.
  *
- * golden/make.py writes the same models from their formulas and says what they must give: losses, gradient norms, one
- * gradient in full, weights at the end.  An f64 tape must agree to 1e-10, f32 with the fastest kernels and optim/
- * to 1e-5 in each loss.
+ * golden/make.py writes the same models from their formulas and says what they must give: losses,
+ * gradient norms, one gradient in full, weights at the end.  An f64 tape must agree to 1e-10, f32
+ * with the fastest kernels and optim/ to 1e-5 in each loss.
  */
 #include "check.h"
 
@@ -19,19 +19,25 @@
 enum { STEPS = 10, B = 3, T = 6, VOCAB = 13, IMAGES = 7, D_IN = 9, CLASSES = 5 };
 static const uint64_t SEED = 1234567890123;
 static const double LR = 1e-2;
-static const opt_config ADAMW = { .type = OPT_ADAMW, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-6, .weight_decay = 0.1,
+static const opt_config ADAMW = { .type = OPT_ADAMW,
+                                  .beta1 = 0.9,
+                                  .beta2 = 0.95,
+                                  .eps = 1e-6,
+                                  .weight_decay = 0.1,
                                   .clip_norm = 0.5 };
 
 typedef struct golden {
     const char   *name, *full_name;  /* the parameter whose first gradient is stored in full */
     const double *loss, *norm;       /* [STEPS] */
-    const double *part, *sum;        /* [n_items] norms of the first gradients; weights at the end times fill() */
+    const double *part;              /* [n_items] norms of the first gradients */
+    const double *sum;               /* [n_items] sums of the weights at the end times fill() */
     const double *full;
     size_t        n_items, n_full;
 } golden;
 
 #define COUNT(a) (sizeof(a) / sizeof *(a))
-#define CASE(n, f) { #n, f, n##_loss, n##_norm, n##_part, n##_sum, n##_full, COUNT(n##_sum), COUNT(n##_full) },
+#define CASE(n, f)                                                                                 \
+    { #n, f, n##_loss, n##_norm, n##_part, n##_sum, n##_full, COUNT(n##_sum), COUNT(n##_full) },
 static const golden goldens[] = { GOLDEN(CASE) };
 
 /* Element e of parameter i, as in make.py: 16 bits, exact in f32. */
@@ -42,7 +48,7 @@ static double fill(uint32_t i, uint32_t e)
     return ((double)(h >> 16) / 65536 - 0.5) * 0.5;
 }
 
-/* --- the models ------------------------------------------------------------------------------------------- */
+/* --- the models ------------------------------------------------------------------------------- */
 
 static nn_ff_config ff_of(const char *name)
 {
@@ -56,7 +62,10 @@ static nn_ff_config ff_of(const char *name)
     c.controller_bias = strcmp(name, "gpt_hard_after") != 0;
     c.controller_relu = strcmp(name, "gpt_soft_after") == 0;
     c.mask_order = after ? NN_MASK_AFTER_RELU : NN_MASK_BEFORE_RELU;
-    c.quant_prob = strstr(name, "hard") ? 1 : strstr(name, "soft") ? 0 : strstr(name, "mlp") ? 0.4 : 0.5;
+    c.quant_prob = strstr(name, "hard")   ? 1
+                   : strstr(name, "soft") ? 0
+                   : strstr(name, "mlp")  ? 0.4
+                                          : 0.5;
     if (strstr(name, "relaxed")) {
         c.relaxed = true;
         c.temperature = 0.7;
@@ -72,12 +81,25 @@ static nn_model *model_new(const golden *g, ag_dtype dtype)
     nn_model *m;
     ag_err err = { 0 };
     const nn_ff_config ff = ff_of(g->name);
-    const int r = is_mlp(g)
-        ? nn_mlp_new(&(nn_mlp_config){ .d_in = D_IN, .d_hidden = 8, .classes = CLASSES, .n_layers = 2, .bias = true,
-                                       .ff = ff }, dtype, 1, &m, &err)
-        : nn_gpt_new(&(nn_gpt_config){ .vocab = VOCAB, .context = 8, .n_layers = 2, .n_heads = 2, .d_model = 12,
-                                       .d_qk = 5, .d_v = 7, .bias = true, .tied = !ff.sparse, .norm_eps = 1e-5,
-                                       .ff = ff }, dtype, 1, &m, &err);
+    const int r = is_mlp(g) ? nn_mlp_new(&(nn_mlp_config){ .d_in = D_IN,
+                                                           .d_hidden = 8,
+                                                           .classes = CLASSES,
+                                                           .n_layers = 2,
+                                                           .bias = true,
+                                                           .ff = ff },
+                                         dtype, 1, &m, &err)
+                            : nn_gpt_new(&(nn_gpt_config){ .vocab = VOCAB,
+                                                           .context = 8,
+                                                           .n_layers = 2,
+                                                           .n_heads = 2,
+                                                           .d_model = 12,
+                                                           .d_qk = 5,
+                                                           .d_v = 7,
+                                                           .bias = true,
+                                                           .tied = !ff.sparse,
+                                                           .norm_eps = 1e-5,
+                                                           .ff = ff },
+                                         dtype, 1, &m, &err);
     if (r) fail_msg("%s", err.msg);
     assert_int_equal(m->params->n_items, g->n_items);
     for (int i = 0; i < m->params->n_items; i++) {
@@ -101,7 +123,8 @@ static ag_tensor *gpt_loss(const nn_model *m, ag_tape *t, int step)
             ids[b * T + i] = (b * 7 + i * i * 5 + step * 3) % VOCAB;
             targets[b * T + i] = i == 2 && b == 1 ? -1 : (b * 5 + i * 3 + step) % VOCAB;
         }
-    return nn_model_loss(m, t, ag_input_i32(t, AG_SHAPE(B, T), ids), ag_input_i32(t, AG_SHAPE(B, T), targets), NN_TRAIN);
+    return nn_model_loss(m, t, ag_input_i32(t, AG_SHAPE(B, T), ids),
+                         ag_input_i32(t, AG_SHAPE(B, T), targets), NN_TRAIN);
 }
 
 static ag_tensor *mlp_loss(const nn_model *m, ag_tape *t, int step)
@@ -114,18 +137,20 @@ static ag_tensor *mlp_loss(const nn_model *m, ag_tape *t, int step)
                          ag_input_i32(t, AG_SHAPE(IMAGES), targets), NN_TRAIN);
 }
 
-/* --- training ----------------------------------------------------------------------------------------------- */
+/* --- training --------------------------------------------------------------------------------- */
 
 static void near(const golden *g, const char *what, int i, double got, double want, double tol)
 {
     if (!(fabs(got - want) <= tol * (1 + fabs(want))))
-        fail_msg("%s: %s %d is %.12g, PyTorch has %.12g, off by %.2g", g->name, what, i, got, want, fabs(got - want));
+        fail_msg("%s: %s %d is %.12g, PyTorch has %.12g, off by %.2g", g->name, what, i, got, want,
+                 fabs(got - want));
 }
 
 static double norm_of(const ag_tensor *x)
 {
     double s = 0;
-    for (int64_t i = 0; i < x->size; i++) s += real_at(x->grad, x->dtype, i) * real_at(x->grad, x->dtype, i);
+    for (int64_t i = 0; i < x->size; i++)
+        s += real_at(x->grad, x->dtype, i) * real_at(x->grad, x->dtype, i);
     return sqrt(s);
 }
 
@@ -139,14 +164,17 @@ static void adamw(nn_params *p, int step, double *m, double *v, double norm)
             if (p->items[i].decay) *w *= 1 - LR * ADAMW.weight_decay;
             m[e] = ADAMW.beta1 * m[e] + (1 - ADAMW.beta1) * g;
             v[e] = ADAMW.beta2 * v[e] + (1 - ADAMW.beta2) * g * g;
-            *w -= LR * (m[e] / (1 - pow(ADAMW.beta1, t))) / (sqrt(v[e] / (1 - pow(ADAMW.beta2, t))) + ADAMW.eps);
+            *w -= LR * (m[e] / (1 - pow(ADAMW.beta1, t))) /
+                  (sqrt(v[e] / (1 - pow(ADAMW.beta2, t))) + ADAMW.eps);
         }
     nn_params_zero_grad(p);
 }
 
 static ag_tensor *forward(const golden *g, const nn_model *m, ag_tape *t, int step)
 {
-    ag_tape_noise(t, &(ag_noise_key){ .seed = SEED, .step = (uint32_t)step, .n_samples = is_mlp(g) ? IMAGES : B });
+    ag_tape_noise(t, &(ag_noise_key){ .seed = SEED,
+                                      .step = (uint32_t)step,
+                                      .n_samples = is_mlp(g) ? IMAGES : B });
     ag_tensor *loss = is_mlp(g) ? mlp_loss(m, t, step) : gpt_loss(m, t, step);
     if (ag_backward(t, loss, 1)) fail_msg("%s", ag_error_message(t));
     return loss;
@@ -154,11 +182,13 @@ static ag_tensor *forward(const golden *g, const nn_model *m, ag_tape *t, int st
 
 static void check_first_gradients(const golden *g, const nn_params *p, double tol)
 {
-    for (int i = 0; i < p->n_items; i++) near(g, "norm of gradient", i, norm_of(p->items[i].tensor), g->part[i], tol);
+    for (int i = 0; i < p->n_items; i++)
+        near(g, "norm of gradient", i, norm_of(p->items[i].tensor), g->part[i], tol);
     const nn_item *full = nn_params_find(p, g->full_name);
     assert_true(full && (size_t)full->count == g->n_full);
     for (int64_t e = 0; e < full->count; e++)
-        near(g, "element of a gradient", (int)e, real_at(full->tensor->grad, p->dtype, e), g->full[e], tol);
+        near(g, "element of a gradient", (int)e, real_at(full->tensor->grad, p->dtype, e),
+             g->full[e], tol);
 }
 
 static void in_f64(void **state)
@@ -208,7 +238,8 @@ static void in_f32(void **state)
     if (opt_new(&ADAMW, p->n, range, p->n_items, &opt, &err)) fail_msg("%s", err.msg);
     for (int step = 0; step < STEPS; step++) {
         double norm;
-        near(g, "loss", step, (double)*(float *)forward(g, model, t, step)->data, g->loss[step], 1e-5);
+        near(g, "loss", step, (double)*(float *)forward(g, model, t, step)->data, g->loss[step],
+             1e-5);
         if (step == 0) check_first_gradients(g, p, 1e-5);
         if (opt_step(opt, LR, p->weights, p->grads, &norm, &err)) fail_msg("%s", err.msg);
         near(g, "gradient norm", step, norm, g->norm[step], 1e-4);

@@ -1,13 +1,14 @@
 /*
  * test_gradcheck.c -- is every backward the derivative of its forward?
  *
- * For every op, sample and non-empty set of its real inputs, on an f64 tape, with a random cotangent v and random
- * directions u of the inputs in the set:
+ * For every op, sample and non-empty set of its real inputs, on an f64 tape, with a random
+ * cotangent v and random directions u of the inputs in the set:
  *
  *     d/dh <v, f(x + h u)> at h = 0   ==   sum over the set of <backward(v), u>
  *
- * the left side by four points, (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h, whose error at h = 1e-3 is near 1e-11.
- * Where backward is on purpose not the derivative (straight-through) it must be that of the soft mode, bit for bit.
+ * the left side by four points, (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h, whose error at h =
+ * 1e-3 is near 1e-11. Where backward is on purpose not the derivative (straight-through) it must be
+ * that of the soft mode, bit for bit.
  */
 #include "check.h"
 
@@ -54,7 +55,8 @@ static bool grads_equal(const grads *a, const grads *b)
 {
     for (int i = 0; i < AG_MAX_IN; i++)
         if (!a->g[i] != !b->g[i] ||
-            (a->g[i] && memcmp(a->g[i], b->g[i], (size_t)a->size[i] * sizeof *a->g[i]))) return false;
+            (a->g[i] && memcmp(a->g[i], b->g[i], (size_t)a->size[i] * sizeof *a->g[i])))
+            return false;
     return true;
 }
 
@@ -70,7 +72,8 @@ static grads backward(ag_tape *t, const op_case *c, unsigned subset)
     grads g = { 0 };
     for (int i = 0; i < c->op->n_in; i++)
         if (subset >> i & 1) {
-            if (!in[i]->grad_written) fail_msg("%s: input %d got no gradient", case_text(c, subset, text), i);
+            if (!in[i]->grad_written)
+                fail_msg("%s: input %d got no gradient", case_text(c, subset, text), i);
             g.g[i] = copy_of(in[i], true);
             g.size[i] = in[i]->size;
         } else if (in[i] && in[i]->grad) {
@@ -96,18 +99,19 @@ static void check_derivative(ag_tape *t, const op_case *c, unsigned subset)
 {
     char text[512];
     grads g = backward(t, c, subset), again = backward(t, c, subset);
-    if (!grads_equal(&g, &again)) fail_msg("%s: backward again gives other bits", case_text(c, subset, text));
+    if (!grads_equal(&g, &again))
+        fail_msg("%s: backward again gives other bits", case_text(c, subset, text));
 
     const double got = along(c, &g), want = c->s.surrogate ? 0 : quotient(t, c, subset);
     if (!c->s.surrogate && !(fabs(got - want) <= ABS_TOL + REL_TOL * fabs(want)))
-        fail_msg("%s: backward %.12g, differences %.12g, off by %.2g", case_text(c, subset, text), got, want,
-                 fabs(got - want));
+        fail_msg("%s: backward %.12g, differences %.12g, off by %.2g", case_text(c, subset, text),
+                 got, want, fabs(got - want));
     grads_release(&g);
     grads_release(&again);
 }
 
-/* The forward does not move with its input (a step of STEP could cross a tie, a far smaller one does not); its gradient
- * is that of the soft mask, bit for bit. */
+/* The forward does not move with its input (a step of STEP could cross a tie, a far smaller one
+ * does not); its gradient is that of the soft mask, bit for bit. */
 static void check_surrogate(ag_tape *t, const op_case *c, unsigned subset)
 {
     char text[512];
@@ -116,7 +120,8 @@ static void check_surrogate(ag_tape *t, const op_case *c, unsigned subset)
     const double moved = probe(t, c, subset, 1e-9) - probe(t, c, subset, -1e-9);
     if (fabs(moved) > 0) fail_msg("%s: a hard mask moves: %g", case_text(c, subset, text), moved);
     grads hard = backward(t, c, subset), want = backward(t, &soft, subset);
-    if (!grads_equal(&hard, &want)) fail_msg("%s: not the soft backward", case_text(c, subset, text));
+    if (!grads_equal(&hard, &want))
+        fail_msg("%s: not the soft backward", case_text(c, subset, text));
     grads_release(&hard);
     grads_release(&want);
 }
@@ -138,7 +143,8 @@ static void derivative(void **state)
 }
 
 /* Is b = a + more, but for the rounding of a few additions? */
-static void check_sum(const op_case *c, int i, int64_t n, const double *a, const double *more, const double *b)
+static void check_sum(const op_case *c, int i, int64_t n, const double *a, const double *more,
+                      const double *b)
 {
     char text[512];
     for (int64_t j = 0; j < n; j++)
@@ -175,7 +181,8 @@ static void accumulates(void **state)
     ag_tape_free(t);
 }
 
-/* One tensor as inputs a and b: its gradient is the sum of those of two tensors that hold the same numbers. */
+/* One tensor as inputs a and b: its gradient is the sum of those of two tensors that hold the same
+ * numbers. */
 static void check_shared(ag_tape *t, const op_case *c, int a, int b)
 {
     double *g[3] = { 0 };
@@ -202,7 +209,8 @@ static void takes_one_tensor_twice(void **state)
         if (c.s.bad || !c.op->backward) continue;
         for (int a = 0; a < c.op->n_in; a++)
             for (int b = a + 1; b < c.op->n_in; b++)
-                if ((c.real >> a & 1) && (c.real >> b & 1) && ag_shape_equal(&c.s.in[a], &c.s.in[b]))
+                if ((c.real >> a & 1) && (c.real >> b & 1) &&
+                    ag_shape_equal(&c.s.in[a], &c.s.in[b]))
                     check_shared(t, &c, a, b);
     }
     ag_tape_free(t);
@@ -239,6 +247,7 @@ int main(void)
 {
     const struct CMUnitTest count[] = { cmocka_unit_test(no_case_was_lost) };
     return run_per_op("gradcheck", derivative) + run_per_op("accumulate", accumulates) +
-           run_per_op("shared", takes_one_tensor_twice) + run_per_op("declared", has_backward_or_a_reason) +
+           run_per_op("shared", takes_one_tensor_twice) +
+           run_per_op("declared", has_backward_or_a_reason) +
            cmocka_run_group_tests_name("count", count, NULL, NULL);
 }

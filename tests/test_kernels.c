@@ -1,15 +1,19 @@
 /*
- * test_kernels.c -- every f32 table of this machine against the f64 reference, op by op, and against itself with other
- * numbers of threads.
+ * test_kernels.c -- every f32 table of this machine against the f64 reference, op by op, and
+ * against itself with other numbers of threads.
  *
- * An element may be off by c * u * S: u = 2^-24, S the natural scale of the element, c a small constant for every size
- * (so no kernel may add up thousands of numbers one by one in f32).  For ops that are products and sums, S is the same op
- * on absolute values; for the rest it is the largest value that takes part.  Over a whole tensor the mean square
- * error must be below 1e-12 of the mean square, which finds what is a little wrong everywhere.
+ * An element may be off by c * u * S: u = 2^-24, S the natural scale of the element, c a small
+ * constant for every size (so no kernel may add up thousands of numbers one by one in f32).  For
+ * ops that are products and sums, S is the same op on absolute values; for the rest it is the
+ * largest value that takes part.  Over a whole tensor the mean square error must be below 1e-12 of
+ * the mean square, which finds what is a little wrong everywhere.
  *
- * The memory that kernels write to is filled with NaN before, and the bytes behind each tensor must stay that way.
+ * The memory that kernels write to is filled with NaN before, and the bytes behind each tensor must
+ * stay that way.
  */
 #include "check.h"
+
+#include "big_cases.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -22,7 +26,7 @@
 static const ag_kernels *table[8];
 static int n_tables;
 
-/* --- running a case ---------------------------------------------------------------------------------------- */
+/* --- running a case --------------------------------------------------------------------------- */
 
 typedef struct result {
     int64_t  size[2 + AG_MAX_IN];    /* out[0], out[1], then the gradients of the inputs */
@@ -75,7 +79,8 @@ static void check_guard(const op_case *c, const char *what, const void *p, size_
     char text[512];
     for (size_t at = n; at % 64; at += sizeof nan)
         if (memcmp((const char *)p + at, &nan, sizeof nan))
-            fail_msg("%s: something was written %zu bytes behind %s", case_text(c, 0, text), at - n, what);
+            fail_msg("%s: something was written %zu bytes behind %s", case_text(c, 0, text), at - n,
+                     what);
 #else
     (void)c, (void)what, (void)p, (void)n;
 #endif
@@ -93,9 +98,11 @@ static result run(ag_tape *t, const op_case *c)
     for (int i = 0; i < c->op->n_out; i++) {
         r.v[i] = copy_of(out[i], false);
         r.size[i] = out[i]->size;
-        if (f32 && !c->op->alias) check_guard(c, "an output", out[i]->data, (size_t)out[i]->size * 4);
+        if (f32 && !c->op->alias)
+            check_guard(c, "an output", out[i]->data, (size_t)out[i]->size * 4);
     }
-    if (back && case_backward(t, c, out[0])) fail_msg("%s: %s", case_text(c, 0, text), ag_error_message(t));
+    if (back && case_backward(t, c, out[0]))
+        fail_msg("%s: %s", case_text(c, 0, text), ag_error_message(t));
     for (int i = 0; back && i < c->op->n_in; i++) {
         if (!(c->real >> i & 1)) continue;
         r.v[2 + i] = copy_of(in[i], true);
@@ -106,7 +113,7 @@ static result run(ag_tape *t, const op_case *c)
     return r;
 }
 
-/* --- how far off a result may be ---------------------------------------------------------------------- */
+/* --- how far off a result may be -------------------------------------------------------------- */
 
 static bool is_unary(const ag_op *op)
 {
@@ -116,14 +123,16 @@ static bool is_unary(const ag_op *op)
 /* Sums of products: S is the op on absolute values. */
 static bool is_sum_of_products(const ag_op *op)
 {
-    const ag_op *const no[] = { &ag_op_layernorm, &ag_op_attend, &ag_op_attend_qkv, &ag_op_attend_cached,
-                                &ag_op_cross_entropy, &ag_op_softmax, &ag_op_log_softmax, &ag_op_control, &ag_op_argmax };
+    const ag_op *const no[] = { &ag_op_layernorm,     &ag_op_attend,        &ag_op_attend_qkv,
+                                &ag_op_attend_cached, &ag_op_cross_entropy, &ag_op_softmax,
+                                &ag_op_log_softmax,   &ag_op_control,       &ag_op_argmax };
     for (size_t i = 0; i < sizeof no / sizeof *no; i++)
         if (no[i] == op) return false;
     return !is_unary(op);
 }
 
-/* The difference of larger numbers, on purpose: exactly zero for a row of one, for a query of one key. */
+/* The difference of larger numbers, on purpose: exactly zero for a row of one, for a query of one
+ * key. */
 static bool cancels(const ag_op *op)
 {
     return op == &ag_op_layernorm || op == &ag_op_attend || op == &ag_op_attend_qkv;
@@ -158,9 +167,11 @@ static result absolute(ag_tape *t, const op_case *c)
     for (int i = 0; i < c->op->n_in; i++) {
         if (!(c->real >> i & 1)) continue;
         r.v[2 + i] = copy_of(in[i], true);
-        for (int64_t j = 0; j < in[i]->size; j++) r.v[2 + i][j] = fabs(r.v[2 + i][j]);   /* div has a minus */
+        for (int64_t j = 0; j < in[i]->size; j++)
+            r.v[2 + i][j] = fabs(r.v[2 + i][j]); /* div has a minus */
     }
-    if (c->op == &ag_op_linear && c->s.attr.linear.act > AG_ACT_RELU) {  /* act' up to 1.13, act'' up to 1 */
+    if (c->op == &ag_op_linear &&
+        c->s.attr.linear.act > AG_ACT_RELU) { /* act' up to 1.13, act'' up to 1 */
         const double more = 1.2 + largest(y->size, r.v[0]);
         for (int i = 0; i < c->op->n_in; i++)
             for (int64_t j = 0; r.v[2 + i] && j < in[i]->size; j++) r.v[2 + i][j] *= more;
@@ -176,7 +187,8 @@ static double least_scale(const op_case *c, int i)
     const ag_op *op = c->op;
     const bool grad = i >= 2;
     const int64_t n = c->s.in[0].ndim ? c->s.in[0].dim[c->s.in[0].ndim - 1] : 1;
-    if (op == &ag_op_layernorm)      /* rows that are all but constant have rstd near 1/sqrt(eps); of one, exactly */
+    if (op == &ag_op_layernorm) /* rows that are all but constant have rstd near 1/sqrt(eps); of
+                                   one, exactly */
         return grad && i > 2 ? 1 : n == 1 ? 1 / sqrt(c->s.attr.layernorm.eps) : n == 2 ? 40 : 2;
     if (op == &ag_op_attend || op == &ag_op_attend_qkv || op == &ag_op_attend_cached)
         return grad ? (double)c->s.attr.attention.d_v : 1.5;
@@ -186,15 +198,15 @@ static double least_scale(const op_case *c, int i)
         return 1;
 }
 
-/* c: 4 for sums in chunks, 8 where a few of them follow each other.  Products of matrices add up a few hundred terms one
- * by one in registers before they go over to the next block. */
+/* c: 4 for sums in chunks, 8 where a few of them follow each other.  Products of matrices add up a
+ * few hundred terms one by one in registers before they go over to the next block. */
 static double allowance(const ag_op *op)
 {
     return op == &ag_op_matmul || op == &ag_op_linear ? 24 : is_sum_of_products(op) ? 4 : 8;
 }
 
-static void compare(const op_case *c, const char *name, int i, int64_t n, const double *got, const double *want,
-                    const double *scale)
+static void compare(const op_case *c, const char *name, int i, int64_t n, const double *got,
+                    const double *want, const double *scale)
 {
     const double u = 0x1p-24, floor = scale ? 0 : fmax(largest(n, want), least_scale(c, i));
     double square = 0, error = 0;
@@ -202,15 +214,16 @@ static void compare(const op_case *c, const char *name, int i, int64_t n, const 
     for (int64_t j = 0; j < n; j++) {
         const double e = got[j] - want[j], s = scale ? scale[j] : floor;
         if (!(fabs(e) <= allowance(c->op) * u * s + u * fabs(want[j]) + 0x1p-149))
-            fail_msg("%s: %s: %s %d, element %lld of %lld: %.9g, wanted %.9g, off by %.3g u S", name,
-                     case_text(c, 0, text), i < 2 ? "output" : "gradient", i < 2 ? i : i - 2, (long long)j, (long long)n,
-                     got[j], want[j], fabs(e) / (u * s));
+            fail_msg("%s: %s: %s %d, element %lld of %lld: %.9g, wanted %.9g, off by %.3g u S",
+                     name, case_text(c, 0, text), i < 2 ? "output" : "gradient", i < 2 ? i : i - 2,
+                     (long long)j, (long long)n, got[j], want[j], fabs(e) / (u * s));
         error += e * e;
         square += scale ? s * s : fmax(want[j] * want[j], cancels(c->op) ? s * s : 0);
     }
     if (n > 4 && !(error <= 1e-12 * square + 1e-30))
-        fail_msg("%s: %s: %s %d: mean square error %.3g of the mean square", name, case_text(c, 0, text),
-                 i < 2 ? "output" : "gradient", i < 2 ? i : i - 2, error / square);
+        fail_msg("%s: %s: %s %d: mean square error %.3g of the mean square", name,
+                 case_text(c, 0, text), i < 2 ? "output" : "gradient", i < 2 ? i : i - 2,
+                 error / square);
 }
 
 static void check_case(ag_tape *ref, ag_tape *const t[], const op_case *c)
@@ -233,70 +246,6 @@ static void check_case(ag_tape *ref, ag_tape *const t[], const op_case *c)
     result_release(&scale);
 }
 
-/* --- larger shapes, on which kernels work in tiles and in threads ----------------------------------------- */
-
-static const struct big { const ag_op *op; ag_sample s; } big[] = {
-#define AG_UNARY(name, f, df, l, h, g) { &ag_op_##name, { .in = { { 2, { 70, 1001 } } }, .lo = l, .hi = h, .gap = g } },
-#include "autograd/unary.def"
-#undef AG_UNARY
-#define S { 2, { 70, 1001 } }
-#define AG_BINARY(name, f, da, db, l, h, g) { &ag_op_##name, { .in = { S, S }, .lo = l, .hi = h, .gap = g } },
-#include "autograd/binary.def"
-#undef AG_BINARY
-#undef S
-#define MATMUL(ta, tb, ...) { &ag_op_matmul, { .in = { __VA_ARGS__ }, .lo = -1, .hi = 1, .attr.matmul = { ta, tb } } }
-    MATMUL(false, false, { 2, { 131, 259 } }, { 2, { 259, 197 } }),
-    MATMUL(true, false, { 2, { 259, 131 } }, { 2, { 259, 197 } }),
-    MATMUL(false, true, { 2, { 131, 259 } }, { 2, { 197, 259 } }),
-    MATMUL(true, true, { 2, { 259, 131 } }, { 2, { 197, 259 } }),
-    MATMUL(false, true, { 2, { 3, 5000 } }, { 2, { 7, 5000 } }),         /* a long inner size */
-    MATMUL(false, true, { 2, { 1, 700 } }, { 2, { 900, 700 } }),         /* a vector, as in decoding */
-    MATMUL(true, false, { 2, { 4000, 20 } }, { 2, { 4000, 30 } }),
-#undef MATMUL
-#define LINEAR(act_, lo_, absent_, m, n, k)                                                                        \
-    { &ag_op_linear, { .in = { { 3, { 2, m, k } }, { 2, { n, k } }, { 1, { n } }, { 3, { 2, m, n } } },           \
-                       .absent = absent_, .lo = lo_, .hi = 1, .attr.linear.act = act_ } }
-    LINEAR(AG_ACT_NONE, -1, 0, 131, 130, 129), LINEAR(AG_ACT_RELU, 0.1, 8, 131, 66, 129),
-    LINEAR(AG_ACT_GELU_TANH, -0.3, 8, 131, 130, 65), LINEAR(AG_ACT_GELU_ERF, -0.3, 0, 131, 130, 65),
-    LINEAR(AG_ACT_GELU_QUICK, -0.3, 4, 65, 130, 129),
-#undef LINEAR
-    { &ag_op_layernorm, { .in = { { 2, { 301, 257 } }, { 1, { 257 } }, { 1, { 257 } } }, .lo = -2, .hi = 2,
-                          .attr.layernorm.eps = 1e-5 } },
-    { &ag_op_layernorm, { .in = { { 2, { 3000, 16 } }, { 1, { 16 } } }, .absent = 4, .lo = -2, .hi = 2,
-                          .attr.layernorm.eps = 1e-5 } },
-    { &ag_op_embedding, { .in = { { 2, { 31, 50 } }, { 2, { 65, 48 } }, { 2, { 50, 48 } } }, .lo = -1, .hi = 1,
-                          .int_hi = 65 } },
-    { &ag_op_dropout, { .in = { { 2, { 301, 257 } }, { 2, { 301, 257 } } }, .lo = -1, .hi = 1,
-                        .attr.dropout = { 0.2, 7 } } },
-#define ATTEND(c, tq, tk, dk, dv, p, pos)                                                                          \
-    { &ag_op_attend, { .in = { { 3, { 2, tq, 3 * dk } }, { 3, { 2, tk, 3 * dk } }, { 3, { 2, tk, 3 * dv } } },    \
-                       .lo = -1.5, .hi = 1.5, .attr.attention = { .heads = 3, .d_qk = dk, .d_v = dv, .causal = c,  \
-                                                                  .drop = p, .site = 4, .q_pos0 = pos } } }
-    ATTEND(true, 131, 131, 32, 32, 0, 0), ATTEND(false, 70, 150, 17, 40, 0.2, 0), ATTEND(true, 65, 129, 64, 64, 0.1, 64),
-    ATTEND(true, 150, 70, 8, 8, 0, -40),
-#undef ATTEND
-    { &ag_op_attend_qkv, { .in = { { 3, { 3, 140, 2 * (2 * 24 + 24) } } }, .lo = -1.5, .hi = 1.5,
-                           .attr.attention = { .heads = 2, .d_qk = 24, .d_v = 24, .causal = true, .drop = 0.1 } } },
-    { &ag_op_cross_entropy, { .in = { { 2, { 700, 65 } }, { 1, { 700 } } }, .lo = -3, .hi = 3, .int_hi = 65 } },
-    { &ag_op_cross_entropy, { .in = { { 2, { 90, 1003 } }, { 1, { 90 } } }, .lo = -3, .hi = 3, .int_lo = -300,
-                              .int_hi = 1003 } },
-    { &ag_op_softmax, { .in = { { 2, { 301, 257 } } }, .lo = -3, .hi = 3 } },
-    { &ag_op_log_softmax, { .in = { { 2, { 301, 257 } } }, .lo = -3, .hi = 3, .attr.softmax.log = true } },
-#define CONTROL(r, h, n_, t)                                                                                       \
-    { &ag_op_control, { .in = { { 2, { 401, 4 * n_ } } }, .lo = -2, .hi = 2, .surrogate = h,                       \
-                        .attr.control = { .n = n_, .relaxed = r, .hard = h, .temperature = t, .site = 2 } } }
-    CONTROL(false, false, 32, 0.1), CONTROL(false, true, 32, 0.1), CONTROL(true, false, 25, 0.7), CONTROL(true, true, 64, 1),
-#undef CONTROL
-    { &ag_op_gather, { .in = { { 2, { 65, 130 } }, { 1, { 700 } } }, .lo = -1, .hi = 1, .int_hi = 65 } },
-    { &ag_op_pick, { .in = { { 2, { 700, 65 } }, { 1, { 700 } } }, .lo = -1, .hi = 1, .int_hi = 65 } },
-    { &ag_op_argmax, { .in = { { 2, { 700, 65 } } }, .lo = -1, .hi = 1 } },
-    { &ag_op_sum, { .in = { { 1, { 200003 } } }, .lo = -1, .hi = 1 } },
-    { &ag_op_mean, { .in = { { 1, { 200003 } } }, .lo = 1, .hi = 1.1 } },
-    { &ag_op_row_sum, { .in = { { 2, { 33, 5003 } } }, .lo = 0, .hi = 1 } },
-    { &ag_op_scale, { .in = { { 1, { 70001 } } }, .lo = -1, .hi = 1, .attr.scale.alpha = 0.3 } },
-};
-enum { N_BIG = sizeof big / sizeof *big };
-
 static bool big_at(const ag_op *op, int i, op_case *ret)
 {
     if (big[i].op != op) return false;
@@ -306,7 +255,7 @@ static bool big_at(const ag_op *op, int i, op_case *ret)
     return true;
 }
 
-/* --- the tests ---------------------------------------------------------------------------------------------- */
+/* --- the tests -------------------------------------------------------------------------------- */
 
 static void agrees_with_the_reference(void **state)
 {
@@ -339,9 +288,11 @@ static void any_number_of_threads_gives_the_same_bits(void **state)
                 omp_set_num_threads(threads[j]);
                 result many = run(t, &c);
                 for (int v = 0; v < 2 + AG_MAX_IN; v++)
-                    if (one.v[v] && memcmp(one.v[v], many.v[v], (size_t)one.size[v] * sizeof(double)))
-                        fail_msg("%s: %s: %d threads give other bits than one in %s %d", table[k]->name,
-                                 case_text(&c, 0, text), threads[j], v < 2 ? "output" : "gradient", v < 2 ? v : v - 2);
+                    if (one.v[v] &&
+                        memcmp(one.v[v], many.v[v], (size_t)one.size[v] * sizeof(double)))
+                        fail_msg("%s: %s: %d threads give other bits than one in %s %d",
+                                 table[k]->name, case_text(&c, 0, text), threads[j],
+                                 v < 2 ? "output" : "gradient", v < 2 ? v : v - 2);
                 result_release(&many);
             }
             result_release(&one);
@@ -361,7 +312,8 @@ static void tables_are_complete(void **state)
     for (int k = 0; k <= n_tables; k++) {
         const ag_kernels *one = k < n_tables ? table[k] : ag_kernels_ref(AG_F64);
         assert_true(one->name && *one->name);
-        for (size_t at = offsetof(ag_kernels, unary_fwd); at < sizeof *one; at += sizeof(void (*)(void))) {
+        for (size_t at = offsetof(ag_kernels, unary_fwd); at < sizeof *one;
+             at += sizeof(void (*)(void))) {
             void (*f)(void);
             memcpy(&f, (const char *)one + at, sizeof f);
             if (!f) fail_msg("table %s has no kernel at byte %zu", one->name, at);
@@ -377,7 +329,8 @@ static void every_op_has_a_large_case(void **state)
     (void)state;
     for (int o = 0; o < ag_op_count; o++) {
         op_case c;
-        bool found = ag_op_table[o] == &ag_op_attend_cached || ag_op_table[o]->alias;    /* test_decode; no kernel */
+        bool found = ag_op_table[o] == &ag_op_attend_cached ||
+                     ag_op_table[o]->alias; /* test_decode; no kernel */
         for (int i = 0; i < N_BIG; i++) found |= big_at(ag_op_table[o], i, &c);
         if (!found) fail_msg("%s has no large case", ag_op_table[o]->name);
     }

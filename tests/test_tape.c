@@ -1,8 +1,10 @@
 /*
- * test_tape.c -- the tape itself: memory that repeats, marks, gradients that change hands, noise keys, watching.
+ * test_tape.c -- the tape itself: memory that repeats, marks, gradients that change hands, noise
+ * keys, watching.
  *
- * Gradients move without being copied (ag_grad_pass) and their memory is used again (spares).  Where that goes wrong
- * depends on the shape of the graph, so whole graphs are checked here against difference quotients.
+ * Gradients move without being copied (ag_grad_pass) and their memory is used again (spares). Where
+ * that goes wrong depends on the shape of the graph, so whole graphs are checked here against
+ * difference quotients.
  */
 #include "check.h"
 
@@ -12,7 +14,7 @@
 
 enum { N = 6, LEAVES = 4 };
 
-/* --- graphs -------------------------------------------------------------------------------------------- */
+/* --- graphs ----------------------------------------------------------------------------------- */
 
 /* Builds a graph from four leaves [N,N]; b, c, d may stay unused. */
 typedef ag_tensor *(*graph)(ag_tape *t, ag_tensor *a, ag_tensor *b, ag_tensor *c, ag_tensor *d);
@@ -43,7 +45,8 @@ static ag_tensor *residuals(ag_tape *t, ag_tensor *a, ag_tensor *b, ag_tensor *c
     return x;
 }
 
-/* The stream is read again after the residual was added: two gradients meet in memory that was handed over. */
+/* The stream is read again after the residual was added: two gradients meet in memory that was
+ * handed over. */
 static ag_tensor *late_readers(ag_tape *t, ag_tensor *a, ag_tensor *b, ag_tensor *c, ag_tensor *d)
 {
     ag_tensor *x = ag_tanh(t, a);
@@ -55,7 +58,8 @@ static ag_tensor *late_readers(ag_tape *t, ag_tensor *a, ag_tensor *b, ag_tensor
 static ag_tensor *reshaped_leaf(ag_tape *t, ag_tensor *a, ag_tensor *b, ag_tensor *c, ag_tensor *d)
 {
     (void)c, (void)d;
-    ag_tensor *flat = ag_reshape(t, a, AG_SHAPE(N * N)), *back = ag_reshape(t, flat, AG_SHAPE(N, N));
+    ag_tensor *flat = ag_reshape(t, a, AG_SHAPE(N * N)),
+              *back = ag_reshape(t, flat, AG_SHAPE(N, N));
     return ag_add(t, ag_mul(t, back, b), ag_mul(t, a, back));
 }
 
@@ -68,16 +72,24 @@ static ag_tensor *reshape_only(ag_tape *t, ag_tensor *a, ag_tensor *b, ag_tensor
 static ag_tensor *reshaped_twice(ag_tape *t, ag_tensor *a, ag_tensor *b, ag_tensor *c, ag_tensor *d)
 {
     (void)d;
-    ag_tensor *x = ag_mul(t, a, b), *l = ag_reshape(t, x, AG_SHAPE(N * N)), *r = ag_reshape(t, x, AG_SHAPE(N * N));
+    ag_tensor *x = ag_mul(t, a, b), *l = ag_reshape(t, x, AG_SHAPE(N * N)),
+              *r = ag_reshape(t, x, AG_SHAPE(N * N));
     return ag_add(t, ag_reshape(t, ag_mul(t, l, r), AG_SHAPE(N, N)), ag_mul(t, x, c));
 }
 
 static ag_tensor *linear_of_one(ag_tape *t, ag_tensor *a, ag_tensor *b, ag_tensor *c, ag_tensor *d)
 {
     (void)d;
-    ag_tensor *y = ag_linear(t, a, a, NULL, AG_ACT_GELU_QUICK, a);       /* x, w and residual are one */
+    ag_tensor *y = ag_linear(t, a, a, NULL, AG_ACT_GELU_QUICK, a); /* x, w and residual are one */
     ag_tensor *x = ag_tanh(t, b);
     return ag_add(t, y, ag_linear(t, x, x, ag_row_sum(t, c), AG_ACT_NONE, x));
+}
+
+/* Values before the activation of either sign, which a residual hides. */
+static ag_tensor *relus(ag_tape *t, ag_tensor *a, ag_tensor *b, ag_tensor *c, ag_tensor *d)
+{
+    ag_tensor *x = ag_linear(t, a, b, ag_row_sum(t, c), AG_ACT_RELU, d);
+    return ag_linear(t, x, c, NULL, AG_ACT_RELU, NULL);
 }
 
 static ag_tensor *dropout_of_one(ag_tape *t, ag_tensor *a, ag_tensor *b, ag_tensor *c, ag_tensor *d)
@@ -87,11 +99,13 @@ static ag_tensor *dropout_of_one(ag_tape *t, ag_tensor *a, ag_tensor *b, ag_tens
     return ag_add(t, ag_dropout(t, x, x, 0.4, 3), ag_dropout(t, a, a, 0.4, 4));
 }
 
-static ag_tensor *attention_of_one(ag_tape *t, ag_tensor *a, ag_tensor *b, ag_tensor *c, ag_tensor *d)
+static ag_tensor *attention_of_one(ag_tape *t, ag_tensor *a, ag_tensor *b, ag_tensor *c,
+                                   ag_tensor *d)
 {
     (void)c, (void)d;
     const ag_attention_options o = { .heads = 2, .d_qk = 3, .d_v = 3, .causal = true };
-    ag_tensor *x = ag_reshape(t, a, AG_SHAPE(2, N / 2, N)), *y = ag_reshape(t, ag_tanh(t, b), AG_SHAPE(2, N / 2, N));
+    ag_tensor *x = ag_reshape(t, a, AG_SHAPE(2, N / 2, N)),
+              *y = ag_reshape(t, ag_tanh(t, b), AG_SHAPE(2, N / 2, N));
     return ag_add(t, ag_attend(t, x, x, x, &o), ag_attend(t, y, x, y, &o));
 }
 
@@ -105,7 +119,8 @@ static ag_tensor *unused(ag_tape *t, ag_tensor *a, ag_tensor *b, ag_tensor *c, a
     return y;
 }
 
-/* Many gradients of one size are alive at once, wait for a second reader, and take each other's memory. */
+/* Many gradients of one size are alive at once, wait for a second reader, and take each other's
+ * memory. */
 static ag_tensor *crowd(ag_tape *t, ag_tensor *a, ag_tensor *b, ag_tensor *c, ag_tensor *d)
 {
     ag_tensor *x[8] = { a, b, c, d };
@@ -113,16 +128,18 @@ static ag_tensor *crowd(ag_tape *t, ag_tensor *a, ag_tensor *b, ag_tensor *c, ag
     for (int round = 0; round < 5; round++)
         for (int i = 0; i < 8; i++) {
             ag_tensor *other = x[(i * 5 + round + 1) % 8];
-            x[i] = i % 3 == 0 ? ag_add(t, x[i], ag_tanh(t, other))
-                 : i % 3 == 1 ? ag_mul(t, ag_sigmoid(t, x[i]), other)
-                              : ag_dropout(t, ag_sub(t, x[i], other), x[i], 0.2, (uint32_t)(round * 8 + i));
+            x[i] = i % 3 == 0   ? ag_add(t, x[i], ag_tanh(t, other))
+                   : i % 3 == 1 ? ag_mul(t, ag_sigmoid(t, x[i]), other)
+                                : ag_dropout(t, ag_sub(t, x[i], other), x[i], 0.2,
+                                             (uint32_t)(round * 8 + i));
         }
     ag_tensor *y = x[0];
     for (int i = 1; i < 8; i++) y = ag_add(t, y, x[i]);
     return ag_scale(t, y, 0.125);
 }
 
-static ag_tensor *run_graph(ag_tape *t, graph build, double step, unsigned needs_grad, ag_tensor *ret_leaf[LEAVES])
+static ag_tensor *run_graph(ag_tape *t, graph build, double step, unsigned needs_grad,
+                            ag_tensor *ret_leaf[LEAVES])
 {
     for (uint64_t i = 0; i < LEAVES; i++) {
         double *v = uniform_new(N * N, -0.5, 0.5, 10 + i), *u = uniform_new(N * N, -1, 1, 20 + i);
@@ -177,10 +194,12 @@ static bool leads_to(ag_tape *t, graph build, unsigned needs_grad)
 static void graphs_have_the_right_gradient(void **state)
 {
     (void)state;
-    static const struct { const char *name; graph build; } all[] = {
+    static const struct { const char *name; graph build;
+    } all[] = {
 #define G(f) { #f, f }
-        G(diamond), G(doubling), G(residuals), G(late_readers), G(reshaped_leaf), G(reshape_only), G(reshaped_twice),
-        G(linear_of_one), G(dropout_of_one), G(attention_of_one), G(unused), G(crowd),
+        G(diamond),        G(doubling),         G(residuals),      G(late_readers),
+        G(reshaped_leaf),  G(reshape_only),     G(reshaped_twice), G(linear_of_one), G(relus),
+        G(dropout_of_one), G(attention_of_one), G(unused),         G(crowd),
 #undef G
     };
     ag_tape *t = tape_new(ag_kernels_ref(AG_F64));
@@ -189,15 +208,17 @@ static void graphs_have_the_right_gradient(void **state)
         for (unsigned set = 1; set < 1u << LEAVES; set++) {
             if (!leads_to(t, all[i].build, set)) continue;
             const double near = probe(t, all[i].build, h, set) - probe(t, all[i].build, -h, set);
-            const double far = probe(t, all[i].build, 2 * h, set) - probe(t, all[i].build, -2 * h, set);
+            const double far =
+                probe(t, all[i].build, 2 * h, set) - probe(t, all[i].build, -2 * h, set);
             const double want = (8 * near - far) / (12 * h), got = slope(t, all[i].build, set);
             if (!(fabs(got - want) <= 1e-8 + 1e-7 * fabs(want)))
-                fail_msg("%s, leaves 0x%x: backward %.12g, differences %.12g", all[i].name, set, got, want);
+                fail_msg("%s, leaves 0x%x: backward %.12g, differences %.12g", all[i].name, set,
+                         got, want);
         }
     ag_tape_free(t);
 }
 
-/* --- backward ------------------------------------------------------------------------------------------ */
+/* --- backward --------------------------------------------------------------------------------- */
 
 static void backward_adds_up_and_scales(void **state)
 {
@@ -218,8 +239,14 @@ static void parameters_keep_their_gradient(void **state)
 {
     (void)state;
     double w = 3, dw = 10;
-    ag_tensor p = { .size = 1, .dtype = AG_F64, .data = &w, .grad = &dw, .needs_grad = true, .grad_written = true,
-                    .grad_kept = true, .name = "w" };
+    ag_tensor p = { .size = 1,
+                    .dtype = AG_F64,
+                    .data = &w,
+                    .grad = &dw,
+                    .needs_grad = true,
+                    .grad_written = true,
+                    .grad_kept = true,
+                    .name = "w" };
     ag_tape *t = tape_new(ag_kernels_ref(AG_F64));
     for (int i = 1; i <= 3; i++) {
         assert_int_equal(ag_backward(t, ag_square(t, &p), 1), AG_OK);
@@ -256,9 +283,12 @@ static void without_grad_nothing_is_recorded(void **state)
     ag_tape_free(t);
 }
 
-/* --- memory -------------------------------------------------------------------------------------------- */
+/* --- memory ----------------------------------------------------------------------------------- */
 
-enum { DEEP = 40, WIDE = 200 };      /* 40 layers of 200 x 200 doubles: several chunks in the first step */
+enum {
+    DEEP = 40,
+    WIDE = 200
+}; /* 40 layers of 200 x 200 doubles: several chunks in the first step */
 
 static int deep_step(ag_tape *t, const void *ret_address[2 * DEEP], double *ret_loss)
 {
@@ -334,7 +364,7 @@ static void rewinding_keeps_what_came_before(void **state)
     ag_tape_free(t);
 }
 
-/* --- noise --------------------------------------------------------------------------------------------- */
+/* --- noise ------------------------------------------------------------------------------------ */
 
 enum { SAMPLES = 6, ROWS = 3, COLS = 8 };     /* of a batch; rows per sample */
 
@@ -346,8 +376,12 @@ static void noisy(ag_tape *t, int64_t from, int64_t n, uint32_t step, double *re
     ag_tensor *x = ag_input_f64(t, AG_SHAPE(n, ROWS, COLS), all + from * ROWS * COLS, false);
     ag_tensor *y[3] = {
         ag_dropout(t, x, NULL, 0.5, 1),
-        ag_control(t, x, &(ag_controller_options){ .n = 4, .temperature = 1, .relaxed = true, .site = 2 }, NULL),
-        ag_attend(t, x, x, x, &(ag_attention_options){ .heads = 2, .d_qk = 4, .d_v = 4, .drop = 0.5, .site = 3 }),
+        ag_control(t, x,
+                   &(ag_controller_options){ .n = 4, .temperature = 1, .relaxed = true, .site = 2 },
+                   NULL),
+        ag_attend(t, x, x, x,
+                  &(ag_attention_options){
+                      .heads = 2, .d_qk = 4, .d_v = 4, .drop = 0.5, .site = 3 }),
     };
     assert_int_equal(ag_error(t), AG_OK);
     for (int i = 0; i < 3; i++)
@@ -368,13 +402,15 @@ static void parts_of_a_batch_have_the_noise_of_the_whole(void **state)
     for (int i = 0; i < 3; i++)
         noisy(t, cut[i], cut[i + 1] - cut[i], 5, (double *[3]){ parts[0], parts[1], parts[2] });
     for (int i = 0; i < 3; i++) {
-        if (memcmp(whole[i], parts[i], sizeof whole[i])) fail_msg("op %d: parts and whole differ", i);
-        if (!memcmp(whole[i], later[i], sizeof whole[i])) fail_msg("op %d: two steps have the same noise", i);
+        if (memcmp(whole[i], parts[i], sizeof whole[i]))
+            fail_msg("op %d: parts and whole differ", i);
+        if (!memcmp(whole[i], later[i], sizeof whole[i]))
+            fail_msg("op %d: two steps have the same noise", i);
     }
     ag_tape_free(t);
 }
 
-/* --- watching ------------------------------------------------------------------------------------------ */
+/* --- watching --------------------------------------------------------------------------------- */
 
 static void watching_names_the_first_bad_op(void **state)
 {
@@ -393,8 +429,9 @@ static void watching_names_the_first_bad_op(void **state)
             assert_int_equal(ag_error(t), AG_OK);
         } else {
             assert_int_equal(ag_error(t), AG_EDIVERGED);
-            assert_string_equal(ag_error_message(t), "log: 1 of 3 values of its output [3] are not finite; input 0 [3] "
-                                                     "in [-2, 3] in block 4");
+            assert_string_equal(ag_error_message(t),
+                                "log: 1 of 3 values of its output [3] are not finite; input 0 [3] "
+                                "in [-2, 3] in block 4");
         }
         ag_tape_reset(t);
     }
@@ -408,11 +445,13 @@ static void watching_sees_gradients(void **state)
     const float v[2] = { 0, 4 };
     ag_tape_watch(t, true);
     ag_scope(t, "root", -1);
-    ag_tensor *x = ag_input(t, AG_SHAPE(2), v, true), *y = ag_sqrt(t, x);      /* dy/dx at 0 is infinite */
+    ag_tensor *x = ag_input(t, AG_SHAPE(2), v, true),
+              *y = ag_sqrt(t, x); /* dy/dx at 0 is infinite */
     ag_scope_end(t);
     assert_int_equal(ag_backward(t, ag_sum(t, y), 1), AG_EDIVERGED);
     const char *m = ag_error_message(t);
-    if (!strstr(m, "sqrt: 1 of 2 values of the gradient of input") || !strstr(m, "in root")) fail_msg("%s", m);
+    if (!strstr(m, "sqrt: 1 of 2 values of the gradient of input") || !strstr(m, "in root"))
+        fail_msg("%s", m);
     ag_tape_free(t);
 }
 

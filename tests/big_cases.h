@@ -1,0 +1,75 @@
+/*
+ * big_cases.h -- larger samples for test_kernels.c: shapes on which kernels work in tiles and in
+ * threads, with sizes just off the powers of two.
+ */
+#ifndef BIG_CASES_H
+#define BIG_CASES_H
+
+#include "autograd/op.h"
+
+#define S1(a) { 1, { a } }
+#define S2(a, b) { 2, { a, b } }
+#define S3(a, b, c) { 3, { a, b, c } }
+#define BIG(op, low, high, ...) { &ag_op_##op, { .lo = low, .hi = high, __VA_ARGS__ } }
+#define IN(...) .in = { __VA_ARGS__ }
+#define MATMUL(ta, tb, ...) BIG(matmul, -1, 1, IN(__VA_ARGS__), .attr.matmul = { ta, tb })
+#define LINEAR(f, low, out, m, n, k)                                                               \
+    BIG(linear, low, 1, IN(S3(2, m, k), S2(n, k), S1(n), S3(2, m, n)), .absent = out,              \
+        .attr.linear.act = f)
+#define ATTEND(c, tq, tk, dk, dv, p, pos)                                                          \
+    BIG(attend, -1.5, 1.5, IN(S3(2, tq, 3 * dk), S3(2, tk, 3 * dk), S3(2, tk, 3 * dv)),            \
+        .attr.attention = { .heads = 3, .d_qk = dk, .d_v = dv, .causal = c, .drop = p, .site = 4,  \
+                            .q_pos0 = pos })
+#define CONTROL(r, h, size, t)                                                                     \
+    BIG(control, -2, 2, IN(S2(401, 4 * size)), .surrogate = h,                                     \
+        .attr.control = { .n = size, .relaxed = r, .hard = h, .temperature = t, .site = 2 })
+
+static const struct big { const ag_op *op; ag_sample s; } big[] = {
+#define AG_UNARY(name, f, df, lo, hi, g) BIG(name, lo, hi, .gap = g, IN(S2(70, 1001))),
+#include "autograd/unary.def"
+#undef AG_UNARY
+#define AG_BINARY(name, f, a, b, lo, hi, g)                                      \
+    BIG(name, lo, hi, .gap = g, IN(S2(70, 1001), S2(70, 1001))),
+#include "autograd/binary.def"
+#undef AG_BINARY
+    MATMUL(false, false, S2(131, 259), S2(259, 197)),
+    MATMUL(true, false, S2(259, 131), S2(259, 197)),
+    MATMUL(false, true, S2(131, 259), S2(197, 259)),
+    MATMUL(true, true, S2(259, 131), S2(197, 259)),
+    MATMUL(false, true, S2(3, 5000), S2(7, 5000)),       /* a long inner size */
+    MATMUL(false, true, S2(1, 700), S2(900, 700)),       /* a vector, as in decoding */
+    MATMUL(true, false, S2(4000, 20), S2(4000, 30)),     /* a gradient of few weights */
+    LINEAR(AG_ACT_NONE, -1, 0, 131, 130, 129),
+    LINEAR(AG_ACT_RELU, 0.1, 8, 131, 66, 129),
+    LINEAR(AG_ACT_GELU_TANH, -0.3, 8, 131, 130, 65),
+    LINEAR(AG_ACT_GELU_ERF, -0.3, 0, 131, 130, 65),
+    LINEAR(AG_ACT_GELU_QUICK, -0.3, 4, 65, 130, 129),
+    BIG(layernorm, -2, 2, IN(S2(301, 257), S1(257), S1(257)), .attr.layernorm.eps = 1e-5),
+    BIG(layernorm, -2, 2, IN(S2(3000, 16), S1(16)), .absent = 4, .attr.layernorm.eps = 1e-5),
+    BIG(embedding, -1, 1, IN(S2(31, 50), S2(65, 48), S2(50, 48)), .int_hi = 65),
+    BIG(dropout, -1, 1, IN(S2(301, 257), S2(301, 257)), .attr.dropout = { 0.2, 7 }),
+    ATTEND(true, 131, 131, 32, 32, 0, 0),
+    ATTEND(false, 70, 150, 17, 40, 0.2, 0),
+    ATTEND(true, 65, 129, 64, 64, 0.1, 64),
+    ATTEND(true, 150, 70, 8, 8, 0, -40),                 /* queries that see no key */
+    BIG(attend_qkv, -1.5, 1.5, IN(S3(3, 140, 2 * (2 * 24 + 24))),
+        .attr.attention = { .heads = 2, .d_qk = 24, .d_v = 24, .causal = true, .drop = 0.1 }),
+    BIG(cross_entropy, -3, 3, IN(S2(700, 65), S1(700)), .int_hi = 65),
+    BIG(cross_entropy, -3, 3, IN(S2(90, 1003), S1(90)), .int_lo = -300, .int_hi = 1003),
+    BIG(softmax, -3, 3, IN(S2(301, 257))),
+    BIG(log_softmax, -3, 3, IN(S2(301, 257)), .attr.softmax.log = true),
+    CONTROL(false, false, 32, 0.1),
+    CONTROL(false, true, 32, 0.1),
+    CONTROL(true, false, 25, 0.7),
+    CONTROL(true, true, 64, 1),
+    BIG(gather, -1, 1, IN(S2(65, 130), S1(700)), .int_hi = 65),
+    BIG(pick, -1, 1, IN(S2(700, 65), S1(700)), .int_hi = 65),
+    BIG(argmax, -1, 1, IN(S2(700, 65))),
+    BIG(sum, -1, 1, IN(S1(200003))),
+    BIG(mean, 1, 1.1, IN(S1(200003))),
+    BIG(row_sum, 0, 1, IN(S2(33, 5003))),
+    BIG(scale, -1, 1, IN(S1(70001)), .attr.scale.alpha = 0.3),
+};
+enum { N_BIG = sizeof big / sizeof *big };
+
+#endif
