@@ -116,6 +116,8 @@ static void the_first_error_sticks(void **state)
     assert_true(isnan(*(float *)ag_input(t, AG_SHAPE(1), one, true)->data));
     must_fail(t, AG_ESHAPE, "in block 3, ffn", "a later error");
     assert_int_equal(ag_backward(t, ag_sum(t, more), 1), AG_ESHAPE);
+    assert_int_equal(ag_fail(t, AG_ERANGE, "another"), AG_ESHAPE);
+    must_fail(t, AG_ESHAPE, "inner sizes differ", "ag_fail again");
     assert_null(ag_tape_mark_here(t));
     ag_tape_rewind(t, NULL);
 
