@@ -1,23 +1,25 @@
 /*
  * gemm_tmpl.c -- the dense matrix product c (+)= op(a) op(b) of one instruction set, with its epilogue.
  *
- * The scheme of Goto and van de Geijn (ACM TOMS 34, 2008).  k is cut into equal blocks of at most KC steps; a block
- * of b is packed into panels [kc][NR], which a thread meets one after the other; each panel, sitting in the L1
- * cache, passes over the strips of MR rows of a block of a, which sits in L2.  Rows of a are read where they lie
- * (a strip is then as many streams as it has rows); only a transposed a is packed.  The epilogue runs over a tile
- * that has just received its last block.
+ * The scheme of Goto and van de Geijn (ACM TOMS 34, 2008).  k is cut into equal blocks of at most KC
+ * steps.  A block of b is packed into panels [kc][NR]; each panel passes over the strips of MR rows of
+ * a block of a, which sits in the L2 cache.  Rows of a are read where they lie (a strip is then as many
+ * streams as it has rows); only a transposed a is packed.  The epilogue runs over a tile that has just
+ * received its last block.
  *
- * Threads share the rows of c, and the panels of b, which they pack together; where c has few rows they share
- * its columns, and each packs its own panels just before the first use, without a barrier.
+ * Threads share the rows of c, and the panels of b, of as many blocks of k as the buffer holds: they
+ * pack those together, meet, and go on alone.  Where c has few rows they share its columns, and each
+ * packs its own panels just before the first use, without a barrier.
  *
- * Bits.  An element of c is a chain of fused multiply-adds per block of k, and the blocks are added in order.
- * Blocks depend on k alone: so the result does not depend on the number of threads, on m or n, on the tile, nor
- * on whether a row comes alone or with others.  The exception is decoding: for m <= DOT_M, a not transposed and
- * b transposed, an element is a dot product with VL partial sums (the same for all such m).  Error: a chain is at
- * most KC long, so that |error| <= 4 u sum |a b| for data of mixed sign at any k.
+ * Bits.  An element of c is a chain of fused multiply-adds per block of k, and the blocks are added in
+ * order.  Blocks depend on k alone: so the result does not depend on the number of threads, on m or n,
+ * on the tile, nor on whether a row comes alone or with others.  The exception is decoding: for
+ * m <= DOT_M, a not transposed and b transposed, an element is a dot product with VL partial sums (the
+ * same for all such m).  Error: a chain is at most KC long, and |error| <= 4 u sum |a b| for data of
+ * mixed sign at any k; about 10 u sum |a b| where all products have one sign.
  *
- * Kernels cannot fail: without memory for packing, one thread goes on with a panel and a strip on its stack, with
- * the same bits.  The same path serves a second caller while the buffers are in use.
+ * Kernels cannot fail: without memory for packing, one thread goes on with a panel and a strip on its
+ * stack, with the same bits.  The same path serves a second caller while the buffers are in use.
  */
 #include <stdatomic.h>
 #include <stddef.h>
@@ -26,15 +28,15 @@
 #include <omp.h>
 #endif
 
-#include "autograd/cpu/gemm_pack_tmpl.h"
 #include "autograd/cpu/fast.h"
+#include "autograd/cpu/gemm_pack_tmpl.h"
 
 enum {
     KC = 256,                        /* steps of k in a block, at most; a multiple of VL */
     MC = 192 / MR * MR,              /* rows of a block of a: 196 kB, a part of the L2 cache */
     NC = 3072 / NR * NR,             /* columns of a block of b: 3 MiB, shared in L3 */
     DOT_M = 6,                       /* up to here, dot products beat packing */
-    B_DIRECT_M = 112,             /* up to here, b is read where it lies */
+    B_DIRECT_M = 112,                /* up to here, b is read where it lies */
     MIN_WORK = 1 << 17,              /* multiply-adds that are worth waking a thread for */
     MAX_THREADS = 256,
     HUGE_PAGE = 2 << 20
@@ -47,11 +49,18 @@ typedef struct plan {
     bool    b_direct;                /* full panels of b are read where they lie */
     int64_t kc;                      /* steps of a block of k, all but the last */
     int64_t mc, nc;                  /* most rows of a block of a, columns of a block of b */
-    float  *packed_b;                /* [nc][kc] */
-    float  *packed_a;                /* per thread [mc][KC] and VL floats of slack */
+    float  *packed_b;                /* [nc * KC]: per block of k, the panels one after the other */
+    float  *packed_a;                /* per thread [mc * KC] */
 } plan;
 
 typedef struct range { int64_t begin, end; } range;
+
+/* One block of k for some rows and columns of c. */
+typedef struct piece {
+    int64_t k0, kc, i0, rows, j0, cols;
+    float  *panels;                  /* packed, or to be packed, from column j0 on */
+    bool    pack;                    /* these panels are this thread's own, and not packed yet */
+} piece;
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -60,11 +69,34 @@ static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 /* The t-th of `parts` almost equal shares of 0 .. n-1. */
 static range share(int64_t n, int t, int parts) { return (range){ n * t / parts, n * (t + 1) / parts }; }
 
-static int64_t slack_a(int64_t mc) { return mc * KC + AG_ALIGN_UP(VL, 64); }
+static int team_rank(void)
+{
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+static int team_size(void)
+{
+#ifdef _OPENMP
+    return omp_get_num_threads();
+#else
+    return 1;
+#endif
+}
+
+static void meet(int threads)
+{
+    if (threads > 1) {
+#pragma omp barrier
+    }
+}
 
 /* A tile narrower than its vectors goes through a buffer. */
-static void tile_narrow(const operands *o, int64_t rows, int64_t cols, const float *a, const float *b, float *c,
-                        ahead *f)
+static void tile_narrow(const operands *o, int64_t rows, int64_t cols, const float *a, const float *b,
+                        float *c, ahead *f)
 {
     _Alignas(64) float buffer[MR * NR] = { 0 };
     operands to_buffer = *o;
@@ -82,98 +114,117 @@ static void tile_narrow(const operands *o, int64_t rows, int64_t cols, const flo
         }
 }
 
-/* Rows i0 .. i0+rows of c in columns `cols` (from jc on, where the packed panels begin), one block of k. */
-static void block(const ag_gemm *g, const plan *p, float *packed_a, int64_t k0, int64_t kc, int64_t i0, int64_t rows,
-                  int64_t jc, range cols, bool pack_panels, ahead *f)
+/* c of piece q, in strips of equal height h <= MR; f is fetched meanwhile. */
+static void multiply(const ag_gemm *g, const plan *p, const piece *q, float *packed_a, ahead *f)
 {
-    const int64_t h = ceil_div(rows, ceil_div(rows, MR));        /* strips of equal height, at most MR */
-    const bool last = k0 + kc == g->k && has_epilogue(g);
-    operands o = { .kc = kc, .ldc = g->ldc, .acc = g->acc || k0 > 0 };
+    const int64_t h = ceil_div(q->rows, ceil_div(q->rows, MR));
+    const bool last = q->k0 + q->kc == g->k && has_epilogue(g);
+    operands o = { .kc = q->kc, .ldc = g->ldc, .acc = g->acc || q->k0 > 0, .ai = g->ta ? 1 : g->lda };
     if (g->ta)
-        pack_a(g, k0, kc, i0, rows, h, packed_a);
-    const float *const a = g->ta ? packed_a : (const float *)g->a + i0 * g->lda + k0;
-    const int64_t next_strip = g->ta ? kc : g->lda;              /* times h */
-    o.ai = g->ta ? 1 : g->lda;
-    for (int64_t j = cols.begin; j < cols.end; j += NR) {
-        const int64_t n = min64(NR, cols.end - j);
+        pack_a(g, q->k0, q->kc, q->i0, q->rows, h, packed_a);
+    const float *a = g->ta ? packed_a : (const float *)g->a + q->i0 * g->lda + q->k0;
+    const int64_t per_row = g->ta ? q->kc : g->lda;              /* from strip to strip, times h */
+    for (int64_t j = q->j0; j < q->j0 + q->cols; j += NR) {
+        const int64_t n = min64(NR, q->j0 + q->cols - j);
         const bool direct = p->b_direct && n == NR;
-        float *panel = p->packed_b + (j - jc) * p->kc;
-        if (pack_panels && !direct)
-            pack_b(g, k0, kc, j, n, panel);
-        const float *b = direct ? (const float *)g->b + k0 * g->ldb + j : panel;
+        const float *b = direct ? (const float *)g->b + q->k0 * g->ldb + j
+                                : q->panels + (j - q->j0) * q->kc;
+        if (q->pack && !direct)
+            pack_b(g, q->k0, q->kc, j, n, q->panels + (j - q->j0) * q->kc);
         o.bk = direct ? g->ldb : AG_ALIGN_UP(n, VL);
-        for (int64_t i = 0; i < rows; i += h) {
-            const int64_t m = min64(h, rows - i);
-            float *c = (float *)g->c + (i0 + i) * g->ldc + j;
-            const float *next_c = i + h < rows ? c + h * g->ldc : (float *)g->c + i0 * g->ldc + j + NR;
+        for (int64_t i = 0; i < q->rows; i += h) {
+            const int64_t m = min64(h, q->rows - i);
+            float *top = (float *)g->c + q->i0 * g->ldc + j, *c = top + i * g->ldc;
             o.ak = g->ta ? m : 1;
             if (n % VL == 0)
-                tiles[m - 1][n / VL - 1](&o, a + i * next_strip, b, c, next_c, f);
+                tiles[m - 1][n / VL - 1](&o, a + i * per_row, b, c,
+                                         i + h < q->rows ? c + h * g->ldc : top + NR, f);
             else
-                tile_narrow(&o, m, n, a + i * next_strip, b, c, f);
+                tile_narrow(&o, m, n, a + i * per_row, b, c, f);
             if (last)
-                finish_block(g, i0 + i, m, j, n);
+                finish_block(g, q->i0 + i, m, j, n);
         }
     }
 }
 
-/* The part of a that the next block reads, to be fetched during `steps` times STEP steps of tiles. */
-static ahead next_block(const ag_gemm *g, int64_t i0, int64_t rows, int64_t k0, int64_t kc, int64_t steps)
+/* What piece `next` will read of a, to be fetched while `now` is computed. */
+static ahead fetch_plan(const ag_gemm *g, const piece *now, const piece *next)
 {
-    const int64_t width = g->ta ? rows : kc, height = g->ta ? kc : rows;
-    const float *a = (const float *)g->a + (g->ta ? k0 * g->lda + i0 : i0 * g->lda + k0);
+    const int64_t steps = ceil_div(now->rows, MR) * ceil_div(now->cols, NR) * ceil_div(now->kc, STEP);
+    const int64_t width = g->ta ? next->rows : next->kc, height = g->ta ? next->kc : next->rows;
+    const float *a = g->a;
+    a += g->ta ? next->k0 * g->lda + next->i0 : next->i0 * g->lda + next->k0;
     return (ahead){ .at = a, .width = width, .stride = g->lda, .rows = height, .left = width,
                     .lines = ceil_div(height * ceil_div(width, LINE), max64(1, steps)) };
+}
+
+/* Blocks of k in `ks` and columns j0 .. j0+cols for the rows of this thread, in blocks of mc rows. */
+static void multiply_rows(const ag_gemm *g, const plan *p, range ks, range rows, piece q, int64_t width,
+                          float *packed_a)
+{
+    float *panels = q.panels;
+    const int64_t n = rows.end - rows.begin, blocks = max64(1, ceil_div(n, p->mc));
+    const int64_t mc = min64(p->mc, AG_ALIGN_UP(ceil_div(n, blocks), MR));
+    for (q.i0 = rows.begin; q.i0 < rows.end; q.i0 += mc) {
+        q.rows = min64(mc, rows.end - q.i0);
+        q.pack = p->by_cols && q.i0 == rows.begin;
+        for (q.k0 = ks.begin; q.k0 == ks.begin || q.k0 < ks.end; q.k0 += p->kc) {
+            q.kc = min64(p->kc, ks.end - q.k0);
+            q.panels = panels + (q.k0 - ks.begin) * width;
+            piece next = q;
+            next.k0 = q.k0 + q.kc < ks.end ? q.k0 + q.kc : ks.begin;
+            next.i0 = next.k0 > q.k0 ? q.i0 : q.i0 + mc;
+            next.kc = min64(p->kc, ks.end - next.k0);
+            next.rows = max64(0, min64(mc, rows.end - next.i0));
+            ahead f = fetch_plan(g, &q, &next);
+            multiply(g, p, &q, packed_a, &f);
+        }
+    }
 }
 
 /* What thread t of `threads` does. */
 static void work(const ag_gemm *g, const plan *p, int t, int threads)
 {
-    const bool together = threads > 1 && !p->by_cols;
-    const range rows = together ? share(g->m, t, threads) : (range){ 0, g->m };
-    const int64_t mine = rows.end - rows.begin;
-    const int64_t mc = min64(p->mc, AG_ALIGN_UP(ceil_div(mine, max64(1, ceil_div(mine, p->mc))), MR));
-    float *packed_a = p->packed_a + t * slack_a(p->mc);
+    const range rows = p->by_cols ? (range){ 0, g->m } : share(g->m, t, threads);
+    float *packed_a = p->packed_a + t * p->mc * KC;
     for (int64_t jc = 0; jc < g->n; jc += p->nc) {
-        const int64_t jend = min64(g->n, jc + p->nc);
-        const int64_t grain = together ? NR : VL;
-        const range own = share(ceil_div(jend - jc, grain), t, threads);
-        const range own_cols = { jc + own.begin * grain, min64(jend, jc + own.end * grain) };
-        for (int64_t k0 = 0; k0 == 0 || k0 < g->k; k0 += p->kc) {
-            const int64_t kc = min64(p->kc, g->k - k0);
-            if (together) {
-                for (int64_t j = own_cols.begin; j < own_cols.end; j += NR)
-                    pack_b(g, k0, kc, j, min64(NR, own_cols.end - j), p->packed_b + (j - jc) * p->kc);
-#pragma omp barrier
+        const int64_t n = min64(p->nc, g->n - jc), width = AG_ALIGN_UP(n, VL);
+        const int64_t grain = p->by_cols ? VL : NR;
+        const range own = share(ceil_div(n, grain), t, threads);
+        const range cols = { jc + own.begin * grain, min64(jc + n, jc + own.end * grain) };
+        const int64_t group = max64(1, p->nc * KC / (width * p->kc)) * p->kc;
+        for (int64_t kg = 0; kg == 0 || kg < g->k; kg += group) {
+            const range ks = { kg, min64(g->k, kg + group) };
+            if (p->by_cols) {
+                const piece q = { .j0 = cols.begin, .cols = cols.end - cols.begin,
+                                  .panels = p->packed_b + own.begin * grain * p->kc };
+                multiply_rows(g, p, ks, rows, q, width, packed_a);
+                continue;
             }
-            for (int64_t i = rows.begin; i < rows.end; i += mc) {
-                const range now = together ? (range){ jc, jend } : own_cols;
-                const int64_t steps = ceil_div(min64(mc, rows.end - i), MR) * ceil_div(now.end - now.begin, NR)
-                                      * ceil_div(kc, STEP);
-                ahead f = { 0 };
-                if (i + mc < rows.end)
-                    f = next_block(g, i + mc, min64(mc, rows.end - i - mc), k0, kc, steps);
-                else if (k0 + p->kc < g->k)
-                    f = next_block(g, rows.begin, min64(mc, mine), k0 + p->kc, min64(p->kc, g->k - k0 - p->kc), steps);
-                block(g, p, packed_a, k0, kc, i, min64(mc, rows.end - i), jc,
-                      now, !together && i == rows.begin, &f);
-            }
-            if (together) {
-#pragma omp barrier
-            }
+            for (int64_t k0 = ks.begin; k0 < ks.end; k0 += p->kc)
+                for (int64_t j = cols.begin; j < cols.end; j += NR) {
+                    const int64_t kc = min64(p->kc, ks.end - k0);
+                    pack_b(g, k0, kc, j, min64(NR, cols.end - j),
+                           p->packed_b + (k0 - kg) * width + (j - jc) * kc);
+                }
+            meet(threads);
+            const piece q = { .j0 = jc, .cols = n, .panels = p->packed_b };
+            multiply_rows(g, p, ks, rows, q, width, packed_a);
+            if (ks.end < g->k || jc + n < g->n)
+                meet(threads);                          /* the panels are overwritten next */
         }
     }
 }
 
 /*
- * Memory for packing, kept for ever so that its address, and its huge pages, stay.  NULL if there is none.
- * `busy` is held by the caller.
+ * Memory for packing, kept for ever so that its address, and its huge pages, stay; NULL if there is
+ * none.  One caller at a time.
  */
 static float *buffers(int threads)
 {
     static float *base;
     static size_t bytes;
-    const size_t need = ((size_t)NC * KC + (size_t)threads * (size_t)slack_a(MC)) * sizeof(float);
+    const size_t need = ((size_t)NC * KC + (size_t)threads * MC * KC) * sizeof(float);
     if (need <= bytes)
         return base;
     const size_t size = AG_ALIGN_UP(need, (size_t)HUGE_PAGE) + HUGE_PAGE;
@@ -182,7 +233,7 @@ static float *buffers(int threads)
         return NULL;
     if (base)
         munmap(base, bytes);
-    const size_t skip = (size_t)-(uintptr_t)p % HUGE_PAGE;      /* start on a huge page; give back the rest */
+    const size_t skip = (size_t)-(uintptr_t)p % HUGE_PAGE;      /* start on a huge page */
     if (skip)
         munmap(p, skip);
     munmap(p + size - (HUGE_PAGE - skip), HUGE_PAGE - skip);
@@ -204,24 +255,6 @@ static void gemm_small_memory(const ag_gemm *g, plan p)
     work(g, &p, 0, 1);
 }
 
-static int team_rank(void)
-{
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-
-static int team_size(void)
-{
-#ifdef _OPENMP
-    return omp_get_num_threads();
-#else
-    return 1;
-#endif
-}
-
 /* Threads that a product of this many multiply-adds is worth. */
 static int threads_for(int64_t m, int64_t n, int64_t k)
 {
@@ -236,7 +269,7 @@ static int threads_for(int64_t m, int64_t n, int64_t k)
 #endif
 }
 
-/* By columns where rows are few and every thread gets about as many vectors: no barrier, no sharing. */
+/* By columns where rows are few and every thread gets about as many vectors. */
 static bool split_columns(const ag_gemm *g, int threads)
 {
     const int64_t vectors = ceil_div(g->n, VL);
