@@ -1,9 +1,10 @@
 /*
  * test_gemm.c -- the matrix product of every table against a sum in double precision.
  *
- * Bound per element: |error| <= 4 u sum |a b| + u |result|, u = 2^-24 (mixed signs).  Small whole numbers must come
- * out exact.  Operands are allocated to the last element, so that AddressSanitizer sees a read too far; guard words
- * stand before, after and between the rows of what is written.
+ * Bound per element: |error| <= 4 u sum |a b| + u |result|, u = 2^-24 (mixed signs).  Small
+ * whole numbers must come out exact.  Operands are allocated to the last element, so that
+ * AddressSanitizer sees a read too far; guard words stand before, after and between the rows of
+ * what is written.
  */
 #include <math.h>
 #include <pthread.h>
@@ -54,7 +55,7 @@ typedef struct operands {
     ag_gemm g;
     float  *a, *b, *c0, *bias, *residual;    /* c0: c before the product, [m][ldc] */
     float  *c, *pre;                 /* with GUARD words on both sides, and in the pads */
-    double *sum, *scale;             /* [m][n]: exact products plus bias and old c; sum of absolute values */
+    double *sum, *scale; /* [m][n]: exact products plus bias and old c; sum of absolute values */
 } operands;
 
 static void *alloc(size_t n, size_t size)
@@ -74,27 +75,46 @@ static float *numbers(int64_t n, values how, uint32_t site)
     return x;
 }
 
-static int64_t extent(int64_t rows, int64_t cols, int64_t ld) { return rows > 0 && cols > 0 ? (rows - 1) * ld + cols : 0; }
+static int64_t extent(int64_t rows, int64_t cols, int64_t ld)
+{
+    return rows > 0 && cols > 0 ? (rows - 1) * ld + cols : 0;
+}
 
 static void setup_operands(operands *o, const problem *p)
 {
     const int64_t m = p->m, n = p->n, k = p->k, ldc = n + p->pad;
     const int64_t lda = (p->ta ? m : k) + p->pad, ldb = (p->tb ? k : n) + p->pad;
-    *o = (operands){
-        .a = numbers(p->ta ? extent(k, m, lda) : extent(m, k, lda), p->values, 1),
-        .b = numbers(p->tb ? extent(n, k, ldb) : extent(k, n, ldb), p->values, 2),
-        .c0 = numbers(m * ldc, p->values, 3), .bias = numbers(n, p->values, 4),
-        .residual = numbers(extent(m, n, ldc), p->values, 5),
-        .c = alloc((size_t)(m * ldc + 2 * GUARD), sizeof(float)),
-        .pre = alloc((size_t)(m * ldc + 2 * GUARD), sizeof(float)),
-        .sum = alloc((size_t)(m * n), sizeof(double)), .scale = alloc((size_t)(m * n), sizeof(double)) };
-    o->g = (ag_gemm){ .ta = p->ta, .tb = p->tb, .acc = p->acc, .m = m, .n = n, .k = k, .a = o->a, .lda = lda,
-                      .b = o->b, .ldb = ldb, .c = o->c + GUARD, .ldc = ldc, .bias = p->bias ? o->bias : NULL,
-                      .pre = p->pre ? o->pre + GUARD : NULL, .act = p->act,
+    *o = (operands){ .a = numbers(p->ta ? extent(k, m, lda) : extent(m, k, lda), p->values, 1),
+                     .b = numbers(p->tb ? extent(n, k, ldb) : extent(k, n, ldb), p->values, 2),
+                     .c0 = numbers(m * ldc, p->values, 3),
+                     .bias = numbers(n, p->values, 4),
+                     .residual = numbers(extent(m, n, ldc), p->values, 5),
+                     .c = alloc((size_t)(m * ldc + 2 * GUARD), sizeof(float)),
+                     .pre = alloc((size_t)(m * ldc + 2 * GUARD), sizeof(float)),
+                     .sum = alloc((size_t)(m * n), sizeof(double)),
+                     .scale = alloc((size_t)(m * n), sizeof(double)) };
+    o->g = (ag_gemm){ .ta = p->ta,
+                      .tb = p->tb,
+                      .acc = p->acc,
+                      .m = m,
+                      .n = n,
+                      .k = k,
+                      .a = o->a,
+                      .lda = lda,
+                      .b = o->b,
+                      .ldb = ldb,
+                      .c = o->c + GUARD,
+                      .ldc = ldc,
+                      .bias = p->bias ? o->bias : NULL,
+                      .pre = p->pre ? o->pre + GUARD : NULL,
+                      .act = p->act,
                       .residual = p->residual ? o->residual : NULL };
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) {
-            double s = p->acc ? (double)o->c0[i * ldc + j] : p->bias ? (double)o->bias[j] : 0, t = fabs(s);
+            double s = p->acc    ? (double)o->c0[i * ldc + j]
+                       : p->bias ? (double)o->bias[j]
+                                 : 0,
+                   t = fabs(s);
             for (int64_t l = 0; l < k; l++) {
                 const double x = (double)o->a[p->ta ? l * lda + i : i * lda + l]
                                  * (double)o->b[p->tb ? j * ldb + l : l * ldb + j];
@@ -133,7 +153,8 @@ static void check_guards(const float *x, int64_t m, int64_t n, int64_t ldc)
         const int64_t at = i - GUARD;
         const bool inside = at >= 0 && at < m * ldc && at % ldc < n;
         if (!inside && x[i] != guard_word)
-            fail_msg("guard word %lld overwritten (m %lld, n %lld)", (long long)at, (long long)m, (long long)n);
+            fail_msg("guard word %lld overwritten (m %lld, n %lld)", (long long)at, (long long)m,
+                     (long long)n);
     }
 }
 
@@ -141,7 +162,8 @@ static double activation(ag_act act, double x)
 {
     switch (act) {
     case AG_ACT_RELU:       return x > 0 ? x : 0;
-    case AG_ACT_GELU_TANH:  return 0.5 * x * (1 + tanh(0.79788456080286535588 * (x + 0.044715 * x * x * x)));
+    case AG_ACT_GELU_TANH:
+        return 0.5 * x * (1 + tanh(0.79788456080286535588 * (x + 0.044715 * x * x * x)));
     case AG_ACT_GELU_ERF:   return 0.5 * x * (1 + erf(x * 0.70710678118654752440));
     case AG_ACT_GELU_QUICK: return x / (1 + exp(-1.702 * x));
     default:                return x;
@@ -157,17 +179,23 @@ static void check_result(const ag_kernels *table, const operands *o, const probl
             const double s = o->sum[i * p->n + j];
             const double exact_pre = p->values == WHOLE ? 0 : u;
             const double bound = c4 * u * o->scale[i * p->n + j] + exact_pre * fabs(s);
-            const double residual = p->residual && !p->acc ? (double)o->residual[i * o->g.ldc + j] : 0;
+            const double residual =
+                p->residual && !p->acc ? (double)o->residual[i * o->g.ldc + j] : 0;
             const double y = p->acc ? s : activation(p->act, s) + residual;
-            const bool smooth = !p->acc && p->act > AG_ACT_RELU;       /* slope below 1.13; 4 u |x| of its own */
-            const double y_bound = smooth ? 1.2 * bound + 4 * u * fabs(s) + u * fabs(y) : bound + exact_pre * fabs(y);
+            const bool smooth =
+                !p->acc && p->act > AG_ACT_RELU; /* slope below 1.13; 4 u |x| of its own */
+            const double y_bound =
+                smooth ? 1.2 * bound + 4 * u * fabs(s) + u * fabs(y) : bound + exact_pre * fabs(y);
             if (p->pre && !p->acc && !(fabs((double)o->pre[at] - s) <= bound))
-                fail_msg("%s: pre[%lld,%lld] is %.9g, not %.9g", table->name, (long long)i, (long long)j,
-                         (double)o->pre[at], s);
+                fail_msg("%s: pre[%lld,%lld] is %.9g, not %.9g", table->name, (long long)i,
+                         (long long)j, (double)o->pre[at], s);
             if (!(fabs((double)o->c[at] - y) <= y_bound))
-                fail_msg("%s: ta %d tb %d acc %d act %d, m %lld n %lld k %lld: c[%lld,%lld] is %.9g, not %.9g "
-                         "(bound %.3g)", table->name, p->ta, p->tb, p->acc, (int)p->act, (long long)p->m,
-                         (long long)p->n, (long long)p->k, (long long)i, (long long)j, (double)o->c[at], y, y_bound);
+                fail_msg("%s: ta %d tb %d acc %d act %d, m %lld n %lld k %lld: c[%lld,%lld] is "
+                         "%.9g, not %.9g "
+                         "(bound %.3g)",
+                         table->name, p->ta, p->tb, p->acc, (int)p->act, (long long)p->m,
+                         (long long)p->n, (long long)p->k, (long long)i, (long long)j,
+                         (double)o->c[at], y, y_bound);
         }
     check_guards(o->c, p->m, p->n, o->g.ldc);
     if (p->pre && !p->acc)
@@ -197,8 +225,16 @@ static void test_sizes(void **state)
         for (size_t b = 0; b < sizeof ns / sizeof *ns; b++)
             for (size_t c = 0; c < sizeof ks / sizeof *ks; c++) {
                 const uint32_t r = ag_noise_bits(1, 0, 0, turn++);
-                const problem p = { .ta = r & 1, .tb = r & 2, .acc = !(r & 12), .bias = r & 16, .pre = r & 32,
-                                    .residual = r & 64, .m = ms[a], .n = ns[b], .k = ks[c], .pad = (r >> 8) % 4,
+                const problem p = { .ta = r & 1,
+                                    .tb = r & 2,
+                                    .acc = !(r & 12),
+                                    .bias = r & 16,
+                                    .pre = r & 32,
+                                    .residual = r & 64,
+                                    .m = ms[a],
+                                    .n = ns[b],
+                                    .k = ks[c],
+                                    .pad = (r >> 8) % 4,
                                     .act = (ag_act)((r >> 10) % AG_ACT_COUNT) };
                 check_problem(&p);
             }
@@ -210,8 +246,17 @@ static void test_forms(void **state)
     (void)state;
     for (int form = 0; form < 8; form++)
         for (int act = 0; act < AG_ACT_COUNT; act++) {
-            problem p = { .ta = form & 1, .tb = form & 2, .acc = form & 4, .m = 205, .n = 101, .k = 530, .pad = 3,
-                          .act = (ag_act)act, .bias = act % 2 == 0, .pre = act != 1, .residual = act != 2 };
+            problem p = { .ta = form & 1,
+                          .tb = form & 2,
+                          .acc = form & 4,
+                          .m = 205,
+                          .n = 101,
+                          .k = 530,
+                          .pad = 3,
+                          .act = (ag_act)act,
+                          .bias = act % 2 == 0,
+                          .pre = act != 1,
+                          .residual = act != 2 };
             check_problem(&p);
             p.m = 5;                                    /* dot products where b is transposed */
             check_problem(&p);
@@ -223,8 +268,18 @@ static void test_whole_numbers_are_exact(void **state)
     (void)state;
     for (int form = 0; form < 8; form++) {
         const bool acc = form & 4;
-        problem p = { .ta = form & 1, .tb = form & 2, .acc = acc, .m = 67, .n = 130, .k = 1031, .values = WHOLE,
-                      .bias = !acc, .pre = !acc, .residual = !acc, .act = AG_ACT_RELU, .pad = 1 };
+        problem p = { .ta = form & 1,
+                      .tb = form & 2,
+                      .acc = acc,
+                      .m = 67,
+                      .n = 130,
+                      .k = 1031,
+                      .values = WHOLE,
+                      .bias = !acc,
+                      .pre = !acc,
+                      .residual = !acc,
+                      .act = AG_ACT_RELU,
+                      .pad = 1 };
         check_problem(&p);
         p.m = 3;
         check_problem(&p);
@@ -250,8 +305,12 @@ static void test_large(void **state)
 {
     (void)state;
     for (int form = 0; form < 4; form++) {
-        const problem wide = { .ta = form & 1, .tb = form & 2, .m = 9, .n = 3200, .k = 300, .bias = true };
-        const problem tall = { .ta = form & 1, .tb = form & 2, .m = 3000, .n = 65, .k = 40, .act = AG_ACT_GELU_ERF };
+        const problem wide = {
+            .ta = form & 1, .tb = form & 2, .m = 9, .n = 3200, .k = 300, .bias = true
+        };
+        const problem tall = {
+            .ta = form & 1, .tb = form & 2, .m = 3000, .n = 65, .k = 40, .act = AG_ACT_GELU_ERF
+        };
         check_problem(&wide);
         check_problem(&tall);
     }
@@ -260,13 +319,19 @@ static void test_large(void **state)
 static void test_same_bits_for_any_threads(void **state)
 {
     (void)state;
-    static const int64_t shapes[][3] = { { 64, 384, 384 }, { 1024, 65, 384 }, { 384, 100, 700 }, { 64, 100, 784 },
-                                         { 1, 1536, 384 }, { 6, 700, 384 }, { 700, 700, 100 } };
+    static const int64_t shapes[][3] = { { 64, 384, 384 }, { 1024, 65, 384 }, { 384, 100, 700 },
+                                         { 64, 100, 784 }, { 1, 1536, 384 },  { 6, 700, 384 },
+                                         { 700, 700, 100 } };
     static const int threads[] = { 2, 3, 7 };
     for (int form = 0; form < 4; form++)
         for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
-            const problem p = { .ta = form & 1, .tb = form & 2, .m = shapes[s][0], .n = shapes[s][1],
-                                .k = shapes[s][2], .act = AG_ACT_GELU_TANH, .bias = true };
+            const problem p = { .ta = form & 1,
+                                .tb = form & 2,
+                                .m = shapes[s][0],
+                                .n = shapes[s][1],
+                                .k = shapes[s][2],
+                                .act = AG_ACT_GELU_TANH,
+                                .bias = true };
             operands o;
             setup_operands(&o, &p);
             const size_t bytes = sizeof(float) * (size_t)(p.m * o.g.ldc);
@@ -287,7 +352,8 @@ static void test_same_bits_for_any_threads(void **state)
         }
 }
 
-/* A row, or a column, alone or with others: the same bits (but for the dot products of a few rows). */
+/* A row, or a column, alone or with others: the same bits (but for the dot products of a few rows).
+ */
 static void test_same_bits_for_any_neighbours(void **state)
 {
     (void)state;
@@ -298,7 +364,9 @@ static void test_same_bits_for_any_neighbours(void **state)
         for (int t = 0; t < n_tables; t++) {
             run(tables[t], &o);
             float *small = alloc((size_t)(p.m * o.g.ldc), sizeof(float));
-            static const int64_t parts[][2] = { { 7, 1 }, { 7, 150 }, { 20, 49 }, { 499, 16 }, { 61, 3 } };
+            static const int64_t parts[][2] = {
+                { 7, 1 }, { 7, 150 }, { 20, 49 }, { 499, 16 }, { 61, 3 }
+            };
             for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
                 ag_gemm g = o.g;
                 g.m = parts[i][0];
@@ -306,7 +374,8 @@ static void test_same_bits_for_any_neighbours(void **state)
                 g.c = small;
                 tables[t]->gemm(&g);
                 for (int64_t r = 0; r < g.m; r++)
-                    assert_memory_equal(small + r * g.ldc, o.c + GUARD + r * g.ldc, sizeof(float) * (size_t)g.n);
+                    assert_memory_equal(small + r * g.ldc, o.c + GUARD + r * g.ldc,
+                                        sizeof(float) * (size_t)g.n);
             }
             free(small);
         }
@@ -327,7 +396,8 @@ static void *call_often(void *arg)
     me->same = true;
     for (int i = 0; i < 40; i++) {
         me->table->gemm(&me->o.g);
-        me->same &= memcmp(me->want, me->o.g.c, sizeof(float) * (size_t)(me->o.g.m * me->o.g.ldc)) == 0;
+        me->same &=
+            memcmp(me->want, me->o.g.c, sizeof(float) * (size_t)(me->o.g.m * me->o.g.ldc)) == 0;
     }
     return NULL;
 }
@@ -365,8 +435,9 @@ static void run_in_child(const ag_gemm *g, bool memory, float *ret)
     if (child == 0) {
         set_threads(1);
         const struct rlimit none = { 4096, 4096 };      /* less than there is: every mmap fails */
-        if (!memory && (setrlimit(RLIMIT_AS, &none) != 0 ||
-                        mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED))
+        if (!memory &&
+            (setrlimit(RLIMIT_AS, &none) != 0 ||
+             mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED))
             _exit(1);
         for (int t = 0; t < n_tables; t++) {
             ag_gemm mine = *g;
@@ -380,7 +451,8 @@ static void run_in_child(const ag_gemm *g, bool memory, float *ret)
     assert_int_equal(status, 0);
 }
 
-/* Must be the first test: this process may have no buffers, and no threads that a fork would lose. */
+/* Must be the first test: this process may have no buffers, and no threads that a fork would lose.
+ */
 static void test_no_memory(void **state)
 {
     (void)state;
@@ -388,18 +460,22 @@ static void test_no_memory(void **state)
     skip();
 #endif
     for (int form = 0; form < 4; form++) {
-        const problem p = { .ta = form & 1, .tb = form & 2, .m = 150, .n = 170, .k = 530, .bias = true };
+        const problem p = {
+            .ta = form & 1, .tb = form & 2, .m = 150, .n = 170, .k = 530, .bias = true
+        };
         operands o;
         setup_operands(&o, &p);
         const size_t bytes = sizeof(float) * (size_t)(n_tables * p.m * o.g.ldc);
-        float *with = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        float *with =
+            mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         assert_ptr_not_equal(with, MAP_FAILED);
         float *without = with + bytes / sizeof(float);
         run_in_child(&o.g, true, with);
         run_in_child(&o.g, false, without);
         assert_memory_equal(with, without, bytes);
         for (int64_t i = 0; i < p.m * p.n; i++)
-            assert_true(fabs((double)without[i] - o.sum[i]) <= 4 * u * o.scale[i] + u * fabs(o.sum[i]));
+            assert_true(fabs((double)without[i] - o.sum[i]) <=
+                        4 * u * o.scale[i] + u * fabs(o.sum[i]));
         munmap(with, 2 * bytes);
         release_operands(&o);
     }

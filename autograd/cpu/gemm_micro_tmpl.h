@@ -1,10 +1,12 @@
 /*
- * gemm_micro_tmpl.h -- the register tiles of the matrix product, their way out, and dot products for decoding.
+ * gemm_micro_tmpl.h -- the register tiles of the matrix product, their way out, and dot products
+ * for decoding.
  *
- * A tile holds up to MR x NV vectors of c in registers while k runs; per step of k it loads NV vectors of b and
- * broadcasts one number per row of a.  MR and NV fill the registers: MR * NV sums, NV vectors of b, the rest for
- * broadcasts.  Every height 1 .. MR and width 1 .. NV has its own function, so that no tile computes rows that do
- * not exist.  Whatever the tile, an element of c is the same chain of fused multiply-adds.
+ * A tile holds up to MR x NV vectors of c in registers while k runs; per step of k it loads NV
+ * vectors of b and broadcasts one number per row of a.  MR and NV fill the registers: MR * NV
+ * sums, NV vectors of b, the rest for broadcasts.  Every height 1 .. MR and width 1 .. NV has
+ * its own function, so that no tile computes rows that do not exist.  Whatever the tile, an
+ * element of c is the same chain of fused multiply-adds.
  */
 #ifndef AG_CPU_GEMM_MICRO_TMPL_H
 #define AG_CPU_GEMM_MICRO_TMPL_H
@@ -22,11 +24,13 @@ enum { MR = 4, NV = 2 };
 enum { NR = NV * VL };
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
-#define HIDE(pointer) __asm__("" : "+r"(pointer))       /* else GCC computes one for every row, and spills them */
+/* Without it GCC computes a pointer for every row beforehand, and spills them. */
+#define HIDE(pointer) __asm__("" : "+r"(pointer))
 
 /*
- * What to fetch into the L2 cache while tiles are computed: `rows` rows of `width` floats, `stride` apart; some
- * lines of it every STEP steps of k, so that packing, or the first pass over the next block, finds it there.
+ * What to fetch into the L2 cache while tiles are computed: `rows` rows of `width` floats,
+ * `stride` apart; some lines of it every STEP steps of k, so that packing, or the first pass
+ * over the next block, finds it there.
  */
 typedef struct ahead {
     const float *at;
@@ -52,20 +56,21 @@ ALWAYS_INLINE void fetch_ahead(ahead *f)
 }
 
 /*
- * c[mr, nv*VL] (+)= a @ b over kc steps.  Element (i, k) of a is a[i*ai + k*ak]: so a may be packed, or a matrix
- * as it lies in memory.  Row k of b starts at b + k*bk.
+ * c[mr, nv*VL] (+)= a @ b over kc steps.  Element (i, k) of a is a[i*ai + k*ak]: so a may be
+ * packed, or a matrix as it lies in memory.  Row k of b starts at b + k*bk.
  */
 typedef struct operands {
     int64_t kc, ai, ak, bk, ldc;
     bool    acc;
 } operands;
 
-typedef void tile_fn(const operands *o, const float *a, const float *b, float *c, const float *next_c, ahead *f);
+typedef void tile_fn(const operands *o, const float *a, const float *b, float *c,
+                     const float *next_c, ahead *f);
 
-ALWAYS_INLINE void tile(const int mr, const int nv, const operands *o, const float *a, const float *b, float *c,
-                        const float *next_c, ahead *f)
+ALWAYS_INLINE void tile(const int mr, const int nv, const operands *o, const float *a,
+                        const float *b, float *c, const float *next_c, ahead *f)
 {
-    enum { GROUPS = (MR + 2) / 3 };             /* one pointer serves three rows: x, x + ai, x + 2 ai */
+    enum { GROUPS = (MR + 2) / 3 }; /* one pointer serves three rows: x, x + ai, x + 2 ai */
     const int64_t ai = o->ai, ak = o->ak, bk = o->bk, ldc = o->ldc, kc = o->kc;
     const float *row[GROUPS];
     vf sum[MR][NV];
@@ -121,11 +126,11 @@ ALWAYS_INLINE void tile(const int mr, const int nv, const operands *o, const flo
     }
 }
 
-#define TILE(mr, nv)                                                                                        \
-    static void tile_##mr##_##nv(const operands *o, const float *a, const float *b, float *c,               \
-                                 const float *next_c, ahead *f)                                             \
-    {                                                                                                       \
-        tile(mr, nv, o, a, b, c, next_c, f);                                                                \
+#define TILE(mr, nv)                                                                            \
+    static void tile_##mr##_##nv(const operands *o, const float *a, const float *b, float *c,   \
+                                 const float *next_c, ahead *f)                                 \
+    {                                                                                           \
+        tile(mr, nv, o, a, b, c, next_c, f);                                                    \
     }
 #if defined(__AVX512F__)
 #define TILES(mr) TILE(mr, 1) TILE(mr, 2) TILE(mr, 3)
@@ -162,7 +167,8 @@ ALWAYS_INLINE vf activate(ag_act act, vf x)
 }
 
 /* The way out of up to VL sums x of row i, columns j ..: bias, pre, activation, residual. */
-ALWAYS_INLINE vf finish(const ag_gemm *g, const ag_act act, int64_t i, int64_t j, int64_t lanes, vf x)
+ALWAYS_INLINE vf finish(const ag_gemm *g, const ag_act act, int64_t i, int64_t j, int64_t lanes,
+                        vf x)
 {
     if (g->bias)
         x += vload_n((const float *)g->bias + j, lanes);
@@ -174,8 +180,8 @@ ALWAYS_INLINE vf finish(const ag_gemm *g, const ag_act act, int64_t i, int64_t j
     return x;
 }
 
-ALWAYS_INLINE void finish_all(const ag_gemm *g, const ag_act act, int64_t i0, int64_t rows, int64_t j0,
-                              int64_t cols)
+ALWAYS_INLINE void finish_all(const ag_gemm *g, const ag_act act, int64_t i0, int64_t rows,
+                              int64_t j0, int64_t cols)
 {
     for (int64_t i = i0; i < i0 + rows; i++)
         for (int64_t j = j0; j < j0 + cols; j += VL) {
@@ -203,8 +209,8 @@ static bool has_epilogue(const ag_gemm *g)
 }
 
 /*
- * c[i, j] (+)= dot of row i of a and row j of b (m few, a not transposed, b transposed): each row of b is read
- * once, as it lies.  A dot product has VL partial sums, added as a tree.
+ * c[i, j] (+)= dot of row i of a and row j of b (m few, a not transposed, b transposed): each
+ * row of b is read once, as it lies.  A dot product has VL partial sums, added as a tree.
  */
 enum { DOT_ROWS = 4, DOT_COLS = 4 };
 

@@ -1,8 +1,9 @@
 /*
- * gemm_pack_tmpl.h -- copies blocks of the operands of a matrix product into the order in which tiles read them.
+ * gemm_pack_tmpl.h -- copies blocks of the operands of a matrix product into the order in which
+ * tiles read them.
  *
- * A packed panel of b is [kc][NR], or [kc][VL] for the last few columns; a packed strip of a is [kc][height of the
- * tile].  Lanes beyond the matrix are zero.
+ * A packed panel of b is [kc][NR], or [kc][VL] for the last few columns; a packed strip of a is
+ * [kc][height of the tile].  Lanes beyond the matrix are zero.
  */
 #ifndef AG_CPU_GEMM_PACK_TMPL_H
 #define AG_CPU_GEMM_PACK_TMPL_H
@@ -20,7 +21,8 @@ ALWAYS_INLINE vf load_quads(const float *p, int64_t stride)
     x = _mm512_insertf32x4(x, _mm_loadu_ps(p + 2 * stride), 2);
     return (vf)_mm512_insertf32x4(x, _mm_loadu_ps(p + 3 * stride), 3);
 #elif defined(__AVX2__)
-    return (vf)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
+    return (vf)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)),
+                                    _mm_loadu_ps(p + stride), 1);
 #else
     (void)stride;
     return vload(p);
@@ -34,8 +36,10 @@ static const vi unpack_high = { 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 
 static const vi pairs_low   = { 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29 };
 static const vi pairs_high  = { 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31 };
 #elif defined(__AVX2__)
-static const vi unpack_low  = { 0, 8, 1, 9, 4, 12, 5, 13 }, unpack_high = { 2, 10, 3, 11, 6, 14, 7, 15 };
-static const vi pairs_low   = { 0, 1, 8, 9, 4, 5, 12, 13 }, pairs_high  = { 2, 3, 10, 11, 6, 7, 14, 15 };
+static const vi unpack_low  = { 0, 8, 1, 9, 4, 12, 5, 13 };
+static const vi unpack_high = { 2, 10, 3, 11, 6, 14, 7, 15 };
+static const vi pairs_low   = { 0, 1, 8, 9, 4, 5, 12, 13 };
+static const vi pairs_high  = { 2, 3, 10, 11, 6, 7, 14, 15 };
 #else
 static const vi unpack_low  = { 0, 4, 1, 5 }, unpack_high = { 2, 6, 3, 7 };
 static const vi pairs_low   = { 0, 1, 4, 5 }, pairs_high  = { 2, 3, 6, 7 };
@@ -46,8 +50,10 @@ ALWAYS_INLINE void transpose_4(const float *b, int64_t ldb, int64_t width, float
 {
     const vf x0 = load_quads(b, 4 * ldb), x1 = load_quads(b + ldb, 4 * ldb);
     const vf x2 = load_quads(b + 2 * ldb, 4 * ldb), x3 = load_quads(b + 3 * ldb, 4 * ldb);
-    const vf a0 = __builtin_shuffle(x0, x1, unpack_low), a1 = __builtin_shuffle(x0, x1, unpack_high);
-    const vf b0 = __builtin_shuffle(x2, x3, unpack_low), b1 = __builtin_shuffle(x2, x3, unpack_high);
+    const vf a0 = __builtin_shuffle(x0, x1, unpack_low),
+             a1 = __builtin_shuffle(x0, x1, unpack_high);
+    const vf b0 = __builtin_shuffle(x2, x3, unpack_low),
+             b1 = __builtin_shuffle(x2, x3, unpack_high);
     vstore(d, __builtin_shuffle(a0, b0, pairs_low));
     vstore(d + width, __builtin_shuffle(a0, b0, pairs_high));
     vstore(d + 2 * width, __builtin_shuffle(a1, b1, pairs_low));
@@ -55,7 +61,8 @@ ALWAYS_INLINE void transpose_4(const float *b, int64_t ldb, int64_t width, float
 }
 
 /* d[kc][width] = transpose of b[cols][kc], cols <= width */
-static void pack_b_transposed(const float *b, int64_t ldb, int64_t cols, int64_t kc, int64_t width, float *d)
+static void pack_b_transposed(const float *b, int64_t ldb, int64_t cols, int64_t kc, int64_t width,
+                              float *d)
 {
     int64_t v = 0;
     for (; v + VL <= cols; v += VL) {
@@ -78,7 +85,8 @@ static void pack_b_transposed(const float *b, int64_t ldb, int64_t cols, int64_t
 }
 
 /* d[kc][width] = b[kc][cols] */
-static void pack_b_plain(const float *b, int64_t ldb, int64_t cols, int64_t kc, int64_t width, float *d)
+static void pack_b_plain(const float *b, int64_t ldb, int64_t cols, int64_t kc, int64_t width,
+                         float *d)
 {
     if (cols == NR) {
         for (int64_t k = 0; k < kc; k++)
@@ -104,11 +112,13 @@ static void pack_b(const ag_gemm *g, int64_t k0, int64_t kc, int64_t j, int64_t 
 }
 
 /*
- * Rows i0 .. i0+rows of op(a) = transpose of a, k0 .. k0+kc, in strips of h rows: d[strip][kc][h].  A few steps of
- * k for all strips, then the next few: so each line of a is fetched once.  Whole vectors are written, each over
- * the excess of the one before, as long as they end within the strip.
+ * Rows i0 .. i0+rows of op(a) = transpose of a, k0 .. k0+kc, in strips of h rows:
+ * d[strip][kc][h].  A few steps of k for all strips, then the next few: so each line of a is
+ * fetched once.  Whole vectors are written, each over the excess of the one before, as long as
+ * they end within the strip.
  */
-static void pack_a(const ag_gemm *g, int64_t k0, int64_t kc, int64_t i0, int64_t rows, int64_t h, float *d)
+static void pack_a(const ag_gemm *g, int64_t k0, int64_t kc, int64_t i0, int64_t rows, int64_t h,
+                   float *d)
 {
     for (int64_t kb = 0; kb < kc; kb += STEP) {
         const int64_t ke = kb + STEP < kc ? kb + STEP : kc;
@@ -122,8 +132,10 @@ static void pack_a(const ag_gemm *g, int64_t k0, int64_t kc, int64_t i0, int64_t
                     for (int l = 0; l < PACK_WIDTH; l += VL)
                         vstore(strip + l, vload(a + l));
             for (; k < ke; k++, a += g->lda, strip += n)
-                for (int64_t l = 0; l < n; l += VL)
-                    vstore_n(strip + l, vload_n(a + l, n - l < VL ? n - l : VL), n - l < VL ? n - l : VL);
+                for (int64_t l = 0; l < n; l += VL) {
+                    const int64_t lanes = n - l < VL ? n - l : VL;
+                    vstore_n(strip + l, vload_n(a + l, lanes), lanes);
+                }
         }
     }
 }

@@ -1,25 +1,28 @@
 /*
- * gemm_tmpl.c -- the dense matrix product c (+)= op(a) op(b) of one instruction set, with its epilogue.
+ * gemm_tmpl.c -- the dense matrix product c (+)= op(a) op(b) of one instruction set, with its
+ * epilogue.
  *
- * The scheme of Goto and van de Geijn (ACM TOMS 34, 2008).  k is cut into equal blocks of at most KC
- * steps.  A block of b is packed into panels [kc][NR]; each panel passes over the strips of MR rows of
- * a block of a, which sits in the L2 cache.  Rows of a are read where they lie (a strip is then as many
- * streams as it has rows); only a transposed a is packed.  The epilogue runs over a tile that has just
- * received its last block.
+ * The scheme of Goto and van de Geijn (ACM TOMS 34, 2008).  k is cut into equal blocks of at
+ * most KC steps.  A block of b is packed into panels [kc][NR]; each panel passes over the strips
+ * of MR rows of a block of a, which sits in the L2 cache.  Rows of a are read where they lie (a
+ * strip is then as many streams as it has rows); only a transposed a is packed, unless its
+ * columns are short.  The epilogue runs over a tile that has just received its last block.
  *
- * Threads share the rows of c, and the panels of b, of as many blocks of k as the buffer holds: they
- * pack those together, meet, and go on alone.  Where c has few rows they share its columns, and each
- * packs its own panels just before the first use, without a barrier.
+ * Threads share the rows of c, and the panels of b, of as many blocks of k as the buffer holds:
+ * they pack those together, meet, and go on alone.  Where c has few rows they share its columns,
+ * and each packs its own panels just before the first use, without a barrier.
  *
- * Bits.  An element of c is a chain of fused multiply-adds per block of k, and the blocks are added in
- * order.  Blocks depend on k alone: so the result does not depend on the number of threads, on m or n,
- * on the tile, nor on whether a row comes alone or with others.  The exception is decoding: for
- * m <= DOT_M, a not transposed and b transposed, an element is a dot product with VL partial sums (the
- * same for all such m).  Error: a chain is at most KC long, and |error| <= 4 u sum |a b| for data of
- * mixed sign at any k; about 10 u sum |a b| where all products have one sign.
+ * Bits.  An element of c is a chain of fused multiply-adds per block of k, and the blocks are
+ * added in order.  Blocks depend on k alone: so the result does not depend on the number of
+ * threads, on m or n, on the tile, nor on whether a row comes alone or with others.  The
+ * exception is decoding: for m <= DOT_M, a not transposed and b transposed, an element is a dot
+ * product with VL partial sums (the same for all such m).  Error: a chain is at most KC long,
+ * and |error| <= 4 u sum |a b| for data of mixed sign at any k; below 32 u sum |a b| where all
+ * products have one sign.
  *
- * Kernels cannot fail: without memory for packing, one thread goes on with a panel and a strip on its
- * stack, with the same bits.  The same path serves a second caller while the buffers are in use.
+ * Kernels cannot fail: without memory for packing, one thread goes on with a panel and a strip
+ * on its stack, with the same bits.  The same path serves a second caller while the buffers are
+ * in use.
  */
 #include <stdatomic.h>
 #include <stddef.h>
@@ -35,6 +38,7 @@ enum {
     KC = 256,                        /* steps of k in a block, at most; a multiple of VL */
     MC = 192 / MR * MR,              /* rows of a block of a: 196 kB, a part of the L2 cache */
     NC = 3072 / NR * NR,             /* columns of a block of b: 3 MiB, shared in L3 */
+    A_DIRECT_K = 128,                /* up to here, a transposed a is read where it lies */
     DOT_M = 6,                       /* up to here, dot products beat packing */
     B_DIRECT_M = 112,                /* up to here, b is read where it lies */
     MIN_WORK = 1 << 17,              /* multiply-adds that are worth waking a thread for */
@@ -46,6 +50,7 @@ enum {
 typedef struct plan {
     int     threads;
     bool    by_cols;                 /* threads share columns of c, not rows */
+    bool    a_packed;                /* a transposed a, but for short columns, is packed */
     bool    b_direct;                /* full panels of b are read where they lie */
     int64_t kc;                      /* steps of a block of k, all but the last */
     int64_t mc, nc;                  /* most rows of a block of a, columns of a block of b */
@@ -58,8 +63,8 @@ typedef struct range { int64_t begin, end; } range;
 /* One block of k for some rows and columns of c. */
 typedef struct piece {
     int64_t k0, kc, i0, rows, j0, cols;
-    float  *panels;                  /* packed, or to be packed, from column j0 on */
-    bool    pack;                    /* these panels are this thread's own, and not packed yet */
+    float  *panels;                  /* packed, from column j0 on; or memory for one of them */
+    bool    pack;                    /* pack each panel before its use */
 } piece;
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -67,7 +72,10 @@ static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* The t-th of `parts` almost equal shares of 0 .. n-1. */
-static range share(int64_t n, int t, int parts) { return (range){ n * t / parts, n * (t + 1) / parts }; }
+static range share(int64_t n, int t, int parts)
+{
+    return (range){ n * t / parts, n * (t + 1) / parts };
+}
 
 static int team_rank(void)
 {
@@ -95,8 +103,8 @@ static void meet(int threads)
 }
 
 /* A tile narrower than its vectors goes through a buffer. */
-static void tile_narrow(const operands *o, int64_t rows, int64_t cols, const float *a, const float *b,
-                        float *c, ahead *f)
+static void tile_narrow(const operands *o, int64_t rows, int64_t cols, const float *a,
+                        const float *b, float *c, ahead *f)
 {
     _Alignas(64) float buffer[MR * NR] = { 0 };
     operands to_buffer = *o;
@@ -119,23 +127,29 @@ static void multiply(const ag_gemm *g, const plan *p, const piece *q, float *pac
 {
     const int64_t h = ceil_div(q->rows, ceil_div(q->rows, MR));
     const bool last = q->k0 + q->kc == g->k && has_epilogue(g);
-    operands o = { .kc = q->kc, .ldc = g->ldc, .acc = g->acc || q->k0 > 0, .ai = g->ta ? 1 : g->lda };
-    if (g->ta)
+    operands o = {
+        .kc = q->kc, .ldc = g->ldc, .acc = g->acc || q->k0 > 0, .ai = g->ta ? 1 : g->lda
+    };
+    const float *a =
+        (const float *)g->a + (g->ta ? q->i0 + q->k0 * g->lda : q->i0 * g->lda + q->k0);
+    int64_t per_row = g->ta ? 1 : g->lda;               /* from strip to strip, times h */
+    if (p->a_packed) {
         pack_a(g, q->k0, q->kc, q->i0, q->rows, h, packed_a);
-    const float *a = g->ta ? packed_a : (const float *)g->a + q->i0 * g->lda + q->k0;
-    const int64_t per_row = g->ta ? q->kc : g->lda;              /* from strip to strip, times h */
+        a = packed_a;
+        per_row = q->kc;
+    }
     for (int64_t j = q->j0; j < q->j0 + q->cols; j += NR) {
         const int64_t n = min64(NR, q->j0 + q->cols - j);
         const bool direct = p->b_direct && n == NR;
-        const float *b = direct ? (const float *)g->b + q->k0 * g->ldb + j
-                                : q->panels + (j - q->j0) * q->kc;
+        float *panel = q->panels + (q->pack ? 0 : (j - q->j0) * q->kc);
+        const float *b = direct ? (const float *)g->b + q->k0 * g->ldb + j : panel;
         if (q->pack && !direct)
-            pack_b(g, q->k0, q->kc, j, n, q->panels + (j - q->j0) * q->kc);
+            pack_b(g, q->k0, q->kc, j, n, panel);
         o.bk = direct ? g->ldb : AG_ALIGN_UP(n, VL);
         for (int64_t i = 0; i < q->rows; i += h) {
             const int64_t m = min64(h, q->rows - i);
             float *top = (float *)g->c + q->i0 * g->ldc + j, *c = top + i * g->ldc;
-            o.ak = g->ta ? m : 1;
+            o.ak = p->a_packed ? m : g->ta ? g->lda : 1;
             if (n % VL == 0)
                 tiles[m - 1][n / VL - 1](&o, a + i * per_row, b, c,
                                          i + h < q->rows ? c + h * g->ldc : top + NR, f);
@@ -150,7 +164,8 @@ static void multiply(const ag_gemm *g, const plan *p, const piece *q, float *pac
 /* What piece `next` will read of a, to be fetched while `now` is computed. */
 static ahead fetch_plan(const ag_gemm *g, const piece *now, const piece *next)
 {
-    const int64_t steps = ceil_div(now->rows, MR) * ceil_div(now->cols, NR) * ceil_div(now->kc, STEP);
+    const int64_t steps =
+        ceil_div(now->rows, MR) * ceil_div(now->cols, NR) * ceil_div(now->kc, STEP);
     const int64_t width = g->ta ? next->rows : next->kc, height = g->ta ? next->kc : next->rows;
     const float *a = g->a;
     a += g->ta ? next->k0 * g->lda + next->i0 : next->i0 * g->lda + next->k0;
@@ -158,19 +173,18 @@ static ahead fetch_plan(const ag_gemm *g, const piece *now, const piece *next)
                     .lines = ceil_div(height * ceil_div(width, LINE), max64(1, steps)) };
 }
 
-/* Blocks of k in `ks` and columns j0 .. j0+cols for the rows of this thread, in blocks of mc rows. */
-static void multiply_rows(const ag_gemm *g, const plan *p, range ks, range rows, piece q, int64_t width,
-                          float *packed_a)
+/* Blocks of k in `ks`, columns j0 .. j0+cols and the rows of this thread, in blocks of mc rows. */
+static void multiply_rows(const ag_gemm *g, const plan *p, range ks, range rows, piece q,
+                          int64_t width, float *packed_a)
 {
     float *panels = q.panels;
     const int64_t n = rows.end - rows.begin, blocks = max64(1, ceil_div(n, p->mc));
     const int64_t mc = min64(p->mc, AG_ALIGN_UP(ceil_div(n, blocks), MR));
     for (q.i0 = rows.begin; q.i0 < rows.end; q.i0 += mc) {
         q.rows = min64(mc, rows.end - q.i0);
-        q.pack = p->by_cols && q.i0 == rows.begin;
         for (q.k0 = ks.begin; q.k0 == ks.begin || q.k0 < ks.end; q.k0 += p->kc) {
             q.kc = min64(p->kc, ks.end - q.k0);
-            q.panels = panels + (q.k0 - ks.begin) * width;
+            q.panels = panels + (q.pack ? 0 : (q.k0 - ks.begin) * width);
             piece next = q;
             next.k0 = q.k0 + q.kc < ks.end ? q.k0 + q.kc : ks.begin;
             next.i0 = next.k0 > q.k0 ? q.i0 : q.i0 + mc;
@@ -196,8 +210,8 @@ static void work(const ag_gemm *g, const plan *p, int t, int threads)
         for (int64_t kg = 0; kg == 0 || kg < g->k; kg += group) {
             const range ks = { kg, min64(g->k, kg + group) };
             if (p->by_cols) {
-                const piece q = { .j0 = cols.begin, .cols = cols.end - cols.begin,
-                                  .panels = p->packed_b + own.begin * grain * p->kc };
+                const piece q = { .j0 = cols.begin, .cols = cols.end - cols.begin, .pack = true,
+                                  .panels = p->packed_b + (int64_t)t * NR * KC };
                 multiply_rows(g, p, ks, rows, q, width, packed_a);
                 continue;
             }
@@ -272,8 +286,8 @@ static int threads_for(int64_t m, int64_t n, int64_t k)
 /* By columns where rows are few and every thread gets about as many vectors. */
 static bool split_columns(const ag_gemm *g, int threads)
 {
-    const int64_t vectors = ceil_div(g->n, VL);
-    return g->m <= MC && ceil_div(vectors, threads) * threads * 4 <= vectors * 5;
+    const int64_t vectors = ceil_div(g->n, VL), most = ceil_div(vectors, threads);
+    return g->m <= MC && threads <= NC / NR && most * threads * 4 <= vectors * 5;
 }
 
 void AG_NAME(gemm)(const ag_gemm *g)
@@ -291,6 +305,7 @@ void AG_NAME(gemm)(const ag_gemm *g)
         return;
     }
     p.kc = AG_ALIGN_UP(ceil_div(max64(1, g->k), max64(1, ceil_div(g->k, KC))), VL);
+    p.a_packed = g->ta && g->k > A_DIRECT_K;
     p.by_cols = split_columns(g, p.threads);
     p.b_direct = !g->tb && g->m <= B_DIRECT_M && (p.by_cols || p.threads == 1);
     float *space = NULL;

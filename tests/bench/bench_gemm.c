@@ -3,10 +3,11 @@
  *
  *   bench_gemm [THREADS [M ...]]
  *
- * Five layer shapes (N, K), three forms: forward y[M,N] = x w^T, input gradient dx[M,K] = dy w, weight gradient
- * dw[N,K] = dy^T x.  Contestants take turns within each repetition, so that a noisy neighbour hits all of them;
- * figures are medians, with the distance between the quartiles in percent.  Below M = 64 only forward is run.
- * TULLE_HAVE_DNNL and TULLE_HAVE_OPENBLAS say which peers are linked; OPENBLAS_CORETYPE must not be set.
+ * Five layer shapes (N, K), three forms: forward y[M,N] = x w^T, input gradient dx[M,K] = dy w,
+ * weight gradient dw[N,K] = dy^T x.  Contestants take turns within each repetition, so that a
+ * noisy neighbour hits all of them; figures are medians, with the distance between the quartiles
+ * in percent.  Below M = 64 only forward is run. TULLE_HAVE_DNNL and TULLE_HAVE_OPENBLAS say
+ * which peers are linked; OPENBLAS_CORETYPE must not be set.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -139,9 +140,10 @@ static float *numbers(int64_t n)
     return x;
 }
 
-/* The product of a form; y holds dy, x holds the input, w the weights: dx and dw get memory of their own. */
-static ag_gemm product(int form, int64_t m, int64_t n, int64_t k, float *const x[2], float *const w[2],
-                       float *const y[2])
+/* The product of a form; y holds dy, x holds the input, w the weights: dx and dw get memory of
+ * their own. */
+static ag_gemm product(int form, int64_t m, int64_t n, int64_t k, float *const x[2],
+                       float *const w[2], float *const y[2])
 {
     switch (form) {
     case 0:  return (ag_gemm){ .tb = true, .m = m, .n = n, .k = k, .a = x[0], .lda = k, .b = w[0],
@@ -217,7 +219,8 @@ static void bench_m(int64_t m, float *const x[2], float *const w[2], float *cons
                 total[p] += mid;
             }
             if (m < 64)
-                printf("  %.1f GB/s of weights", (double)(n * k) * sizeof(float) / median(t[0]) * 1e-9);
+                printf("  %.1f GB/s of weights",
+                       (double)(n * k) * sizeof(float) / median(t[0]) * 1e-9);
             printf("\n");
             fflush(stdout);
             flop += work;
@@ -257,7 +260,8 @@ int main(int argc, char **argv)
     float *const x[2] = { numbers(most * 1536), numbers(most * 1536) };
     float *const y[2] = { numbers(most * 1536), numbers(most * 1536) };
     float *const w[2] = { numbers(1536 * 384), numbers(1536 * 384) };
-    printf("table %s, %d threads, medians of %d turns (quartile distance)\n", kernels->name, threads, REPS);
+    printf("table %s, %d threads, medians of %d turns (quartile distance)\n", kernels->name,
+           threads, REPS);
     for (int i = 0; i < (argc > 2 ? argc - 2 : n_usual); i++)
         bench_m(argc > 2 ? atoll(argv[i + 2]) : usual[i], x, w, y);
     for (int i = 0; i < 2; i++) {
