@@ -39,7 +39,7 @@ enum {
     MC = 192 / MR * MR,              /* rows of a block of a: 196 kB, a part of the L2 cache */
     NC = 3072 / NR * NR,             /* columns of a block of b: 3 MiB, shared in L3 */
     A_DIRECT_K = 128,                /* up to here, a transposed a is read where it lies */
-    DOT_M = 6,                       /* up to here, dot products beat packing */
+    DOT_M = 16,                      /* up to here, dot products beat packing */
     B_DIRECT_M = 112,                /* up to here, b is read where it lies */
     MIN_WORK = 1 << 17,              /* multiply-adds that are worth waking a thread for */
     MAX_THREADS = 256,
