@@ -1,13 +1,13 @@
 /*
- * kernels.h -- what a device must be able to do: one table of function pointers per (device, instruction
- * set, number type).
+ * kernels.h -- what a device must be able to do: one table of function pointers per (device,
+ * instruction set, number type).
  *
- * Kernels know pointers and sizes, nothing of tensors, tapes or ops, and cannot fail.  Data pointers are
- * void: they point to the number type of the table, f32 or f64 (indices: int32_t).  A parameter `acc` says
- * how an output is written: true adds to it, false overwrites it (its bytes may be garbage before).
- * ag_kernels_ref(dtype), textbook C in cpu/ref_tmpl.c, is the specification; every other table is tested against
- * it (tests/test_kernels.c).  Results have the same bits for any number of threads: parallel over outputs,
- * reductions in fixed chunks.
+ * Kernels know pointers and sizes, nothing of tensors, tapes or ops, and cannot fail.  Data
+ * pointers are void: they point to the number type of the table, f32 or f64 (indices: int32_t).  A
+ * parameter `acc` says how an output is written: true adds to it, false overwrites it (its bytes
+ * may be garbage before).  ag_kernels_ref(dtype), textbook C in cpu/ref_tmpl.c, is the
+ * specification; every other table is tested against it (tests/test_kernels.c).  Results have the
+ * same bits for any number of threads: parallel over outputs, reductions in fixed chunks.
  */
 #ifndef AG_KERNELS_H
 #define AG_KERNELS_H
@@ -31,19 +31,21 @@ enum ag_binary_id {
 };
 
 typedef void (*ag_unary_fwd)(int64_t n, const void *x, void *y);
-typedef void (*ag_unary_bwd)(int64_t n, const void *x, const void *y, const void *dy, void *dx, bool acc);
+typedef void (*ag_unary_bwd)(int64_t n, const void *x, const void *y, const void *dy, void *dx,
+                             bool acc);
 typedef void (*ag_binary_fwd)(int64_t n, const void *a, const void *b, void *y);
-typedef void (*ag_binary_bwd)(int64_t n, const void *a, const void *b, const void *y, const void *dy,
-                              void *da, bool acc_a, void *db, bool acc_b);     /* da, db may be NULL */
+/* da, db may be NULL */
+typedef void (*ag_binary_bwd)(int64_t n, const void *a, const void *b, const void *y,
+                              const void *dy, void *da, bool acc_a, void *db, bool acc_b);
 
 /* Activations that a matrix product applies on its way out. */
-typedef enum ag_act { AG_ACT_NONE, AG_ACT_RELU, AG_ACT_GELU_TANH, AG_ACT_GELU_ERF, AG_ACT_GELU_QUICK,
-                      AG_ACT_COUNT } ag_act;
+typedef enum ag_act { AG_ACT_NONE, AG_ACT_RELU, AG_ACT_GELU_TANH, AG_ACT_GELU_ERF,
+                      AG_ACT_GELU_QUICK, AG_ACT_COUNT } ag_act;
 
 /*
- * c[m,n] (+)= op(a)[m,k] @ op(b)[k,n], op = transpose where ta, tb is set; row-major, ld* = elements
- * between rows as stored (a is [m,k], or [k,m] when ta).  Then, with acc = false only, each element goes
- * through:  + bias[n], stored to pre, activation, + residual.
+ * c[m,n] (+)= op(a)[m,k] @ op(b)[k,n], op = transpose where ta, tb is set; row-major, ld* =
+ * elements between rows as stored (a is [m,k], or [k,m] when ta).  Then, with acc = false only,
+ * each element goes through:  + bias[n], stored to pre, activation, + residual.
  */
 typedef struct ag_gemm {
     bool    ta, tb, acc;
@@ -52,16 +54,18 @@ typedef struct ag_gemm {
     const void *b; int64_t ldb;
     void       *c; int64_t ldc;
     const void *bias;                /* [n] or NULL */
-    void       *pre;                 /* [m,n] with ldc, or NULL: the value that the activation sees */
+    void       *pre;                 /* [m,n] with ldc, or NULL: the value that the activation
+                                      * sees */
     ag_act      act;
     const void *residual;            /* [m,n] with ldc, or NULL */
 } ag_gemm;
 
 /*
  * Multi-head attention, o = softmax(scale q k^T) v per head.  Position t of batch item b starts at
- * q + b*q_batch + t*q_row; head h's part is at + h*d_qk in it (k the same, v and o with d_v).  Causal: query i
- * sees keys 0 .. i + q_pos0.  A query with no key gives o = 0 and zero gradients.  Dropout applies to the
- * softmax (kept entries times 1/(1-drop)); its noise is a matrix [batch*heads*tq, tk], row (b*heads + h)*tq + i.
+ * q + b*q_batch + t*q_row; head h's part is at + h*d_qk in it (k the same, v and o with d_v).
+ * Causal: query i sees keys 0 .. i + q_pos0.  A query with no key gives o = 0 and zero gradients.
+ * Dropout applies to the softmax (kept entries times 1/(1-drop)); its noise is a matrix
+ * [batch*heads*tq, tk], row (b*heads + h)*tq + i.
  */
 typedef struct ag_attention {
     int64_t batch, heads, tq, tk, d_qk, d_v;
@@ -74,7 +78,7 @@ typedef struct ag_attention {
     const void *k; int64_t k_row, k_batch;
     const void *v; int64_t v_row, v_batch;
     void *o;       int64_t o_row, o_batch;
-    void *lse;                       /* [batch,heads,tq], log of the sum of exp of a row; -inf if it has no key */
+    void *lse;         /* [batch,heads,tq], log of the sum of exp of a row; -inf if it has no key */
 } ag_attention;
 
 typedef struct ag_attention_grad {   /* dq, dk, dv are laid out as q, k, v; do_ as o */
@@ -85,11 +89,13 @@ typedef struct ag_attention_grad {   /* dq, dk, dv are laid out as q, k, v; do_ 
 } ag_attention_grad;
 
 /*
- * The 1-in-N controller (2111.12763 section 3.1; Gumbel-softmax 1611.01144).  z[rows, blocks*N]; per block
+ * The 1-in-N controller (2111.12763 section 3.1; Gumbel-softmax 1611.01144).  z[rows, blocks*N];
+ * per block
  *   relaxed false:  p = softmax(z),           choice = argmax(log p + temperature * g)   (trax)
  *   relaxed true:   p = softmax((z + g)/t),   choice = argmax(z + g)                     (standard)
- * with g = -log(-log u), u uniform, clamped to [1e-6, 1-1e-6]; no noise where temperature is 0 (relaxed
- * then means t = 1).  The mask is p (soft) or one-hot of the choice (hard); ties go to the lowest index.
+ * with g = -log(-log u), u uniform, clamped to [1e-6, 1-1e-6]; no noise where temperature is 0
+ * (relaxed then means t = 1).  The mask is p (soft) or one-hot of the choice (hard); ties go to the
+ * lowest index.
  */
 typedef struct ag_controller {
     int64_t rows, blocks, n;
@@ -109,35 +115,41 @@ typedef struct ag_kernels {
 
     void (*gemm)(const ag_gemm *g);
 
-    /* dx[m,n] = dy * act'(pre); relu may be given y for pre.  And, where db is not NULL, db[n] (+)= column
-     * sums of dx.  dx may be NULL (only the sums) and may be dy itself. */
+    /* dx[m,n] = dy * act'(pre); relu may be given y for pre.  And, where db is not NULL,
+     * db[n] (+)= column sums of dx.  dx may be NULL (only the sums) and may be dy itself. */
     void (*act_bwd)(ag_act act, int64_t m, int64_t n, const void *pre, const void *dy, void *dx,
                     void *db, bool acc_db);
 
     void (*fill)(int64_t n, double value, void *y);
     void (*add)(int64_t n, const void *x, void *y);                       /* y += x */
-    void (*scale)(int64_t n, double alpha, const void *x, void *y, bool acc);     /* y (+)= alpha x */
-    void (*add_scalar)(int64_t n, double alpha, const void *c, void *y, bool acc);/* y[n] (+)= alpha c[0] */
+    /* y (+)= alpha x */
+    void (*scale)(int64_t n, double alpha, const void *x, void *y, bool acc);
+    /* y[n] (+)= alpha c[0] */
+    void (*add_scalar)(int64_t n, double alpha, const void *c, void *y, bool acc);
     void (*sum)(int64_t n, double alpha, const void *x, void *y);         /* y[1] = alpha sum(x) */
     void (*row_sum)(int64_t m, int64_t n, const void *x, void *y);        /* y[m] = sum of row */
-    void (*row_add)(int64_t m, int64_t n, const void *dy, void *dx, bool acc);    /* dx[m,n] (+)= dy[m] */
+    /* dx[m,n] (+)= dy[m] */
+    void (*row_add)(int64_t m, int64_t n, const void *dy, void *dx, bool acc);
 
-    /* y = (x - mean) * rstd * gain + bias over rows of n; gain, bias may be NULL.  mean, rstd [m] are kept. */
+    /* y = (x - mean) * rstd * gain + bias over rows of n; gain, bias may be NULL.  mean, rstd [m]
+     * are kept. */
     void (*layernorm_fwd)(int64_t m, int64_t n, double eps, const void *x, const void *gain,
                           const void *bias, void *y, void *mean, void *rstd);
     /* dgain[n], dbias[n] are added to; each of dx, dgain, dbias may be NULL */
     void (*layernorm_bwd)(int64_t m, int64_t n, const void *x, const void *gain, const void *mean,
-                          const void *rstd, const void *dy, void *dx, bool acc_dx, void *dgain, void *dbias);
+                          const void *rstd, const void *dy, void *dx, bool acc_dx, void *dgain,
+                          void *dbias);
 
     void (*softmax_fwd)(int64_t m, int64_t n, bool log, const void *x, void *y);
-    void (*softmax_bwd)(int64_t m, int64_t n, bool log, const void *y, const void *dy, void *dx, bool acc);
+    void (*softmax_bwd)(int64_t m, int64_t n, bool log, const void *y, const void *dy, void *dx,
+                        bool acc);
 
     /* y[m,d] = table[ids[m], d] + pos[(pos0 + row % t), d]; pos may be NULL. */
-    void (*embedding_fwd)(int64_t m, int64_t d, const int32_t *ids, const void *table, const void *pos,
-                          int64_t t, int64_t pos0, void *y);
+    void (*embedding_fwd)(int64_t m, int64_t d, const int32_t *ids, const void *table,
+                          const void *pos, int64_t t, int64_t pos0, void *y);
     /* dtable[v,d] += rows of dy, dpos[.,d] += likewise, in the order of rows; either may be NULL */
-    void (*embedding_bwd)(int64_t m, int64_t d, const int32_t *ids, const void *dy, int64_t t, int64_t pos0,
-                          void *dtable, void *dpos);
+    void (*embedding_bwd)(int64_t m, int64_t d, const int32_t *ids, const void *dy, int64_t t,
+                          int64_t pos0, void *dtable, void *dpos);
 
     /* y[r] = x[idx[r]] over rows of n; backward dx[idx[r]] += dy[r] in the order of r */
     void (*gather_fwd)(int64_t m, int64_t n, const int32_t *idx, const void *x, void *y);
@@ -145,31 +157,37 @@ typedef struct ag_kernels {
     /* y[r] = x[r, idx[r]]; backward dx[r, idx[r]] += dy[r] */
     void (*pick_fwd)(int64_t m, int64_t n, const int32_t *idx, const void *x, void *y);
     void (*pick_bwd)(int64_t m, int64_t n, const int32_t *idx, const void *dy, void *dx);
-    void (*argmax)(int64_t m, int64_t n, const void *x, int32_t *idx);    /* ties: the lowest index */
+    void (*argmax)(int64_t m, int64_t n, const void *x, int32_t *idx);  /* ties: the lowest index */
 
-    /* y = residual + x * keep / (1 - p) over [m,n]; residual may be NULL; dx (+)= dy * keep / (1 - p) */
+    /* y = residual + x * keep / (1 - p) over [m,n]; residual may be NULL;
+     * dx (+)= dy * keep / (1 - p) */
     void (*dropout_fwd)(int64_t m, int64_t n, double p, const ag_noise *z, const void *x,
                         const void *residual, void *y);
-    void (*dropout_bwd)(int64_t m, int64_t n, double p, const ag_noise *z, const void *dy, void *dx, bool acc);
+    void (*dropout_bwd)(int64_t m, int64_t n, double p, const ag_noise *z, const void *dy, void *dx,
+                        bool acc);
 
     void (*attention_fwd)(const ag_attention *a);
     void (*attention_bwd)(const ag_attention *a, const ag_attention_grad *g);
 
-    /* loss[0] = mean over rows with target >= 0 of lse(x) - x[target]; lse[m] is kept.  No such row: loss 0. */
-    void (*xent_fwd)(int64_t m, int64_t n, const void *x, const int32_t *target, void *lse, void *loss);
+    /* loss[0] = mean over rows with target >= 0 of lse(x) - x[target]; lse[m] is kept.  No such
+     * row: loss 0. */
+    void (*xent_fwd)(int64_t m, int64_t n, const void *x, const int32_t *target, void *lse,
+                     void *loss);
     void (*xent_bwd)(int64_t m, int64_t n, const void *x, const int32_t *target, const void *lse,
                      const void *dloss, void *dx, bool acc);
 
-    void (*controller_fwd)(const ag_controller *c, const void *z, void *mask, int32_t *choice, void *p);
+    void (*controller_fwd)(const ag_controller *c, const void *z, void *mask, int32_t *choice,
+                           void *p);
     /* dz (+)= p * (dmask - sum(p dmask)) per block, times 1/temperature when relaxed with noise */
-    void (*controller_bwd)(const ag_controller *c, const void *p, const void *dmask, void *dz, bool acc);
+    void (*controller_bwd)(const ag_controller *c, const void *p, const void *dmask, void *dz,
+                           bool acc);
 } ag_kernels;
 
 /* Plain C, one thread: the specification. */
 const ag_kernels *ag_kernels_ref(ag_dtype dtype);
 
-/* The best table for this machine; TULLE_ISA = ref | base | avx2 | avx512 forces one.  NULL with *ret_why
- * set if that names an unknown or unavailable one.  f64 is always served by ref. */
+/* The best table for this machine; TULLE_ISA = ref | base | avx2 | avx512 forces one.  NULL with
+ * *ret_why set if that names an unknown or unavailable one.  f64 is always served by ref. */
 const ag_kernels *ag_kernels_best(ag_dtype dtype, const char **ret_why);
 
 /* Every f32 table that this machine can run, for tests: up to max of them.  Returns how many. */

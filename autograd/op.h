@@ -1,9 +1,11 @@
 /*
- * op.h -- what an operation is: a name, a shape rule, a forward, a backward and the samples it is tested
- * on.  One `const ag_op` per op, in the file under ops/ that has its mathematics; ops.def lists them.
+ * op.h -- what an operation is: a name, a shape rule, a forward, a backward and the samples it is
+ * tested on.  One `const ag_op` per op, in the file under ops/ that has its mathematics; ops.def
+ * lists them.
  *
- * To add an op: ops/NAME.c with the ag_op and the function that models call, a line in ops.def, a prototype in ops.h.
- * Gradient check, accumulation check, device against reference, error cases and the op page follow from the table.
+ * To add an op: ops/NAME.c with the ag_op and the function that models call, a line in ops.def, a
+ * prototype in ops.h.  Gradient check, accumulation check, device against reference, error cases
+ * and the op page follow from the table.
  */
 #ifndef AG_OP_H
 #define AG_OP_H
@@ -48,7 +50,8 @@ typedef struct ag_sample {           /* inputs on which every test runs the op *
     int32_t  int_lo, int_hi;         /* integer inputs are drawn from int_lo .. int_hi - 1 */
     ag_attr  attr;
     int      bad;                    /* 0, or the AG_E* code with which the op must refuse */
-    bool     surrogate;              /* backward is on purpose not the derivative (straight-through) */
+    bool     surrogate;              /* backward is on purpose not the derivative
+                                      * (straight-through) */
 } ag_sample;
 
 typedef struct ag_op {
@@ -58,16 +61,20 @@ typedef struct ag_op {
     unsigned optional;               /* bit i: input i may be NULL */
     unsigned integer_in;             /* bit i: input i holds int32 indices */
     unsigned integer_out;            /* bit i: output i does */
-    unsigned passes;                 /* bit i: input i gets the gradient of out[0] as it is (ag_grad_pass) */
+    unsigned passes;                 /* bit i: input i gets the gradient of out[0] as it is
+                                      * (ag_grad_pass) */
     bool     alias;                  /* out[0] shares the data of in[0]; there is no forward */
     /* Set out[0 .. n_out-1], or return ag_fail() on inputs that do not fit. */
     int  (*shape)(ag_call *c, ag_shape *out);
-    void (*forward)(ag_call *c);     /* the bytes of out are garbage before; may ag_fail() on bad indices */
-    void (*backward)(ag_call *c);    /* out[i]->grad is there; writes through ag_grad_of() and its like */
+    void (*forward)(ag_call *c);     /* the bytes of out are garbage before; may ag_fail() on bad
+                                      * indices */
+    void (*backward)(ag_call *c);    /* out[i]->grad is there; writes through ag_grad_of() and its
+                                      * like */
     const char *nondiff;             /* why there is no backward; NULL if there is one */
     size_t (*saved_bytes)(const ag_call *c);   /* NULL: none */
     int64_t (*flops)(const ag_call *c);        /* of forward; NULL: one per element of out[0] */
-    int      id;                     /* index into kernels.unary_* / binary_*, those families only */
+    int      id;                     /* index into kernels.unary_* / binary_*, those families
+                                      * only */
     /* Fills sample i; false: there is no i-th.  ag_digit() decodes i into choices. */
     bool (*sample)(int64_t i, ag_sample *s);
 } ag_op;
@@ -79,21 +86,23 @@ typedef struct ag_op {
 extern const ag_op *const ag_op_table[];
 extern const int ag_op_count;
 
-/* Runs op on the inputs (n_in of them, absent ones NULL), records it, returns out[0]; out[1] through ret_second
- * unless that is NULL. */
-ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN], const ag_attr *attr,
-                    ag_tensor **ret_second);
+/* Runs op on the inputs (n_in of them, absent ones NULL), records it, returns out[0]; out[1]
+ * through ret_second unless that is NULL. */
+ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN],
+                    const ag_attr *attr, ag_tensor **ret_second);
 
-/* --- for backward functions ---------------------------------------------------------------------- */
+/* --- for backward functions ------------------------------------------------------------------- */
 
-/* Where the gradient of input i goes, NULL if none is wanted.  *ret_acc: add to it, else overwrite it. */
+/* Where the gradient of input i goes, NULL if none is wanted.  *ret_acc: add to it, else overwrite
+ * it. */
 void *ag_grad_of(ag_call *c, int i, bool *ret_acc);
 /* The same for kernels that only add: cleared if it was garbage. */
 void *ag_grad_add(ag_call *c, int i);
-/* The gradient of out[0] is also that of input i: added, or handed over with its memory.  Do this last:
- * out[0]->grad is gone afterwards. */
+/* The gradient of out[0] is also that of input i: added, or handed over with its memory.  Do this
+ * last: out[0]->grad is gone afterwards. */
 void ag_grad_pass(ag_call *c, int i);
-/* Memory until the end of this forward or backward; NULL (and an error on the tape) if there is none. */
+/* Memory until the end of this forward or backward; NULL (and an error on the tape) if there is
+ * none. */
 void *ag_scratch(ag_tape *t, size_t bytes);
 
 /* The noise of a matrix of `rows` rows at a site, for this part of the batch. */

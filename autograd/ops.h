@@ -1,8 +1,8 @@
 /*
  * ops.h -- the operations a model is written with.
  *
- * Each runs at once on the tape and returns its output, a NaN scalar if the tape has an error.  [..,n] is a tensor of
- * any number of dimensions whose last one is n; "rows" are all but the last.
+ * Each runs at once on the tape and returns its output, a NaN scalar if the tape has an error.
+ * [..,n] is a tensor of any number of dimensions whose last one is n; "rows" are all but the last.
  */
 #ifndef AG_OPS_H
 #define AG_OPS_H
@@ -24,10 +24,11 @@ ag_tensor *ag_linear(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *bias, ag
                      ag_tensor *residual);
 /* rows of x[..,n] to zero mean and unit variance, times gain[n], plus bias[n] (each may be NULL) */
 ag_tensor *ag_layernorm(ag_tape *t, ag_tensor *x, ag_tensor *gain, ag_tensor *bias, double eps);
-/* table[ids[b,t]] + pos[pos0 + t] -> [b,t,d]; table [v,d], pos [p,d] or NULL, ids int32 [b,t].  AG_ERANGE for an id
- * outside the table. */
+/* table[ids[b,t]] + pos[pos0 + t] -> [b,t,d]; table [v,d], pos [p,d] or NULL, ids int32 [b,t].
+ * AG_ERANGE for an id outside the table. */
 ag_tensor *ag_embedding(ag_tape *t, ag_tensor *ids, ag_tensor *table, ag_tensor *pos, int64_t pos0);
-/* residual + x * keep / (1 - p), keep with probability 1 - p, noise of `site`; residual may be NULL */
+/* residual + x * keep / (1 - p), keep with probability 1 - p, noise of `site`; residual may be
+ * NULL */
 ag_tensor *ag_dropout(ag_tape *t, ag_tensor *x, ag_tensor *residual, double p, uint32_t site);
 
 typedef struct ag_attention_options {
@@ -37,47 +38,57 @@ typedef struct ag_attention_options {
     double   drop;                   /* probability of dropout on the softmax */
     uint32_t site;                   /* of its noise */
 } ag_attention_options;
-/* softmax(q k^T / sqrt(d_qk)) v per head: q [b,tq,heads*d_qk], k [b,tk,heads*d_qk], v [b,tk,heads*d_v] -> [b,tq,heads*d_v] */
-ag_tensor *ag_attend(ag_tape *t, ag_tensor *q, ag_tensor *k, ag_tensor *v, const ag_attention_options *o);
+/* softmax(q k^T / sqrt(d_qk)) v per head: q [b,tq,heads*d_qk], k [b,tk,heads*d_qk], v
+ * [b,tk,heads*d_v] -> [b,tq,heads*d_v] */
+ag_tensor *ag_attend(ag_tape *t, ag_tensor *q, ag_tensor *k, ag_tensor *v,
+                     const ag_attention_options *o);
 /* The same from one tensor qkv [b,t,heads*(2*d_qk+d_v)]: all q, then all k, then all v. */
 ag_tensor *ag_attend_qkv(ag_tape *t, ag_tensor *qkv, const ag_attention_options *o);
 
 /* Keys and values of earlier positions, for decoding. */
 typedef struct ag_kv_cache ag_kv_cache;
 /* For `layers` layers, batch sequences of at most `capacity` positions; NULL: out of memory. */
-ag_kv_cache *ag_kv_cache_new(ag_dtype dtype, int layers, int64_t batch, int64_t capacity, int64_t d_k, int64_t d_v);
+ag_kv_cache *ag_kv_cache_new(ag_dtype dtype, int layers, int64_t batch, int64_t capacity,
+                             int64_t d_k, int64_t d_v);
 void    ag_kv_cache_free(ag_kv_cache *c);
 void    ag_kv_cache_reset(ag_kv_cache *c, int64_t length);   /* keep the first `length` positions */
 int64_t ag_kv_cache_length(const ag_kv_cache *c);
-void    ag_kv_cache_advance(ag_kv_cache *c, int64_t n);      /* after all layers saw n new positions */
-/* Causal attention of the new positions qkv [b,t,..] over the cache and themselves; stores their keys and values in the
- * cache at ag_kv_cache_length.  No gradient.  AG_ERANGE when the cache is full. */
-ag_tensor *ag_attend_cached(ag_tape *t, ag_tensor *qkv, const ag_attention_options *o, ag_kv_cache *cache,
-                            int layer);
+void    ag_kv_cache_advance(ag_kv_cache *c, int64_t n);   /* after all layers saw n new positions */
+/* Causal attention of the new positions qkv [b,t,..] over the cache and themselves; stores their
+ * keys and values in the cache at ag_kv_cache_length.  No gradient.  AG_ERANGE when the cache is
+ * full. */
+ag_tensor *ag_attend_cached(ag_tape *t, ag_tensor *qkv, const ag_attention_options *o,
+                            ag_kv_cache *cache, int layer);
 
-/* mean over the rows with target >= 0 of -log softmax(logits)[target] -> scalar, in nats; targets int32, one per row.
- * AG_ERANGE for a target beyond the logits. */
+/* mean over the rows with target >= 0 of -log softmax(logits)[target] -> scalar, in nats; targets
+ * int32, one per row.  AG_ERANGE for a target beyond the logits. */
 ag_tensor *ag_cross_entropy(ag_tape *t, ag_tensor *logits, ag_tensor *targets);
 ag_tensor *ag_softmax(ag_tape *t, ag_tensor *x);             /* over the last dimension */
 ag_tensor *ag_log_softmax(ag_tape *t, ag_tensor *x);
 
-/* The 1-in-n controller (kernels.h: ag_controller): z [..,blocks*n] -> mask of that shape; choices int32
- * [..,blocks] through ret_choice (may be NULL).  Backward of the hard mask is that of the soft one (straight-through). */
+/* The 1-in-n controller (kernels.h: ag_controller): z [..,blocks*n] -> mask of that shape; choices
+ * int32 [..,blocks] through ret_choice (may be NULL).  Backward of the hard mask is that of the
+ * soft one (straight-through). */
 typedef struct ag_controller_options {
     int64_t  n;                      /* units per block, of which one is chosen */
     bool     relaxed, hard;
     double   temperature;            /* 0: no noise */
     uint32_t site;
 } ag_controller_options;
-ag_tensor *ag_control(ag_tape *t, ag_tensor *z, const ag_controller_options *o, ag_tensor **ret_choice);
+ag_tensor *ag_control(ag_tape *t, ag_tensor *z, const ag_controller_options *o,
+                      ag_tensor **ret_choice);
 
-ag_tensor *ag_gather(ag_tape *t, ag_tensor *x, ag_tensor *idx);   /* x[v,n], idx[..] -> [..,n]: rows */
-ag_tensor *ag_pick(ag_tape *t, ag_tensor *x, ag_tensor *idx);     /* x[..,n], idx[..] -> [..]: one per row */
-ag_tensor *ag_argmax(ag_tape *t, ag_tensor *x);                   /* [..,n] -> int32 [..]; no gradient */
+ag_tensor *ag_gather(ag_tape *t, ag_tensor *x, ag_tensor *idx);   /* x[v,n], idx[..] -> [..,n]:
+                                                                   * rows */
+ag_tensor *ag_pick(ag_tape *t, ag_tensor *x, ag_tensor *idx);     /* x[..,n], idx[..] -> [..]: one
+                                                                   * per row */
+ag_tensor *ag_argmax(ag_tape *t, ag_tensor *x);                   /* [..,n] -> int32 [..]; no
+                                                                   * gradient */
 ag_tensor *ag_sum(ag_tape *t, ag_tensor *x);                      /* -> scalar */
 ag_tensor *ag_mean(ag_tape *t, ag_tensor *x);                     /* -> scalar */
 ag_tensor *ag_row_sum(ag_tape *t, ag_tensor *x);                  /* [..,n] -> [..] */
 ag_tensor *ag_scale(ag_tape *t, ag_tensor *x, double alpha);      /* alpha x */
-ag_tensor *ag_reshape(ag_tape *t, ag_tensor *x, ag_shape shape);  /* the same numbers in another shape */
+ag_tensor *ag_reshape(ag_tape *t, ag_tensor *x, ag_shape shape);  /* the same numbers in another
+                                                                   * shape */
 
 #endif

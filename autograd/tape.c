@@ -2,6 +2,7 @@
 
 #include "base/arena.h"
 #include "op.h"
+#include "watch.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -15,8 +16,8 @@ struct ag_scope_node {
     int64_t index;
 };
 
-/* A gradient that is done with: the next one of its size takes the memory, so backward works in few, warm
- * buffers. */
+/* A gradient that is done with: the next one of its size takes the memory, so backward works in
+ * few, warm buffers. */
 typedef struct spare { void *mem; size_t bytes; } spare;
 
 struct ag_tape_mark {
@@ -93,7 +94,7 @@ ag_tape_memory ag_tape_bytes(const ag_tape *t)
                              ag_arena_reserved(&t->data) + ag_arena_reserved(&t->meta) };
 }
 
-/* --- scope and errors ------------------------------------------------------------------------------ */
+/* --- scope and errors ------------------------------------------------------------------------- */
 
 void ag_scope(ag_tape *t, const char *name, int64_t index)
 {
@@ -110,6 +111,8 @@ void ag_scope_end(ag_tape *t)
 {
     if (t->scope && !t->error) t->scope = t->scope->parent;
 }
+
+void ag_scope_of_call(ag_tape *t, const ag_call *c) { t->scope = c->scope; }
 
 static int scope_text(const struct ag_scope_node *s, char *buf, size_t size)
 {
@@ -147,11 +150,12 @@ static ag_tensor *poison(ag_tape *t)
 {
     if (t->k->dtype == AG_F64) t->nan[0] = t->nan[1] = (double)NAN;
     else for (int i = 0; i < 2; i++) memcpy(&t->nan[i], &(float){ NAN }, sizeof(float));
-    t->poison = (ag_tensor){ .size = 1, .dtype = t->k->dtype, .data = &t->nan[0], .grad = &t->nan[1] };
+    t->poison = (ag_tensor){ .size = 1, .dtype = t->k->dtype, .data = &t->nan[0],
+                             .grad = &t->nan[1] };
     return &t->poison;
 }
 
-/* --- tensors --------------------------------------------------------------------------------------- */
+/* --- tensors ---------------------------------------------------------------------------------- */
 
 static void *meta_alloc(ag_tape *t, size_t bytes)
 {
@@ -164,7 +168,8 @@ static void *data_alloc(ag_tape *t, int64_t n, ag_dtype dtype)
 {
     void *p = ag_arena_alloc(&t->data, (size_t)n, ag_dtype_size(dtype));
     if (!p)
-        ag_fail(t, AG_ENOMEM, "out of memory: %lld numbers wanted, %.1f MB in use; a smaller train.micro_batch "
+        ag_fail(t, AG_ENOMEM,
+                "out of memory: %lld numbers wanted, %.1f MB in use; a smaller train.micro_batch "
                 "needs less", (long long)n, 1e-6 * (double)t->data.used);
     return p;
 }
@@ -214,62 +219,7 @@ ag_tensor *ag_input_i32(ag_tape *t, ag_shape shape, const int32_t *src)
     return x;
 }
 
-/* --- watching for NaN and infinity ------------------------------------------------------------------- */
-
-typedef struct range { double lo, hi; int64_t bad; } range;
-
-static range range_of(const ag_tensor *x, const void *data)
-{
-    range r = { INFINITY, -INFINITY, 0 };
-    for (int64_t i = 0; i < x->size; i++) {
-        const double v = x->dtype == AG_F64 ? ((const double *)data)[i] : (double)((const float *)data)[i];
-        if (!isfinite(v)) r.bad++;
-        else {
-            if (v < r.lo) r.lo = v;
-            if (v > r.hi) r.hi = v;
-        }
-    }
-    return r;
-}
-
-static void watch_fail(ag_tape *t, const ag_call *c, const ag_tensor *x, const char *what, int64_t bad)
-{
-    char text[512] = "", shape[96];
-    int n = 0;
-    for (int i = 0; i < c->op->n_in; i++) {
-        const ag_tensor *in = c->in[i];
-        if (!in || in->dtype == AG_I32) continue;
-        const range r = range_of(in, in->data);
-        n += snprintf(text + n, sizeof text - (size_t)n, "; input %d%s%s %s in [%.3g, %.3g]%s", i,
-                      in->name ? " " : "", in->name ? in->name : "", ag_shape_text(&in->shape, shape), r.lo,
-                      r.hi, r.bad ? " and not finite" : "");
-        if (n >= (int)sizeof text) break;
-    }
-    t->scope = c->scope;
-    ag_fail(t, AG_EDIVERGED, "%s: %lld of %lld values of %s %s are not finite%s", c->op->name, (long long)bad,
-            (long long)x->size, what, ag_shape_text(&x->shape, shape), text);
-}
-
-static void watch_forward(ag_tape *t, const ag_call *c)
-{
-    for (int i = 0; i < c->op->n_out; i++) {
-        if (c->out[i]->dtype == AG_I32) continue;
-        const range r = range_of(c->out[i], c->out[i]->data);
-        if (r.bad) watch_fail(t, c, c->out[i], "its output", r.bad);
-    }
-}
-
-static void watch_backward(ag_tape *t, const ag_call *c)
-{
-    for (int i = 0; i < c->op->n_in; i++) {
-        const ag_tensor *x = c->in[i];
-        if (!x || !x->grad || !x->grad_written) continue;
-        const range r = range_of(x, x->grad);
-        if (r.bad) watch_fail(t, c, x, x->name ? x->name : "the gradient of input", r.bad);
-    }
-}
-
-/* --- running an op ------------------------------------------------------------------------------------ */
+/* --- running an op ---------------------------------------------------------------------------- */
 
 static int record(ag_tape *t, ag_call *c)
 {
@@ -303,7 +253,8 @@ static int check_inputs(ag_tape *t, const ag_call *c)
         const ag_dtype want = op->integer_in >> i & 1 ? AG_I32 : t->k->dtype;
         if (c->in[i]->dtype != want)
             return ag_fail(t, AG_ESHAPE, "%s: input %d holds %s numbers, wanted %s", op->name, i,
-                           c->in[i]->dtype == AG_I32 ? "int32" : c->in[i]->dtype == AG_F64 ? "f64" : "f32",
+                           c->in[i]->dtype == AG_I32 ? "int32"
+                           : c->in[i]->dtype == AG_F64 ? "f64" : "f32",
                            want == AG_I32 ? "int32" : want == AG_F64 ? "f64" : "f32");
     }
     return AG_OK;
@@ -316,7 +267,8 @@ static int make_outputs(ag_tape *t, ag_call *c, bool needs_grad)
     if (r < 0) return r;
     for (int i = 0; i < c->op->n_out; i++) {
         const bool integer = c->op->integer_out >> i & 1;
-        c->out[i] = tensor_new(t, &shape[i], integer ? AG_I32 : t->k->dtype, c->op->alias ? c->in[0]->data : NULL);
+        c->out[i] = tensor_new(t, &shape[i], integer ? AG_I32 : t->k->dtype,
+                               c->op->alias ? c->in[0]->data : NULL);
         if (!c->out[i]) return t->error;
         c->out[i]->needs_grad = needs_grad && !integer;
     }
@@ -327,8 +279,8 @@ static int make_outputs(ag_tape *t, ag_call *c, bool needs_grad)
     return AG_OK;
 }
 
-ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN], const ag_attr *attr,
-                    ag_tensor **ret_second)
+ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN],
+                    const ag_attr *attr, ag_tensor **ret_second)
 {
     if (ret_second) *ret_second = &t->poison;
     if (t->error) return poison(t);
@@ -351,13 +303,13 @@ ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN],
         op->forward(c);
         ag_arena_rewind(&t->data, scratch);
     }
-    if (t->watch && !t->error) watch_forward(t, c);
+    if (t->watch && !t->error) ag_watch_forward(t, c);
     if (t->error || (needs_grad && record(t, c) < 0)) return poison(t);
     if (ret_second) *ret_second = c->out[1];
     return c->out[0];
 }
 
-/* --- backward ------------------------------------------------------------------------------------------ */
+/* --- backward --------------------------------------------------------------------------------- */
 
 static void *grad_alloc(ag_tape *t, const ag_tensor *x)
 {
@@ -428,7 +380,8 @@ void *ag_scratch(ag_tape *t, size_t bytes)
     return p;
 }
 
-/* An output that nothing used has gradient zero; a call none of whose outputs was used is skipped. */
+/* An output that nothing used has gradient zero; a call none of whose outputs was used is
+ * skipped. */
 static bool outputs_ready(ag_tape *t, ag_call *c)
 {
     bool used = false;
@@ -445,7 +398,8 @@ static bool outputs_ready(ag_tape *t, ag_call *c)
 }
 
 /*
- * The gradients of inputs are allocated before the scratch of the call, so that rewinding the scratch leaves them.
+ * The gradients of inputs are allocated before the scratch of the call, so that rewinding the
+ * scratch leaves them.
  */
 static int reserve_grads(ag_tape *t, ag_call *c)
 {
@@ -466,7 +420,7 @@ static int replay(ag_tape *t)
             const ag_mark scratch = ag_arena_mark(&t->data);
             c->op->backward(c);
             ag_arena_rewind(&t->data, scratch);
-            if (t->watch && !t->error) watch_backward(t, c);
+            if (t->watch && !t->error) ag_watch_backward(t, c);
         }
         if (t->error) return t->error;
         for (int j = 0; j < c->op->n_out; j++) grad_release(t, c->out[j]);
@@ -498,13 +452,14 @@ int ag_backward(ag_tape *t, ag_tensor *loss, double scale)
 
 int ag_backward_from(ag_tape *t, ag_tensor *y, const void *dy) { return backward(t, y, dy, 1); }
 
-/* --- the rest --------------------------------------------------------------------------------------------- */
+/* --- the rest --------------------------------------------------------------------------------- */
 
 const ag_tape_mark *ag_tape_mark_here(ag_tape *t)
 {
     ag_tape_mark *m = t->error ? NULL : meta_alloc(t, sizeof *m);
     if (m)
-        *m = (ag_tape_mark){ ag_arena_mark(&t->meta), ag_arena_mark(&t->data), t->n, t->n_spare, t->scope };
+        *m = (ag_tape_mark){ ag_arena_mark(&t->meta), ag_arena_mark(&t->data), t->n, t->n_spare,
+                             t->scope };
     return m;
 }
 

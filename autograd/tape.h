@@ -1,12 +1,14 @@
 /*
  * tape.h -- record what was computed, then walk it backwards.
  *
- * Ops run at once (eagerly) and append a record; creation order is a topological order, so backward is a
- * loop running down the records.  Errors stick to the tape: the first one is kept, every later op returns a NaN
- * scalar and does nothing, and ag_backward() returns the code.  So model code has no error handling at all.
+ * Ops run at once (eagerly) and append a record; creation order is a topological order, so backward
+ * is a loop running down the records.  Errors stick to the tape: the first one is kept, every later
+ * op returns a NaN scalar and does nothing, and ag_backward() returns the code.  So model code has
+ * no error handling at all.
  *
- * A tape has a device and a number type, those of its kernel table; its inputs are converted to it.  Its tensors
- * live in two arenas, one for structs (host), one for numbers (device), until ag_tape_reset().
+ * A tape has a device and a number type, those of its kernel table; its inputs are converted to it.
+ * Its tensors live in two arenas, one for structs (host), one for numbers (device), until
+ * ag_tape_reset().
  */
 #ifndef AG_TAPE_H
 #define AG_TAPE_H
@@ -24,8 +26,9 @@ const struct ag_kernels *ag_tape_kernels(const ag_tape *t);
 ag_dtype ag_tape_dtype(const ag_tape *t);
 
 /*
- * What noise is a function of.  A step's batch of n_total samples may run in several parts: this part has the samples
- * sample0 .. sample0 + n_samples - 1, and their noise is the same in whatever part they are.
+ * What noise is a function of.  A step's batch of n_total samples may run in several parts: this
+ * part has the samples sample0 .. sample0 + n_samples - 1, and their noise is the same in whatever
+ * part they are.
  */
 typedef struct ag_noise_key {
     uint64_t seed;
@@ -34,34 +37,37 @@ typedef struct ag_noise_key {
 } ag_noise_key;
 void ag_tape_noise(ag_tape *t, const ag_noise_key *key);
 
-/* Copies of src on the tape, in its number type.  (They copy, rather than hand out memory to be filled: on a tape
- * with an error there is no memory, and the caller need not look.) */
+/* Copies of src on the tape, in its number type.  (They copy, rather than hand out memory to be
+ * filled: on a tape with an error there is no memory, and the caller need not look.) */
 ag_tensor *ag_input(ag_tape *t, ag_shape shape, const float *src, bool needs_grad);
 ag_tensor *ag_input_f64(ag_tape *t, ag_shape shape, const double *src, bool needs_grad);
 ag_tensor *ag_input_i32(ag_tape *t, ag_shape shape, const int32_t *src);
 
-/* dloss/dx, times scale, into x->grad of every leaf x that needs it (parameters: added).  Returns the tape's
- * error.  The gradients of what was computed on the way are not kept. */
+/* dloss/dx, times scale, into x->grad of every leaf x that needs it (parameters: added).  Returns
+ * the tape's error.  The gradients of what was computed on the way are not kept. */
 int ag_backward(ag_tape *t, ag_tensor *loss, double scale);
-/* The same for a y of any shape, from dy[y->size] in the number type of the tape: a vector-Jacobian product. */
+/* The same for a y of any shape, from dy[y->size] in the number type of the tape: a vector-Jacobian
+ * product. */
 int ag_backward_from(ag_tape *t, ag_tensor *y, const void *dy);
 
 /* While on, ops run without being recorded (evaluation, decoding). */
 void ag_tape_no_grad(ag_tape *t, bool on);
 
-/* Everything computed since the mark is forgotten; what was computed before stays.  For evaluation in parts and for
- * decoding; also recorded calls are dropped. */
+/* Everything computed since the mark is forgotten; what was computed before stays.  For evaluation
+ * in parts and for decoding; also recorded calls are dropped. */
 typedef struct ag_tape_mark ag_tape_mark;
-const ag_tape_mark *ag_tape_mark_here(ag_tape *t);       /* lives on the tape; NULL on a tape with an error */
+const ag_tape_mark *ag_tape_mark_here(ag_tape *t);       /* lives on the tape; NULL on a tape with
+                                                          * an error */
 void ag_tape_rewind(ag_tape *t, const ag_tape_mark *m);
 
-/* Where in the model we are, for messages: ag_scope(t, "block", 3) ... ag_scope_end(t).  name must be a literal or
- * outlive the step; index < 0: none. */
+/* Where in the model we are, for messages: ag_scope(t, "block", 3) ... ag_scope_end(t).  name must
+ * be a literal or outlive the step; index < 0: none. */
 void ag_scope(ag_tape *t, const char *name, int64_t index);
 void ag_scope_end(ag_tape *t);
 
-/* While on, each op's outputs and each gradient are searched for NaN and infinity; the first op that makes one becomes
- * the tape's error AG_EDIVERGED, with its place and the ranges of its inputs.  Slow: for replaying a bad step. */
+/* While on, each op's outputs and each gradient are searched for NaN and infinity; the first op
+ * that makes one becomes the tape's error AG_EDIVERGED, with its place and the ranges of its
+ * inputs.  Slow: for replaying a bad step. */
 void ag_tape_watch(ag_tape *t, bool on);
 
 int         ag_error(const ag_tape *t);

@@ -3,8 +3,8 @@
  *
  * A tensor is a contiguous row-major block of numbers plus its gradient.  There are no strides, no
  * views and no reference counts: a tensor lives in an arena (that of a tape: until ag_tape_reset();
- * that of a parameter store: until it is freed).  The struct is open because layers read its shape and
- * tests its data; only autograd/ writes its fields.
+ * that of a parameter store: until it is freed).  The struct is open because layers read its shape
+ * and tests its data; only autograd/ writes its fields.
  */
 #ifndef AG_TENSOR_H
 #define AG_TENSOR_H
@@ -27,15 +27,18 @@ typedef struct ag_tensor {
     int64_t  size;                   /* elements: product of dim[], 1 for a scalar */
     ag_dtype dtype;
     void    *data;                   /* [size], in the memory of the tape's device */
-    void    *grad;                   /* [size], dloss/dthis; NULL until backward (parameters: always set) */
+    void    *grad;                   /* [size], dloss/dthis; NULL until backward (parameters: always
+                                      * set) */
     bool     needs_grad;             /* a parameter, or computed from one */
     bool     grad_written;           /* grad holds a sum already; else its bytes are garbage */
-    bool     grad_kept;              /* grad outlives the backward of its producer (leaf, parameter) */
+    bool     grad_kept;              /* grad outlives the backward of its producer (leaf,
+                                      * parameter) */
     const char *name;                /* of a parameter: "blocks.0.attn.qkv.weight"; else NULL */
 } ag_tensor;
 
 size_t  ag_dtype_size(ag_dtype d);                       /* bytes */
-int64_t ag_shape_size(const ag_shape *s);                /* INT64_MAX if that is too large, or a dim negative */
+int64_t ag_shape_size(const ag_shape *s);                /* INT64_MAX if that is too large, or a dim
+                                                          * negative */
 bool    ag_shape_equal(const ag_shape *a, const ag_shape *b);
 /* "[2,3]" into buf; returns buf. */
 const char *ag_shape_text(const ag_shape *s, char buf[96]);

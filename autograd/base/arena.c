@@ -53,7 +53,8 @@ void *ag_block_alloc(size_t bytes)
     }
     /* map one huge page more than needed and give back what lies outside the aligned part */
     const size_t size = round_up(bytes, HUGE), more = size + HUGE;
-    unsigned char *raw = mmap(NULL, more, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    unsigned char *raw = mmap(NULL, more, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+                              0);
     if (raw == MAP_FAILED) return NULL;
     unsigned char *p = raw + (HUGE - (uintptr_t)raw % HUGE) % HUGE;
     if (p > raw) munmap(raw, (size_t)(p - raw));
@@ -122,7 +123,8 @@ ag_mark ag_arena_mark(const ag_arena *a)
 
 void ag_arena_rewind(ag_arena *a, ag_mark m)
 {
-    /* Chunks newer than the mark go: keeping them empty in the middle of the chain would lose them. */
+    /* Chunks newer than the mark go: keeping them empty in the middle of the chain would lose
+     * them. */
     while (a->head && a->head != m.chunk && a->head->next) {
         struct ag_chunk *c = a->head;
         a->head = c->next;
@@ -138,7 +140,8 @@ void ag_arena_rewind(ag_arena *a, ag_mark m)
 
 void ag_arena_reset(ag_arena *a)
 {
-    if (a->head && a->head->next) {      /* grew: one chunk instead of the chain; none if there is no memory */
+    if (a->head && a->head->next) {      /* grew: one chunk instead of the chain; none if there is
+                                          * no memory */
         chunks_free(a->head);
         a->head = chunk_new(round_up(a->peak, AG_ALIGN));
     }

@@ -2,13 +2,13 @@
  * arena.h -- bump memory that is freed all at once.
  *
  * A step of training allocates thousands of small things (records, shapes) and dozens of large ones
- * (activations) and drops all of them together.  So they come from an arena: allocation is an addition,
- * freeing is ag_arena_reset().
+ * (activations) and drops all of them together.  So they come from an arena: allocation is an
+ * addition, freeing is ag_arena_reset().
  *
- * While it grows the arena is a chain of chunks, so no size need be known in advance.  The first reset
- * replaces the chain by one chunk of the high-water size; from then on the same program gets the same
- * addresses every step.  Chunks of 2 MiB and more are on huge pages: first touch of 4 kB pages costs six
- * times as much.
+ * While it grows the arena is a chain of chunks, so no size need be known in advance.  The first
+ * reset replaces the chain by one chunk of the high-water size; from then on the same program gets
+ * the same addresses every step.  Chunks of 2 MiB and more are on huge pages: first touch of 4 kB
+ * pages costs six times as much.
  */
 #ifndef AG_BASE_ARENA_H
 #define AG_BASE_ARENA_H

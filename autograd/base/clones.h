@@ -1,7 +1,7 @@
 /*
- * clones.h -- AG_CLONES in front of a function: the compiler builds it for several instruction sets and the loader
- * picks one.  For elementwise loops outside the kernel tables; as products and sums are never contracted there,
- * all copies give the same bits.
+ * clones.h -- AG_CLONES in front of a function: the compiler builds it for several instruction sets
+ * and the loader picks one.  For elementwise loops outside the kernel tables; as products and sums
+ * are never contracted there, all copies give the same bits.
  */
 #ifndef AG_BASE_CLONES_H
 #define AG_BASE_CLONES_H

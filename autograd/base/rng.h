@@ -1,16 +1,16 @@
 /*
- * rng.h -- noise as a function, not a state: Philox4x32-10 (Salmon et al., "Parallel Random Numbers:
- * As Easy as 1, 2, 3", SC 2011).
+ * rng.h -- noise as a function, not a state: Philox4x32-10 (Salmon et al., "Parallel Random
+ * Numbers: As Easy as 1, 2, 3", SC 2011).
  *
- * Every random number of a run is a function of (seed, step, site, element): the seed of the run, the
- * optimizer step, the place in the model that asks, and the index of the number there.  So dropout
- * masks, Gumbel noise, shuffles and initial weights are the same for any number of threads, any device,
- * any tiling, after a resume and in a recomputation, and no generator is ever stored.
+ * Every random number of a run is a function of (seed, step, site, element): the seed of the run,
+ * the optimizer step, the place in the model that asks, and the index of the number there.  So
+ * dropout masks, Gumbel noise, shuffles and initial weights are the same for any number of threads,
+ * any device, any tiling, after a resume and in a recomputation, and no generator is ever stored.
  *
- * Layout.  One Philox block gives four 32-bit words.  Numbers come in groups of 64: element e takes word
- * (e % 64) / 16 of block (e / 64) * 16 + e % 16, so that 16 vector lanes make 64 consecutive numbers
- * without a shuffle.  A matrix [rows, n] starts each row at a multiple of 64: element (r, c) has index
- * r * ag_noise_stride(n) + c.
+ * Layout.  One Philox block gives four 32-bit words.  Numbers come in groups of 64: element e takes
+ * word (e % 64) / 16 of block (e / 64) * 16 + e % 16, so that 16 vector lanes make 64 consecutive
+ * numbers without a shuffle.  A matrix [rows, n] starts each row at a multiple of 64: element (r,
+ * c) has index r * ag_noise_stride(n) + c.
  */
 #ifndef AG_BASE_RNG_H
 #define AG_BASE_RNG_H
@@ -69,8 +69,8 @@ static inline uint32_t ag_noise_at(const ag_noise *z, int64_t row, int64_t col, 
                          (uint64_t)((z->row0 + row) * ag_noise_stride(n) + col));
 }
 
-/* Uniform in the open interval (0, 1), 2^24 values, each exact in f32: (k + 1/2) / 2^24, and the last
- * one, which f32 would round to 1, is 1 - 2^-24. */
+/* Uniform in the open interval (0, 1), 2^24 values, each exact in f32: (k + 1/2) / 2^24, and the
+ * last one, which f32 would round to 1, is 1 - 2^-24. */
 static inline float ag_uniform(uint32_t bits)
 {
     const float u = ((float)(bits >> 8) + 0.5f) * 0x1p-24f;

@@ -1,9 +1,10 @@
 /*
- * attention.c -- multi-head attention (1706.03762), o = softmax(q k^T / sqrt(d_qk)) v per head, tile by tile: the scores
- * are never a tensor.  Forward keeps one number a row, the log of the sum of exp; backward makes the rest again.
+ * attention.c -- multi-head attention (1706.03762), o = softmax(q k^T / sqrt(d_qk)) v per head,
+ * tile by tile: the scores are never a tensor.  Forward keeps one number a row, the log of the sum
+ * of exp; backward makes the rest again.
  *
  *     s = scale q k^T     p = exp(s - lse)     delta = sum(do * o)
- *     dv = p^T do         ds = p * (do v^T - delta)         dq = scale ds k         dk = scale ds^T q
+ *     dv = p^T do         ds = p * (do v^T - delta)      dq = scale ds k      dk = scale ds^T q
  */
 #include "../op.h"
 #include "../ops.h"
@@ -11,18 +12,22 @@
 
 #include <math.h>
 
-typedef struct view { char *p; int64_t row, batch; } view;   /* elements between positions, between sequences */
+typedef struct view { char *p; int64_t row, batch; } view;   /* elements between positions, between
+                                                              * sequences */
 
-/* Where q, k, v (i = 0, 1, 2) begin in their tensors: three inputs, or slices of the one packed qkv. */
+/* Where q, k, v (i = 0, 1, 2) begin in their tensors: three inputs, or slices of the one packed
+ * qkv. */
 static view part(const ag_call *c, int i, void *const base[3])
 {
-    const int64_t h = c->attr.attention.heads, dk = h * c->attr.attention.d_qk, dv = h * c->attr.attention.d_v;
+    const int64_t h = c->attr.attention.heads, dk = h * c->attr.attention.d_qk,
+        dv = h * c->attr.attention.d_v;
     if (c->op == &ag_op_attend) {
         const int64_t w = i < 2 ? dk : dv;
         return (view){ base[i], w, w * c->in[i]->shape.dim[1] };
     }
     const int64_t w = 2 * dk + dv;
-    return (view){ (char *)base[0] + (size_t)(i * dk) * ag_real_size(c), w, w * c->in[0]->shape.dim[1] };
+    return (view){ (char *)base[0] + (size_t)(i * dk) * ag_real_size(c), w,
+                   w * c->in[0]->shape.dim[1] };
 }
 
 static ag_attention setup(const ag_call *c)
@@ -32,14 +37,14 @@ static ag_attention setup(const ag_call *c)
     for (int i = 0; i < 3; i++) base[i] = c->in[i] ? c->in[i]->data : NULL;
     const view vq = part(c, 0, base), vk = part(c, 1, base), vv = part(c, 2, base);
     ag_attention a = {
-        .batch = q->shape.dim[0], .heads = c->attr.attention.heads, .tq = q->shape.dim[1], .tk = k->shape.dim[1],
-        .d_qk = c->attr.attention.d_qk, .d_v = c->attr.attention.d_v, .causal = c->attr.attention.causal,
+        .batch = q->shape.dim[0], .heads = c->attr.attention.heads, .tq = q->shape.dim[1],
+        .tk = k->shape.dim[1], .d_qk = c->attr.attention.d_qk, .d_v = c->attr.attention.d_v,
+        .causal = c->attr.attention.causal,
         .q_pos0 = c->attr.attention.q_pos0, .scale = 1 / sqrt((double)c->attr.attention.d_qk),
-        .drop = c->attr.attention.drop,
-        .q = vq.p, .q_row = vq.row, .q_batch = vq.batch, .k = vk.p, .k_row = vk.row, .k_batch = vk.batch,
-        .v = vv.p, .v_row = vv.row, .v_batch = vv.batch,
-        .o = c->out[0]->data, .o_row = ag_cols(c->out[0]), .o_batch = ag_cols(c->out[0]) * c->out[0]->shape.dim[1],
-        .lse = c->saved,
+        .drop = c->attr.attention.drop, .q = vq.p, .q_row = vq.row, .q_batch = vq.batch, .k = vk.p,
+        .k_row = vk.row, .k_batch = vk.batch, .v = vv.p, .v_row = vv.row, .v_batch = vv.batch,
+        .o = c->out[0]->data, .o_row = ag_cols(c->out[0]),
+        .o_batch = ag_cols(c->out[0]) * c->out[0]->shape.dim[1], .lse = c->saved,
     };
     a.noise = ag_noise_for(c->tape, c->attr.attention.site, a.batch * a.heads * a.tq);
     return a;
@@ -54,12 +59,12 @@ static size_t attend_saved(const ag_call *c)
 static int check_options(const ag_call *c)
 {
     if (c->attr.attention.heads < 1 || c->attr.attention.d_qk < 1 || c->attr.attention.d_v < 1)
-        return ag_fail(c->tape, AG_ESHAPE, "%s: heads %lld, d_qk %lld and d_v %lld must be positive", c->op->name,
-                       (long long)c->attr.attention.heads, (long long)c->attr.attention.d_qk,
-                       (long long)c->attr.attention.d_v);
+        return ag_fail(c->tape, AG_ESHAPE, "%s: heads %lld, d_qk %lld and d_v %lld must be "
+                       "positive", c->op->name, (long long)c->attr.attention.heads,
+                       (long long)c->attr.attention.d_qk, (long long)c->attr.attention.d_v);
     if (!(c->attr.attention.drop >= 0 && c->attr.attention.drop < 1))
-        return ag_fail(c->tape, AG_ERANGE, "%s: dropout probability %g is not in [0, 1)", c->op->name,
-                       c->attr.attention.drop);
+        return ag_fail(c->tape, AG_ERANGE, "%s: dropout probability %g is not in [0, 1)",
+                       c->op->name, c->attr.attention.drop);
     return AG_OK;
 }
 
@@ -68,12 +73,15 @@ static int attend_shape(ag_call *c, ag_shape *out)
     const int r = check_options(c);
     if (r < 0) return r;
     const ag_shape *q = &c->in[0]->shape, *k = &c->in[1]->shape, *v = &c->in[2]->shape;
-    const int64_t h = c->attr.attention.heads, dk = h * c->attr.attention.d_qk, dv = h * c->attr.attention.d_v;
-    if (q->ndim != 3 || k->ndim != 3 || v->ndim != 3 || q->dim[2] != dk || k->dim[2] != dk || v->dim[2] != dv ||
-        k->dim[1] != v->dim[1] || q->dim[0] != k->dim[0] || q->dim[0] != v->dim[0]) {
+    const int64_t h = c->attr.attention.heads, dk = h * c->attr.attention.d_qk,
+        dv = h * c->attr.attention.d_v;
+    if (q->ndim != 3 || k->ndim != 3 || v->ndim != 3 || q->dim[2] != dk || k->dim[2] != dk ||
+        v->dim[2] != dv || k->dim[1] != v->dim[1] || q->dim[0] != k->dim[0] ||
+        q->dim[0] != v->dim[0]) {
         char a[96], b[96], d[96];
-        return ag_fail(c->tape, AG_ESHAPE, "attend: wanted q [b,tq,%lld], k [b,tk,%lld], v [b,tk,%lld], got %s, %s, %s",
-                       (long long)dk, (long long)dk, (long long)dv, ag_shape_text(q, a), ag_shape_text(k, b),
+        return ag_fail(c->tape, AG_ESHAPE, "attend: wanted q [b,tq,%lld], k [b,tk,%lld], "
+                       "v [b,tk,%lld], got %s, %s, %s", (long long)dk, (long long)dk,
+                       (long long)dv, ag_shape_text(q, a), ag_shape_text(k, b),
                        ag_shape_text(v, d));
     }
     out[0] = AG_SHAPE(q->dim[0], q->dim[1], dv);
@@ -85,12 +93,14 @@ static int qkv_shape(ag_call *c, ag_shape *out)
     const int r = check_options(c);
     if (r < 0) return r;
     const ag_shape *x = &c->in[0]->shape;
-    const int64_t h = c->attr.attention.heads, dk = h * c->attr.attention.d_qk, dv = h * c->attr.attention.d_v;
+    const int64_t h = c->attr.attention.heads, dk = h * c->attr.attention.d_qk,
+        dv = h * c->attr.attention.d_v;
     if (x->ndim != 3 || x->dim[2] != 2 * dk + dv) {
         char a[96];
-        return ag_fail(c->tape, AG_ESHAPE, "%s: wanted qkv [b,t,%lld] for %lld heads of %lld, %lld and %lld, got %s",
-                       c->op->name, (long long)(2 * dk + dv), (long long)h, (long long)c->attr.attention.d_qk,
-                       (long long)c->attr.attention.d_qk, (long long)c->attr.attention.d_v, ag_shape_text(x, a));
+        return ag_fail(c->tape, AG_ESHAPE, "%s: wanted qkv [b,t,%lld] for %lld heads of %lld, %lld "
+                       "and %lld, got %s", c->op->name, (long long)(2 * dk + dv), (long long)h,
+                       (long long)c->attr.attention.d_qk, (long long)c->attr.attention.d_qk,
+                       (long long)c->attr.attention.d_v, ag_shape_text(x, a));
     }
     out[0] = AG_SHAPE(x->dim[0], x->dim[1], dv);
     return AG_OK;
@@ -104,7 +114,8 @@ static void attend_forward(ag_call *c)
 
 static ag_attention_grad grads(const ag_call *c, void *const base[3], bool acc, void *delta)
 {
-    return (ag_attention_grad){ .do_ = c->out[0]->grad, .dq = part(c, 0, base).p, .dk = part(c, 1, base).p,
+    return (ag_attention_grad){ .do_ = c->out[0]->grad, .dq = part(c, 0, base).p,
+                                .dk = part(c, 1, base).p,
                                 .dv = part(c, 2, base).p, .acc = acc, .delta = delta };
 }
 
@@ -190,24 +201,30 @@ static bool qkv_sample(int64_t i, ag_sample *s)
 }
 
 const ag_op ag_op_attend = {
-    .name = "attend", .doc = "o = softmax(q k^T / sqrt(d_qk)) v per head; q [b,tq,h*d_qk], k [b,tk,h*d_qk], v [b,tk,h*d_v]",
-    .n_in = 3, .n_out = 1, .shape = attend_shape, .saved_bytes = attend_saved, .forward = attend_forward,
+    .name = "attend",
+    .doc = "o = softmax(q k^T / sqrt(d_qk)) v per head; "
+           "q [b,tq,h*d_qk], k [b,tk,h*d_qk], v [b,tk,h*d_v]",
+    .n_in = 3, .n_out = 1, .shape = attend_shape,
+    .saved_bytes = attend_saved, .forward = attend_forward,
     .backward = attend_backward, .flops = attend_flops, .sample = attend_sample,
 };
 
 const ag_op ag_op_attend_qkv = {
-    .name = "attend_qkv", .doc = "attend with q, k, v side by side in one [b,t,h*(2*d_qk+d_v)]", .n_in = 1, .n_out = 1,
-    .shape = qkv_shape, .saved_bytes = attend_saved, .forward = attend_forward, .backward = qkv_backward,
+    .name = "attend_qkv", .doc = "attend with q, k, v side by side in one [b,t,h*(2*d_qk+d_v)]",
+    .n_in = 1, .n_out = 1, .shape = qkv_shape, .saved_bytes = attend_saved,
+    .forward = attend_forward, .backward = qkv_backward,
     .flops = attend_flops, .sample = qkv_sample,
 };
 
 static ag_attr attr_of(const ag_attention_options *o)
 {
-    return (ag_attr){ .attention = { .heads = o->heads, .d_qk = o->d_qk, .d_v = o->d_v, .q_pos0 = o->q_pos0,
+    return (ag_attr){ .attention = { .heads = o->heads, .d_qk = o->d_qk, .d_v = o->d_v,
+                                     .q_pos0 = o->q_pos0,
                                      .causal = o->causal, .drop = o->drop, .site = o->site } };
 }
 
-ag_tensor *ag_attend(ag_tape *t, ag_tensor *q, ag_tensor *k, ag_tensor *v, const ag_attention_options *o)
+ag_tensor *ag_attend(ag_tape *t, ag_tensor *q, ag_tensor *k, ag_tensor *v,
+                     const ag_attention_options *o)
 {
     const ag_attr a = attr_of(o);
     return ag_apply(t, &ag_op_attend, (ag_tensor *[AG_MAX_IN]){ q, k, v }, &a, NULL);
@@ -219,7 +236,7 @@ ag_tensor *ag_attend_qkv(ag_tape *t, ag_tensor *qkv, const ag_attention_options 
     return ag_apply(t, &ag_op_attend_qkv, (ag_tensor *[AG_MAX_IN]){ qkv }, &a, NULL);
 }
 
-/* --- over a cache ------------------------------------------------------------------------------------- */
+/* --- over a cache ----------------------------------------------------------------------------- */
 
 static int cached_shape(ag_call *c, ag_shape *out)
 {
@@ -228,19 +245,24 @@ static int cached_shape(ag_call *c, ag_shape *out)
     if (r < 0 || !kv) return r;      /* without a cache (samples): the new positions alone */
     const ag_shape *x = &c->in[0]->shape;
     const int64_t h = c->attr.attention.heads;
-    if (x->dim[0] != kv->batch || h * c->attr.attention.d_qk != kv->d_k || h * c->attr.attention.d_v != kv->d_v ||
-        c->attr.attention.layer < 0 || c->attr.attention.layer >= kv->layers || kv->dtype != c->k->dtype)
-        return ag_fail(c->tape, AG_ESHAPE, "attend_cached: the cache is for %lld sequences, keys of %lld, values of "
-                       "%lld, %d layers", (long long)kv->batch, (long long)kv->d_k, (long long)kv->d_v, kv->layers);
+    if (x->dim[0] != kv->batch || h * c->attr.attention.d_qk != kv->d_k ||
+        h * c->attr.attention.d_v != kv->d_v || c->attr.attention.layer < 0 ||
+        c->attr.attention.layer >= kv->layers || kv->dtype != c->k->dtype)
+        return ag_fail(c->tape, AG_ESHAPE,
+                       "attend_cached: the cache is for %lld sequences, keys of %lld, values of "
+                       "%lld, %d layers", (long long)kv->batch, (long long)kv->d_k,
+                       (long long)kv->d_v, kv->layers);
     if (kv->length + x->dim[1] > kv->capacity)
-        return ag_fail(c->tape, AG_ERANGE, "attend_cached: %lld positions and %lld new ones do not fit into a cache of "
-                       "%lld", (long long)kv->length, (long long)x->dim[1], (long long)kv->capacity);
+        return ag_fail(c->tape, AG_ERANGE,
+                       "attend_cached: %lld positions and %lld new ones do not fit into a cache of "
+                       "%lld", (long long)kv->length, (long long)x->dim[1],
+                       (long long)kv->capacity);
     return AG_OK;
 }
 
 /* Copies the new rows of one part into the cache. */
-static void store(const ag_call *c, const char *from, int64_t row, int64_t batch, char *to, int64_t width,
-                  const ag_kv_cache *kv, int64_t t)
+static void store(const ag_call *c, const char *from, int64_t row, int64_t batch, char *to,
+                  int64_t width, const ag_kv_cache *kv, int64_t t)
 {
     const size_t one = ag_real_size(c);
     for (int64_t b = 0; b < kv->batch; b++)
@@ -254,7 +276,8 @@ static void cached_forward(ag_call *c)
     ag_attention a = setup(c);
     const ag_kv_cache *kv = c->attr.attention.cache;
     if (kv) {
-        const size_t at = (size_t)(c->attr.attention.layer * kv->batch * kv->capacity) * ag_real_size(c);
+        const size_t at = (size_t)(c->attr.attention.layer * kv->batch * kv->capacity)
+            * ag_real_size(c);
         char *k = kv->k + at * (size_t)kv->d_k, *v = kv->v + at * (size_t)kv->d_v;
         store(c, a.k, a.k_row, a.k_batch, k, kv->d_k, kv, a.tq);
         store(c, a.v, a.v_row, a.v_batch, v, kv->d_v, kv, a.tq);
@@ -278,12 +301,14 @@ static bool cached_sample(int64_t i, ag_sample *s)
 }
 
 const ag_op ag_op_attend_cached = {
-    .name = "attend_cached", .doc = "attend_qkv of new positions over a cache of earlier ones", .n_in = 1, .n_out = 1,
-    .shape = cached_shape, .saved_bytes = attend_saved, .forward = cached_forward,
-    .nondiff = "it is for decoding: the cache holds no gradient", .flops = attend_flops, .sample = cached_sample,
+    .name = "attend_cached", .doc = "attend_qkv of new positions over a cache of earlier ones",
+    .n_in = 1, .n_out = 1, .shape = cached_shape, .saved_bytes = attend_saved,
+    .forward = cached_forward, .nondiff = "it is for decoding: the cache holds no gradient",
+    .flops = attend_flops, .sample = cached_sample,
 };
 
-ag_tensor *ag_attend_cached(ag_tape *t, ag_tensor *qkv, const ag_attention_options *o, ag_kv_cache *cache, int layer)
+ag_tensor *ag_attend_cached(ag_tape *t, ag_tensor *qkv, const ag_attention_options *o,
+                            ag_kv_cache *cache, int layer)
 {
     ag_attr a = attr_of(o);
     a.attention.causal = true;

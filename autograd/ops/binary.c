@@ -46,12 +46,13 @@ static bool binary_sample(int64_t i, ag_sample *s, double lo, double hi, double 
     return true;
 }
 
-#define AG_BINARY(n, f, da, db, lo, hi, gap)                                                        \
-    static bool n##_sample(int64_t i, ag_sample *s) { return binary_sample(i, s, lo, hi, gap); }    \
-    const ag_op ag_op_##n = {                                                                       \
-        .name = #n, .doc = "y = " #f, .n_in = 2, .n_out = 1, .id = AG_BINARY_##n, .shape = binary_shape, \
-        .forward = binary_forward, .backward = binary_backward, .sample = n##_sample };             \
-    ag_tensor *ag_##n(ag_tape *t, ag_tensor *a, ag_tensor *b)                                       \
+#define AG_BINARY(n, f, da, db, lo, hi, gap)                                                     \
+    static bool n##_sample(int64_t i, ag_sample *s) { return binary_sample(i, s, lo, hi, gap); } \
+    const ag_op ag_op_##n = {                                                                    \
+        .name = #n, .doc = "y = " #f, .n_in = 2, .n_out = 1, .id = AG_BINARY_##n,                \
+        .shape = binary_shape, .forward = binary_forward, .backward = binary_backward,           \
+        .sample = n##_sample };                                                                  \
+    ag_tensor *ag_##n(ag_tape *t, ag_tensor *a, ag_tensor *b)                                    \
     { return ag_apply(t, &ag_op_##n, (ag_tensor *[AG_MAX_IN]){ a, b }, NULL, NULL); }
 #include "../binary.def"
 #undef AG_BINARY

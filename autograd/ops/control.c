@@ -1,10 +1,11 @@
 /*
  * control.c -- the controller of the 1-in-n sparse feed-forward layer (2111.12763 section 3.1).
  *
- * z [..,blocks*n] -> mask, and the unit chosen in each block.  What the mask is stands in kernels.h (ag_controller).
- * Backward is that of the soft mask p in every mode: exact for a soft mask, the straight-through estimate
- * (1308.3432) for a hard one:
- *     dz = p * (dmask - sum over the block of p * dmask)      (times 1/temperature when relaxed with noise)
+ * z [..,blocks*n] -> mask, and the unit chosen in each block.  What the mask is stands in kernels.h
+ * (ag_controller).  Backward is that of the soft mask p in every mode: exact for a soft mask, the
+ * straight-through estimate (1308.3432) for a hard one:
+ *     dz = p * (dmask - sum over the block of p * dmask)
+ * (times 1/temperature when relaxed with noise)
  */
 #include "../op.h"
 #include "../ops.h"
@@ -13,8 +14,9 @@ static ag_controller setup(const ag_call *c)
 {
     const ag_tensor *z = c->in[0];
     const int64_t n = c->attr.control.n;
-    return (ag_controller){ .rows = ag_rows(z), .blocks = ag_cols(z) / n, .n = n, .relaxed = c->attr.control.relaxed,
-                            .hard = c->attr.control.hard, .temperature = c->attr.control.temperature,
+    return (ag_controller){ .rows = ag_rows(z), .blocks = ag_cols(z) / n, .n = n,
+                            .relaxed = c->attr.control.relaxed, .hard = c->attr.control.hard,
+                            .temperature = c->attr.control.temperature,
                             .noise = ag_noise_for(c->tape, c->attr.control.site, ag_rows(z)) };
 }
 
@@ -24,10 +26,11 @@ static int control_shape(ag_call *c, ag_shape *out)
     const int64_t n = c->attr.control.n;
     char s[96];
     if (n < 1 || z->ndim < 1 || z->dim[z->ndim - 1] % n)
-        return ag_fail(c->tape, AG_ESHAPE, "control: %s cannot be cut into blocks of %lld", ag_shape_text(z, s),
-                       (long long)n);
+        return ag_fail(c->tape, AG_ESHAPE, "control: %s cannot be cut into blocks of %lld",
+                       ag_shape_text(z, s), (long long)n);
     if (!(c->attr.control.temperature >= 0))
-        return ag_fail(c->tape, AG_ERANGE, "control: temperature %g is negative", c->attr.control.temperature);
+        return ag_fail(c->tape, AG_ERANGE, "control: temperature %g is negative",
+                       c->attr.control.temperature);
     out[0] = out[1] = *z;
     out[1].dim[z->ndim - 1] /= n;
     return AG_OK;
@@ -59,8 +62,8 @@ static bool control_sample(int64_t i, ag_sample *s)
     const int64_t m = M[ag_digit(&i, 3)], blocks = BLOCKS[ag_digit(&i, 2)], n = N[ag_digit(&i, 4)];
     const double temperature = T[ag_digit(&i, 3)];
     *s = (ag_sample){ .in = { AG_SHAPE(m, blocks * n) }, .lo = -2, .hi = 2, .surrogate = hard,
-                      .attr.control = { .n = n, .relaxed = relaxed, .hard = hard, .temperature = temperature,
-                                        .site = 3 } };
+                      .attr.control = { .n = n, .relaxed = relaxed, .hard = hard,
+                                        .temperature = temperature, .site = 3 } };
     /* a relaxed mask at a low temperature bends within the steps of the difference quotient */
     if (relaxed && temperature > 0) s->attr.control.temperature = temperature < 1 ? 0.5 : 1;
     if (i == 1) {
@@ -72,14 +75,18 @@ static bool control_sample(int64_t i, ag_sample *s)
 }
 
 const ag_op ag_op_control = {
-    .name = "control", .doc = "mask[..,blocks*n], choice[..,blocks]: one of n units per block, by logits z",
-    .n_in = 1, .n_out = 2, .integer_out = 1u << 1, .shape = control_shape, .saved_bytes = control_saved,
-    .forward = control_forward, .backward = control_backward, .flops = control_flops, .sample = control_sample,
+    .name = "control",
+    .doc = "mask[..,blocks*n], choice[..,blocks]: one of n units per block, by logits z", .n_in = 1,
+    .n_out = 2, .integer_out = 1u << 1, .shape = control_shape, .saved_bytes = control_saved,
+    .forward = control_forward, .backward = control_backward, .flops = control_flops,
+    .sample = control_sample,
 };
 
-ag_tensor *ag_control(ag_tape *t, ag_tensor *z, const ag_controller_options *o, ag_tensor **ret_choice)
+ag_tensor *ag_control(ag_tape *t, ag_tensor *z, const ag_controller_options *o,
+                      ag_tensor **ret_choice)
 {
     return ag_apply(t, &ag_op_control, (ag_tensor *[AG_MAX_IN]){ z },
                     &(ag_attr){ .control = { .n = o->n, .relaxed = o->relaxed, .hard = o->hard,
-                                             .temperature = o->temperature, .site = o->site } }, ret_choice);
+                                             .temperature = o->temperature, .site = o->site } },
+                    ret_choice);
 }

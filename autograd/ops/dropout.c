@@ -1,6 +1,6 @@
 /*
- * dropout.c -- y = residual + x * keep / (1 - p);  keep is 1 with probability 1 - p, a function of the noise key, so
- * that backward makes it again and nothing is saved.
+ * dropout.c -- y = residual + x * keep / (1 - p);  keep is 1 with probability 1 - p, a function of
+ * the noise key, so that backward makes it again and nothing is saved.
  */
 #include "../op.h"
 #include "../ops.h"
@@ -11,10 +11,11 @@ static int dropout_shape(ag_call *c, ag_shape *out)
 {
     char a[96], b[96];
     if (!(c->attr.dropout.p >= 0 && c->attr.dropout.p < 1))
-        return ag_fail(c->tape, AG_ERANGE, "dropout: probability %g is not in [0, 1)", c->attr.dropout.p);
+        return ag_fail(c->tape, AG_ERANGE, "dropout: probability %g is not in [0, 1)",
+                       c->attr.dropout.p);
     if (c->in[R] && !ag_shape_equal(&c->in[R]->shape, &c->in[X]->shape))
-        return ag_fail(c->tape, AG_ESHAPE, "dropout: x %s, residual %s", ag_shape_text(&c->in[X]->shape, a),
-                       ag_shape_text(&c->in[R]->shape, b));
+        return ag_fail(c->tape, AG_ESHAPE, "dropout: x %s, residual %s",
+                       ag_shape_text(&c->in[X]->shape, a), ag_shape_text(&c->in[R]->shape, b));
     out[0] = c->in[X]->shape;
     return AG_OK;
 }
@@ -36,7 +37,9 @@ static void dropout_backward(ag_call *c)
     const ag_noise z = noise_of(c);
     bool acc;
     void *dx = ag_grad_of(c, X, &acc);
-    if (dx) c->k->dropout_bwd(ag_rows(c->in[X]), ag_cols(c->in[X]), c->attr.dropout.p, &z, c->out[0]->grad, dx, acc);
+    if (dx)
+        c->k->dropout_bwd(ag_rows(c->in[X]), ag_cols(c->in[X]), c->attr.dropout.p, &z,
+                          c->out[0]->grad, dx, acc);
     ag_grad_pass(c, R);
 }
 
@@ -46,7 +49,8 @@ static bool dropout_sample(int64_t i, ag_sample *s)
     static const double P[] = { 0, 0.2, 0.5 };
     const bool absent = ag_digit(&i, 2);
     const int64_t m = M[ag_digit(&i, 3)], n = N[ag_digit(&i, 4)];
-    *s = (ag_sample){ .in = { AG_SHAPE(m, n), AG_SHAPE(m, n) }, .absent = absent ? 1u << R : 0, .lo = -1, .hi = 1 };
+    *s = (ag_sample){ .in = { AG_SHAPE(m, n), AG_SHAPE(m, n) }, .absent = absent ? 1u << R : 0,
+                      .lo = -1, .hi = 1 };
     s->attr.dropout.p = P[ag_digit(&i, 3)];
     s->attr.dropout.site = 5;
     if (i == 1) {
@@ -58,9 +62,9 @@ static bool dropout_sample(int64_t i, ag_sample *s)
 }
 
 const ag_op ag_op_dropout = {
-    .name = "dropout", .doc = "y = residual + x * keep / (1 - p)", .n_in = 2, .n_out = 1, .optional = 1u << R,
-    .passes = 1u << R, .shape = dropout_shape, .forward = dropout_forward, .backward = dropout_backward,
-    .sample = dropout_sample,
+    .name = "dropout", .doc = "y = residual + x * keep / (1 - p)", .n_in = 2, .n_out = 1,
+    .optional = 1u << R, .passes = 1u << R, .shape = dropout_shape, .forward = dropout_forward,
+    .backward = dropout_backward, .sample = dropout_sample,
 };
 
 ag_tensor *ag_dropout(ag_tape *t, ag_tensor *x, ag_tensor *residual, double p, uint32_t site)

@@ -1,4 +1,5 @@
-/* embedding.c -- y[b,t] = table[ids[b,t]] + pos[pos0 + t];  the gradients are the sums of the rows of dy. */
+/* embedding.c -- y[b,t] = table[ids[b,t]] + pos[pos0 + t];  the gradients are the sums of the rows
+ * of dy. */
 #include "../op.h"
 #include "../ops.h"
 
@@ -9,15 +10,16 @@ static int embedding_shape(ag_call *c, ag_shape *out)
     const ag_shape *ids = &c->in[IDS]->shape, *table = &c->in[TABLE]->shape;
     char a[96], b[96];
     if (ids->ndim != 2 || table->ndim != 2)
-        return ag_fail(c->tape, AG_ESHAPE, "embedding: wanted ids [b,t] and table [v,d], got %s and %s",
-                       ag_shape_text(ids, a), ag_shape_text(table, b));
+        return ag_fail(c->tape, AG_ESHAPE, "embedding: wanted ids [b,t] and table [v,d], got %s "
+                       "and %s", ag_shape_text(ids, a), ag_shape_text(table, b));
     const ag_shape *pos = c->in[POS] ? &c->in[POS]->shape : NULL;
     if (pos && (pos->ndim != 2 || pos->dim[1] != table->dim[1]))
-        return ag_fail(c->tape, AG_ESHAPE, "embedding: positions %s do not fit the table %s", ag_shape_text(pos, a),
-                       ag_shape_text(table, b));
+        return ag_fail(c->tape, AG_ESHAPE, "embedding: positions %s do not fit the table %s",
+                       ag_shape_text(pos, a), ag_shape_text(table, b));
     const int64_t pos0 = c->attr.embedding.pos0;
     if (pos && (pos0 < 0 || pos0 + ids->dim[1] > pos->dim[0]))
-        return ag_fail(c->tape, AG_ERANGE, "embedding: positions %lld to %lld, but only %lld are known "
+        return ag_fail(c->tape, AG_ERANGE,
+                       "embedding: positions %lld to %lld, but only %lld are known "
                        "(model.context)", (long long)pos0, (long long)(pos0 + ids->dim[1] - 1),
                        (long long)pos->dim[0]);
     out[0] = AG_SHAPE(ids->dim[0], ids->dim[1], table->dim[1]);
@@ -28,7 +30,8 @@ static void embedding_forward(ag_call *c)
 {
     const ag_tensor *ids = c->in[IDS], *table = c->in[TABLE];
     if (ag_check_index(c, IDS, 0, table->shape.dim[0]) < 0) return;
-    c->k->embedding_fwd(ids->size, ag_cols(table), ids->data, table->data, c->in[POS] ? c->in[POS]->data : NULL,
+    c->k->embedding_fwd(ids->size, ag_cols(table), ids->data, table->data,
+                        c->in[POS] ? c->in[POS]->data : NULL,
                         ids->shape.dim[1], c->attr.embedding.pos0, c->out[0]->data);
 }
 
@@ -43,8 +46,10 @@ static bool embedding_sample(int64_t i, ag_sample *s)
 {
     static const int64_t B[] = { 1, 3, 0 }, T[] = { 1, 5 }, V[] = { 1, 7 }, D[] = { 1, 4, 33 };
     const bool absent = ag_digit(&i, 2);
-    const int64_t b = B[ag_digit(&i, 3)], t = T[ag_digit(&i, 2)], v = V[ag_digit(&i, 2)], d = D[ag_digit(&i, 3)];
-    *s = (ag_sample){ .in = { AG_SHAPE(b, t), AG_SHAPE(v, d), AG_SHAPE(t + 2, d) }, .lo = -1, .hi = 1,
+    const int64_t b = B[ag_digit(&i, 3)], t = T[ag_digit(&i, 2)], v = V[ag_digit(&i, 2)],
+        d = D[ag_digit(&i, 3)];
+    *s = (ag_sample){ .in = { AG_SHAPE(b, t), AG_SHAPE(v, d), AG_SHAPE(t + 2, d) }, .lo = -1,
+                      .hi = 1,
                       .absent = absent ? 1u << POS : 0, .int_lo = 0, .int_hi = (int32_t)v };
     if (i == 1) s->attr.embedding.pos0 = 2;
     if (i == 2) {

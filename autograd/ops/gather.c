@@ -12,8 +12,8 @@ int ag_check_index(ag_call *c, int i, int64_t lo, int64_t hi)
     const int32_t *idx = c->in[i]->data;
     for (int64_t r = 0; r < c->in[i]->size; r++)
         if (idx[r] < lo || idx[r] >= hi)
-            return ag_fail(c->tape, AG_ERANGE, "%s: index %d at position %lld, but there are only %lld", c->op->name,
-                           idx[r], (long long)r, (long long)hi);
+            return ag_fail(c->tape, AG_ERANGE, "%s: index %d at position %lld, but there are only "
+                           "%lld", c->op->name, idx[r], (long long)r, (long long)hi);
     return AG_OK;
 }
 
@@ -22,7 +22,8 @@ static int gather_shape(ag_call *c, ag_shape *out)
     const ag_shape *x = &c->in[0]->shape, *idx = &c->in[1]->shape;
     char a[96], b[96];
     if (x->ndim != 2 || idx->ndim >= AG_MAX_DIMS)
-        return ag_fail(c->tape, AG_ESHAPE, "gather: wanted rows x [v,n] and at most %d dimensions of indices, got %s "
+        return ag_fail(c->tape, AG_ESHAPE,
+                       "gather: wanted rows x [v,n] and at most %d dimensions of indices, got %s "
                        "and %s", AG_MAX_DIMS - 1, ag_shape_text(x, a), ag_shape_text(idx, b));
     out[0] = *idx;
     out[0].dim[out[0].ndim++] = x->dim[1];
@@ -38,14 +39,16 @@ static void gather_forward(ag_call *c)
 
 static void gather_backward(ag_call *c)
 {
-    c->k->gather_bwd(c->in[1]->size, ag_cols(c->in[0]), c->in[1]->data, c->out[0]->grad, ag_grad_add(c, 0));
+    c->k->gather_bwd(c->in[1]->size, ag_cols(c->in[0]), c->in[1]->data, c->out[0]->grad,
+                     ag_grad_add(c, 0));
 }
 
 static bool gather_sample(int64_t i, ag_sample *s)
 {
     static const int64_t M[] = { 1, 9, 0 }, N[] = { 1, 5, 33 }, V[] = { 1, 4 };
     const int64_t m = M[ag_digit(&i, 3)], n = N[ag_digit(&i, 3)], v = V[ag_digit(&i, 2)];
-    *s = (ag_sample){ .in = { AG_SHAPE(v, n), AG_SHAPE(m) }, .lo = -1, .hi = 1, .int_hi = (int32_t)v };
+    *s = (ag_sample){ .in = { AG_SHAPE(v, n), AG_SHAPE(m) }, .lo = -1, .hi = 1,
+                      .int_hi = (int32_t)v };
     if (i == 1) s->in[1] = AG_SHAPE(2, m);
     if (i == 2) s->in[0] = AG_SHAPE(v), s->bad = AG_ESHAPE;
     if (i == 3) {
@@ -56,8 +59,9 @@ static bool gather_sample(int64_t i, ag_sample *s)
 }
 
 const ag_op ag_op_gather = {
-    .name = "gather", .doc = "y[..,n] = x[idx[..], n]", .n_in = 2, .n_out = 1, .integer_in = 1u << 1,
-    .shape = gather_shape, .forward = gather_forward, .backward = gather_backward, .sample = gather_sample,
+    .name = "gather", .doc = "y[..,n] = x[idx[..], n]", .n_in = 2, .n_out = 1,
+    .integer_in = 1u << 1, .shape = gather_shape, .forward = gather_forward,
+    .backward = gather_backward, .sample = gather_sample,
 };
 
 ag_tensor *ag_gather(ag_tape *t, ag_tensor *x, ag_tensor *idx)
@@ -100,7 +104,8 @@ static bool pick_sample(int64_t i, ag_sample *s)
 {
     static const int64_t M[] = { 1, 9, 0 }, N[] = { 1, 5, 33 };
     const int64_t m = M[ag_digit(&i, 3)], n = N[ag_digit(&i, 3)];
-    *s = (ag_sample){ .in = { AG_SHAPE(m, n), AG_SHAPE(m) }, .lo = -1, .hi = 1, .int_hi = (int32_t)n };
+    *s = (ag_sample){ .in = { AG_SHAPE(m, n), AG_SHAPE(m) }, .lo = -1, .hi = 1,
+                      .int_hi = (int32_t)n };
     if (i == 1) s->in[0] = AG_SHAPE(2, m, n), s->in[1] = AG_SHAPE(2, m);
     if (i == 2) s->in[1] = AG_SHAPE(m + 1), s->bad = AG_ESHAPE;
     return i < 3;
@@ -141,9 +146,9 @@ static bool argmax_sample(int64_t i, ag_sample *s)
 }
 
 const ag_op ag_op_argmax = {
-    .name = "argmax", .doc = "the index of the largest of x[..,n]; ties: the lowest", .n_in = 1, .n_out = 1,
-    .integer_out = 1, .shape = argmax_shape, .forward = argmax_forward, .nondiff = "its output is an index",
-    .sample = argmax_sample,
+    .name = "argmax", .doc = "the index of the largest of x[..,n]; ties: the lowest", .n_in = 1,
+    .n_out = 1, .integer_out = 1, .shape = argmax_shape, .forward = argmax_forward,
+    .nondiff = "its output is an index", .sample = argmax_sample,
 };
 
 ag_tensor *ag_argmax(ag_tape *t, ag_tensor *x)

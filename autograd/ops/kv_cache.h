@@ -7,7 +7,8 @@
 struct ag_kv_cache {
     ag_dtype dtype;
     int      layers;
-    int64_t  batch, capacity, d_k, d_v, length;  /* d_k = heads * d_qk, d_v likewise; length in positions */
+    int64_t  batch, capacity, d_k, d_v, length;  /* d_k = heads * d_qk, d_v likewise; length in
+                                                  * positions */
     size_t   bytes;
     char    *k, *v;                  /* [layers, batch, capacity, d_k], [.., d_v] */
 };

@@ -1,8 +1,11 @@
 /*
- * linear.c -- y = act(x @ w^T + b) + residual, the product with everything that follows it done in its last pass.
+ * linear.c -- y = act(x @ w^T + b) + residual, the product with everything that follows it done in
+ * its last pass.
  *
- *     s = x @ w^T + b          kept (saved) where act' needs it; ReLU reads it off y, unless a residual hides it
- *     ds = dy * act'(s)        dx = ds @ w     dw = ds^T @ x     db = column sums of ds     dresidual = dy
+ *     s = x @ w^T + b          kept (saved) where act' needs it; ReLU reads it off y, unless a
+ *                              residual hides it
+ *     ds = dy * act'(s)        dx = ds @ w     dw = ds^T @ x
+ *     db = column sums of ds   dresidual = dy
  */
 #include "../op.h"
 #include "../ops.h"
@@ -13,7 +16,8 @@ typedef struct mnk { int64_t m, n, k; } mnk;
 
 static mnk sizes(const ag_call *c)
 {
-    return (mnk){ .m = ag_rows(c->in[X]), .n = c->in[W]->shape.dim[0], .k = c->in[W]->shape.dim[1] };
+    return (mnk){ .m = ag_rows(c->in[X]), .n = c->in[W]->shape.dim[0],
+                  .k = c->in[W]->shape.dim[1] };
 }
 
 static int linear_shape(ag_call *c, ag_shape *out)
@@ -21,20 +25,21 @@ static int linear_shape(ag_call *c, ag_shape *out)
     const ag_shape *x = &c->in[X]->shape, *w = &c->in[W]->shape;
     char sx[96], sw[96];
     if (x->ndim < 1 || w->ndim != 2 || x->dim[x->ndim - 1] != w->dim[1])
-        return ag_fail(c->tape, AG_ESHAPE, "linear: x %s does not fit the weight %s [out,in]", ag_shape_text(x, sx),
-                       ag_shape_text(w, sw));
+        return ag_fail(c->tape, AG_ESHAPE, "linear: x %s does not fit the weight %s [out,in]",
+                       ag_shape_text(x, sx), ag_shape_text(w, sw));
     if (c->in[B] && (c->in[B]->shape.ndim != 1 || c->in[B]->size != w->dim[0]))
         return ag_fail(c->tape, AG_ESHAPE, "linear: bias %s does not fit the weight %s [out,in]",
                        ag_shape_text(&c->in[B]->shape, sx), ag_shape_text(w, sw));
     out[0] = *x;
     out[0].dim[x->ndim - 1] = w->dim[0];
     if (c->in[R] && !ag_shape_equal(&c->in[R]->shape, out))
-        return ag_fail(c->tape, AG_ESHAPE, "linear: residual %s, result %s", ag_shape_text(&c->in[R]->shape, sx),
-                       ag_shape_text(out, sw));
+        return ag_fail(c->tape, AG_ESHAPE, "linear: residual %s, result %s",
+                       ag_shape_text(&c->in[R]->shape, sx), ag_shape_text(out, sw));
     return AG_OK;
 }
 
-/* Is the value before the activation kept?  (Without a residual, y > 0 says for ReLU what s > 0 does.) */
+/* Is the value before the activation kept?  (Without a residual, y > 0 says for ReLU what s > 0
+ * does.) */
 static bool keeps_pre(const ag_call *c)
 {
     const ag_act act = c->attr.linear.act;
@@ -51,10 +56,10 @@ static void linear_forward(ag_call *c)
 {
     const mnk s = sizes(c);
     c->k->gemm(&(ag_gemm){
-        .tb = true, .m = s.m, .n = s.n, .k = s.k, .a = c->in[X]->data, .lda = s.k, .b = c->in[W]->data, .ldb = s.k,
-        .c = c->out[0]->data, .ldc = s.n, .bias = c->in[B] ? c->in[B]->data : NULL,
-        .pre = keeps_pre(c) ? c->saved : NULL, .act = c->attr.linear.act,
-        .residual = c->in[R] ? c->in[R]->data : NULL });
+        .tb = true, .m = s.m, .n = s.n, .k = s.k, .a = c->in[X]->data, .lda = s.k,
+        .b = c->in[W]->data, .ldb = s.k, .c = c->out[0]->data, .ldc = s.n,
+        .bias = c->in[B] ? c->in[B]->data : NULL, .pre = keeps_pre(c) ? c->saved : NULL,
+        .act = c->attr.linear.act, .residual = c->in[R] ? c->in[R]->data : NULL });
 }
 
 /* ds = dy * act'(s) and db; without an activation ds is dy itself. */
@@ -67,7 +72,8 @@ static const void *pre_grad(ag_call *c, const mnk *s)
         return dy;
     }
     void *ds = dy;                   /* dy is not needed again, but by the residual */
-    if (c->in[R] && c->in[R]->needs_grad && !(ds = ag_scratch(c->tape, (size_t)(s->m * s->n) * ag_real_size(c))))
+    if (c->in[R] && c->in[R]->needs_grad &&
+        !(ds = ag_scratch(c->tape, (size_t)(s->m * s->n) * ag_real_size(c))))
         return NULL;
     c->k->act_bwd(act, s->m, s->n, keeps_pre(c) ? c->saved : c->out[0]->data, dy, ds, db, true);
     return ds;
@@ -81,8 +87,8 @@ static void linear_backward(ag_call *c)
     bool acc;
     void *dw = ag_grad_of(c, W, &acc);
     if (dw)
-        c->k->gemm(&(ag_gemm){ .ta = true, .acc = acc, .m = s.n, .n = s.k, .k = s.m, .a = ds, .lda = s.n,
-                               .b = c->in[X]->data, .ldb = s.k, .c = dw, .ldc = s.k });
+        c->k->gemm(&(ag_gemm){ .ta = true, .acc = acc, .m = s.n, .n = s.k, .k = s.m, .a = ds,
+                               .lda = s.n, .b = c->in[X]->data, .ldb = s.k, .c = dw, .ldc = s.k });
     void *dx = ag_grad_of(c, X, &acc);
     if (dx)
         c->k->gemm(&(ag_gemm){ .acc = acc, .m = s.m, .n = s.k, .k = s.n, .a = ds, .lda = s.n,
@@ -102,10 +108,11 @@ static bool linear_sample(int64_t i, ag_sample *s)
     const ag_act act = (ag_act)ag_digit(&i, AG_ACT_COUNT);
     const unsigned absent = (unsigned)ag_digit(&i, 4) << B;
     const int64_t m = M[ag_digit(&i, 3)], n = N[ag_digit(&i, 3)], k = K[ag_digit(&i, 2)];
-    /* ReLU has a kink at 0: positive inputs keep s away from it, and a negative weight side is in relu's samples */
+    /* ReLU has a kink at 0: positive inputs keep s away from it, and a negative weight side is in
+     * relu's samples */
     const double lo = act == AG_ACT_RELU ? 0.1 : -1;
-    *s = (ag_sample){ .in = { AG_SHAPE(m, k), AG_SHAPE(n, k), AG_SHAPE(n), AG_SHAPE(m, n) }, .absent = absent,
-                      .lo = lo, .hi = 1, .attr.linear.act = act };
+    *s = (ag_sample){ .in = { AG_SHAPE(m, k), AG_SHAPE(n, k), AG_SHAPE(n), AG_SHAPE(m, n) },
+                      .absent = absent, .lo = lo, .hi = 1, .attr.linear.act = act };
     if (i == 1) {                    /* a second round: a batch dimension */
         s->in[X] = AG_SHAPE(2, m, k);
         s->in[R] = AG_SHAPE(2, m, n);
@@ -124,11 +131,12 @@ static bool linear_sample(int64_t i, ag_sample *s)
 const ag_op ag_op_linear = {
     .name = "linear", .doc = "y[..,n] = act(x[..,k] @ w[n,k]^T + bias[n]) + residual[..,n]",
     .n_in = 4, .n_out = 1, .optional = 1u << B | 1u << R, .passes = 1u << R,
-    .shape = linear_shape, .saved_bytes = linear_saved, .forward = linear_forward, .backward = linear_backward,
-    .flops = linear_flops, .sample = linear_sample,
+    .shape = linear_shape, .saved_bytes = linear_saved, .forward = linear_forward,
+    .backward = linear_backward, .flops = linear_flops, .sample = linear_sample,
 };
 
-ag_tensor *ag_linear(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *bias, ag_act act, ag_tensor *residual)
+ag_tensor *ag_linear(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *bias, ag_act act,
+                     ag_tensor *residual)
 {
     return ag_apply(t, &ag_op_linear, (ag_tensor *[AG_MAX_IN]){ x, w, bias, residual },
                     &(ag_attr){ .linear = { act } }, NULL);

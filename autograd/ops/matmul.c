@@ -17,29 +17,29 @@ static int matmul_shape(ag_call *c, ag_shape *out)
     const bool ta = c->attr.matmul.ta, tb = c->attr.matmul.tb;
     char sa[96], sb[96];
     if (a->ndim != 2 || b->ndim != 2)
-        return ag_fail(c->tape, AG_ESHAPE, "matmul: wanted two matrices, got %s and %s", ag_shape_text(a, sa),
-                       ag_shape_text(b, sb));
+        return ag_fail(c->tape, AG_ESHAPE, "matmul: wanted two matrices, got %s and %s",
+                       ag_shape_text(a, sa), ag_shape_text(b, sb));
     if (a->dim[!ta] != b->dim[tb])
-        return ag_fail(c->tape, AG_ESHAPE, "matmul: inner sizes differ: %s%s @ %s%s", ag_shape_text(a, sa),
-                       ta ? "^T" : "", ag_shape_text(b, sb), tb ? "^T" : "");
+        return ag_fail(c->tape, AG_ESHAPE, "matmul: inner sizes differ: %s%s @ %s%s",
+                       ag_shape_text(a, sa), ta ? "^T" : "", ag_shape_text(b, sb), tb ? "^T" : "");
     const mnk s = sizes(c);
     out[0] = AG_SHAPE(s.m, s.n);
     return AG_OK;
 }
 
 /* c[m,n] (+)= op(a) op(b), all packed */
-static void product(const ag_kernels *k, bool ta, bool tb, int64_t m, int64_t n, int64_t inner, const void *a,
-                    const void *b, void *c, bool acc)
+static void product(const ag_kernels *k, bool ta, bool tb, int64_t m, int64_t n, int64_t inner,
+                    const void *a, const void *b, void *c, bool acc)
 {
-    k->gemm(&(ag_gemm){ .ta = ta, .tb = tb, .acc = acc, .m = m, .n = n, .k = inner, .a = a, .lda = ta ? m : inner,
-                        .b = b, .ldb = tb ? inner : n, .c = c, .ldc = n });
+    k->gemm(&(ag_gemm){ .ta = ta, .tb = tb, .acc = acc, .m = m, .n = n, .k = inner, .a = a,
+                        .lda = ta ? m : inner, .b = b, .ldb = tb ? inner : n, .c = c, .ldc = n });
 }
 
 static void matmul_forward(ag_call *c)
 {
     const mnk s = sizes(c);
-    product(c->k, c->attr.matmul.ta, c->attr.matmul.tb, s.m, s.n, s.k, c->in[0]->data, c->in[1]->data,
-            c->out[0]->data, false);
+    product(c->k, c->attr.matmul.ta, c->attr.matmul.tb, s.m, s.n, s.k, c->in[0]->data,
+            c->in[1]->data, c->out[0]->data, false);
 }
 
 static void matmul_backward(ag_call *c)
@@ -81,12 +81,13 @@ static bool matmul_sample(int64_t i, ag_sample *s)
 }
 
 const ag_op ag_op_matmul = {
-    .name = "matmul", .doc = "c[m,n] = op(a) @ op(b), op = transpose where ta, tb", .n_in = 2, .n_out = 1,
-    .shape = matmul_shape, .forward = matmul_forward, .backward = matmul_backward, .flops = matmul_flops,
-    .sample = matmul_sample,
+    .name = "matmul", .doc = "c[m,n] = op(a) @ op(b), op = transpose where ta, tb", .n_in = 2,
+    .n_out = 1, .shape = matmul_shape, .forward = matmul_forward, .backward = matmul_backward,
+    .flops = matmul_flops, .sample = matmul_sample,
 };
 
 ag_tensor *ag_matmul(ag_tape *t, ag_tensor *a, bool ta, ag_tensor *b, bool tb)
 {
-    return ag_apply(t, &ag_op_matmul, (ag_tensor *[AG_MAX_IN]){ a, b }, &(ag_attr){ .matmul = { ta, tb } }, NULL);
+    return ag_apply(t, &ag_op_matmul, (ag_tensor *[AG_MAX_IN]){ a, b },
+                    &(ag_attr){ .matmul = { ta, tb } }, NULL);
 }

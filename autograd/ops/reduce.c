@@ -15,7 +15,10 @@ static double weight(const ag_call *c)
     return c->op == &ag_op_sum ? 1 : c->in[0]->size ? 1 / (double)c->in[0]->size : 0;
 }
 
-static void sum_forward(ag_call *c) { c->k->sum(c->in[0]->size, weight(c), c->in[0]->data, c->out[0]->data); }
+static void sum_forward(ag_call *c)
+{
+    c->k->sum(c->in[0]->size, weight(c), c->in[0]->data, c->out[0]->data);
+}
 
 static void sum_backward(ag_call *c)
 {
@@ -26,7 +29,8 @@ static void sum_backward(ag_call *c)
 
 static bool sum_sample(int64_t i, ag_sample *s)
 {
-    static const ag_shape shapes[] = { { 0, { 0 } }, { 1, { 0 } }, { 1, { 1 } }, { 2, { 3, 35 } }, { 1, { 5000 } },
+    static const ag_shape shapes[] = { { 0, { 0 } }, { 1, { 0 } }, { 1, { 1 } }, { 2, { 3, 35 } },
+                                       { 1, { 5000 } },
                                        { 4, { 2, 3, 4, 5 } } };
     if (i >= (int64_t)(sizeof shapes / sizeof *shapes)) return false;
     *s = (ag_sample){ .in = { shapes[i] }, .lo = -1, .hi = 1 };
@@ -34,13 +38,13 @@ static bool sum_sample(int64_t i, ag_sample *s)
 }
 
 const ag_op ag_op_sum = {
-    .name = "sum", .doc = "y = sum of x", .n_in = 1, .n_out = 1, .shape = scalar_shape, .forward = sum_forward,
-    .backward = sum_backward, .sample = sum_sample,
+    .name = "sum", .doc = "y = sum of x", .n_in = 1, .n_out = 1, .shape = scalar_shape,
+    .forward = sum_forward, .backward = sum_backward, .sample = sum_sample,
 };
 
 const ag_op ag_op_mean = {
-    .name = "mean", .doc = "y = mean of x; 0 of nothing", .n_in = 1, .n_out = 1, .shape = scalar_shape,
-    .forward = sum_forward, .backward = sum_backward, .sample = sum_sample,
+    .name = "mean", .doc = "y = mean of x; 0 of nothing", .n_in = 1, .n_out = 1,
+    .shape = scalar_shape, .forward = sum_forward, .backward = sum_backward, .sample = sum_sample,
 };
 
 ag_tensor *ag_sum(ag_tape *t, ag_tensor *x)
@@ -84,7 +88,8 @@ static bool row_sum_sample(int64_t i, ag_sample *s)
 }
 
 const ag_op ag_op_row_sum = {
-    .name = "row_sum", .doc = "y[..] = sum of x[..,n] over n", .n_in = 1, .n_out = 1, .shape = row_sum_shape,
+    .name = "row_sum", .doc = "y[..] = sum of x[..,n] over n", .n_in = 1, .n_out = 1,
+    .shape = row_sum_shape,
     .forward = row_sum_forward, .backward = row_sum_backward, .sample = row_sum_sample,
 };
 
@@ -119,11 +124,12 @@ static bool scale_sample(int64_t i, ag_sample *s)
 }
 
 const ag_op ag_op_scale = {
-    .name = "scale", .doc = "y = alpha * x", .n_in = 1, .n_out = 1, .shape = scale_shape, .forward = scale_forward,
-    .backward = scale_backward, .sample = scale_sample,
+    .name = "scale", .doc = "y = alpha * x", .n_in = 1, .n_out = 1, .shape = scale_shape,
+    .forward = scale_forward, .backward = scale_backward, .sample = scale_sample,
 };
 
 ag_tensor *ag_scale(ag_tape *t, ag_tensor *x, double alpha)
 {
-    return ag_apply(t, &ag_op_scale, (ag_tensor *[AG_MAX_IN]){ x }, &(ag_attr){ .scale = { alpha } }, NULL);
+    return ag_apply(t, &ag_op_scale, (ag_tensor *[AG_MAX_IN]){ x },
+                    &(ag_attr){ .scale = { alpha } }, NULL);
 }

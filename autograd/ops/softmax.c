@@ -17,15 +17,16 @@ static int softmax_shape(ag_call *c, ag_shape *out)
 
 static void softmax_forward(ag_call *c)
 {
-    c->k->softmax_fwd(ag_rows(c->in[0]), ag_cols(c->in[0]), c->attr.softmax.log, c->in[0]->data, c->out[0]->data);
+    c->k->softmax_fwd(ag_rows(c->in[0]), ag_cols(c->in[0]), c->attr.softmax.log, c->in[0]->data,
+                      c->out[0]->data);
 }
 
 static void softmax_backward(ag_call *c)
 {
     bool acc;
     void *dx = ag_grad_of(c, 0, &acc);
-    c->k->softmax_bwd(ag_rows(c->in[0]), ag_cols(c->in[0]), c->attr.softmax.log, c->out[0]->data, c->out[0]->grad,
-                      dx, acc);
+    c->k->softmax_bwd(ag_rows(c->in[0]), ag_cols(c->in[0]), c->attr.softmax.log, c->out[0]->data,
+                      c->out[0]->grad, dx, acc);
 }
 
 static int64_t softmax_flops(const ag_call *c) { return 4 * c->in[0]->size; }
@@ -47,21 +48,25 @@ static bool softmax_sample(int64_t i, ag_sample *s) { return sample(i, s, false)
 static bool log_softmax_sample(int64_t i, ag_sample *s) { return sample(i, s, true); }
 
 const ag_op ag_op_softmax = {
-    .name = "softmax", .doc = "y[..,n] = exp(x) / sum(exp(x))", .n_in = 1, .n_out = 1, .shape = softmax_shape,
-    .forward = softmax_forward, .backward = softmax_backward, .flops = softmax_flops, .sample = softmax_sample,
+    .name = "softmax", .doc = "y[..,n] = exp(x) / sum(exp(x))", .n_in = 1, .n_out = 1,
+    .shape = softmax_shape, .forward = softmax_forward, .backward = softmax_backward,
+    .flops = softmax_flops, .sample = softmax_sample,
 };
 
 const ag_op ag_op_log_softmax = {
-    .name = "log_softmax", .doc = "y[..,n] = x - log(sum(exp(x)))", .n_in = 1, .n_out = 1, .shape = softmax_shape,
-    .forward = softmax_forward, .backward = softmax_backward, .flops = softmax_flops, .sample = log_softmax_sample,
+    .name = "log_softmax", .doc = "y[..,n] = x - log(sum(exp(x)))", .n_in = 1, .n_out = 1,
+    .shape = softmax_shape, .forward = softmax_forward, .backward = softmax_backward,
+    .flops = softmax_flops, .sample = log_softmax_sample,
 };
 
 ag_tensor *ag_softmax(ag_tape *t, ag_tensor *x)
 {
-    return ag_apply(t, &ag_op_softmax, (ag_tensor *[AG_MAX_IN]){ x }, &(ag_attr){ .softmax = { false } }, NULL);
+    return ag_apply(t, &ag_op_softmax, (ag_tensor *[AG_MAX_IN]){ x },
+                    &(ag_attr){ .softmax = { false } }, NULL);
 }
 
 ag_tensor *ag_log_softmax(ag_tape *t, ag_tensor *x)
 {
-    return ag_apply(t, &ag_op_log_softmax, (ag_tensor *[AG_MAX_IN]){ x }, &(ag_attr){ .softmax = { true } }, NULL);
+    return ag_apply(t, &ag_op_log_softmax, (ag_tensor *[AG_MAX_IN]){ x },
+                    &(ag_attr){ .softmax = { true } }, NULL);
 }

@@ -18,24 +18,27 @@ static void unary_backward(ag_call *c)
     bool acc;
     void *dx = ag_grad_of(c, 0, &acc);
     if (dx)
-        c->k->unary_bwd[c->op->id](c->out[0]->size, c->in[0]->data, c->out[0]->data, c->out[0]->grad, dx, acc);
+        c->k->unary_bwd[c->op->id](c->out[0]->size, c->in[0]->data, c->out[0]->data,
+                                   c->out[0]->grad, dx, acc);
 }
 
 static bool unary_sample(int64_t i, ag_sample *s, double lo, double hi, double gap)
 {
-    static const ag_shape shapes[] = { { 0, { 0 } }, { 1, { 1 } }, { 1, { 0 } }, { 1, { 17 } }, { 2, { 5, 67 } },
+    static const ag_shape shapes[] = { { 0, { 0 } }, { 1, { 1 } }, { 1, { 0 } }, { 1, { 17 } },
+                                       { 2, { 5, 67 } },
                                        { 3, { 2, 3, 31 } }, { 4, { 2, 3, 4, 5 } } };
     if (i >= (int64_t)(sizeof shapes / sizeof *shapes)) return false;
     *s = (ag_sample){ .in = { shapes[i] }, .lo = lo, .hi = hi, .gap = gap };
     return true;
 }
 
-#define AG_UNARY(n, f, df, lo, hi, gap)                                                             \
-    static bool n##_sample(int64_t i, ag_sample *s) { return unary_sample(i, s, lo, hi, gap); }     \
-    const ag_op ag_op_##n = {                                                                       \
-        .name = #n, .doc = "y = " #f, .n_in = 1, .n_out = 1, .id = AG_UNARY_##n, .shape = unary_shape,   \
-        .forward = unary_forward, .backward = unary_backward, .sample = n##_sample };               \
-    ag_tensor *ag_##n(ag_tape *t, ag_tensor *x)                                                     \
+#define AG_UNARY(n, f, df, lo, hi, gap)                                                         \
+    static bool n##_sample(int64_t i, ag_sample *s) { return unary_sample(i, s, lo, hi, gap); } \
+    const ag_op ag_op_##n = {                                                                   \
+        .name = #n, .doc = "y = " #f, .n_in = 1, .n_out = 1, .id = AG_UNARY_##n,                \
+        .shape = unary_shape, .forward = unary_forward, .backward = unary_backward,             \
+        .sample = n##_sample };                                                                 \
+    ag_tensor *ag_##n(ag_tape *t, ag_tensor *x)                                                 \
     { return ag_apply(t, &ag_op_##n, (ag_tensor *[AG_MAX_IN]){ x }, NULL, NULL); }
 #include "../unary.def"
 #undef AG_UNARY

@@ -1,0 +1,62 @@
+/* watch.c -- watching for NaN and infinity: which op made the first one, and from what. */
+#include "watch.h"
+
+#include "op.h"
+
+#include <math.h>
+#include <stdio.h>
+
+typedef struct range { double lo, hi; int64_t bad; } range;
+
+static range range_of(const ag_tensor *x, const void *data)
+{
+    range r = { INFINITY, -INFINITY, 0 };
+    for (int64_t i = 0; i < x->size; i++) {
+        const double v = x->dtype == AG_F64 ? ((const double *)data)[i]
+                                            : (double)((const float *)data)[i];
+        if (!isfinite(v)) r.bad++;
+        else {
+            if (v < r.lo) r.lo = v;
+            if (v > r.hi) r.hi = v;
+        }
+    }
+    return r;
+}
+
+static void watch_fail(ag_tape *t, const ag_call *c, const ag_tensor *x, const char *what,
+                       int64_t bad)
+{
+    char text[512] = "", shape[96];
+    int n = 0;
+    for (int i = 0; i < c->op->n_in; i++) {
+        const ag_tensor *in = c->in[i];
+        if (!in || in->dtype == AG_I32) continue;
+        const range r = range_of(in, in->data);
+        n += snprintf(text + n, sizeof text - (size_t)n, "; input %d%s%s %s in [%.3g, %.3g]%s", i,
+                      in->name ? " " : "", in->name ? in->name : "",
+                      ag_shape_text(&in->shape, shape), r.lo, r.hi, r.bad ? " and not finite" : "");
+        if (n >= (int)sizeof text) break;
+    }
+    ag_scope_of_call(t, c);
+    ag_fail(t, AG_EDIVERGED, "%s: %lld of %lld values of %s %s are not finite%s", c->op->name,
+            (long long)bad, (long long)x->size, what, ag_shape_text(&x->shape, shape), text);
+}
+
+void ag_watch_forward(ag_tape *t, const ag_call *c)
+{
+    for (int i = 0; i < c->op->n_out; i++) {
+        if (c->out[i]->dtype == AG_I32) continue;
+        const range r = range_of(c->out[i], c->out[i]->data);
+        if (r.bad) watch_fail(t, c, c->out[i], "its output", r.bad);
+    }
+}
+
+void ag_watch_backward(ag_tape *t, const ag_call *c)
+{
+    for (int i = 0; i < c->op->n_in; i++) {
+        const ag_tensor *x = c->in[i];
+        if (!x || !x->grad || !x->grad_written) continue;
+        const range r = range_of(x, x->grad);
+        if (r.bad) watch_fail(t, c, x, x->name ? x->name : "the gradient of input", r.bad);
+    }
+}
