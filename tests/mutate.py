@@ -31,7 +31,7 @@ BUGS = [
     ('matmul backward of b ignores ta', 'autograd/ops/matmul.c', 'product(c->k, !ta, false, s.k',
      'product(c->k, true, false, s.k', 'gradcheck'),
     ('linear hands its residual gradient on after changing it', 'autograd/ops/linear.c',
-     'if (c->in[R] && c->in[R]->needs_grad && !(ds', 'if (!c->in[R] && !(ds', 'gradcheck tape'),
+     'if (c->in[R] && c->in[R]->needs_grad &&\n        !(ds', 'if (!c->in[R] && !(ds', 'gradcheck tape'),
     ('linear takes y for the value before the activation', 'autograd/ops/linear.c', 'act != AG_ACT_NONE && (act',
      'act > AG_ACT_RELU && (act', 'gradcheck tape kernels'),
     ('hard mask has another gradient than the soft one', 'autograd/ops/control.c',
