@@ -1,8 +1,8 @@
 /*
  * attention_few_tmpl.h -- attention of up to 8 queries: decoding with a cache, bound by memory.
  *
- * Vectors lie along the head, and many heads are taken at once, 8 keys at a time, so that the cache is read
- * once, row after row, as it lies in memory.  Part of attention_tmpl.c.
+ * Vectors lie along the head, and many heads are taken at once, 8 keys at a time, so that the cache
+ * is read once, row after row, as it lies in memory.  Part of attention_tmpl.c.
  */
 enum {
     FEW      = 8,                    /* queries */
@@ -16,7 +16,8 @@ typedef struct few_state {
     float max[FEW_ROWS], sum[FEW_ROWS];
 } few_state;
 
-INLINE void few_dots(const int n, int64_t d, const float *q, const float *k, int64_t k_row, float *s)
+INLINE void few_dots(const int n, int64_t d, const float *q, const float *k, int64_t k_row,
+                     float *s)
 {
     vf x[FEW_KEYS];
     UNROLL for (int j = 0; j < n; j++)
@@ -33,7 +34,8 @@ INLINE void few_dots(const int n, int64_t d, const float *q, const float *k, int
 }
 
 /* o += p v, n keys */
-INLINE void few_values(const int n, int64_t d, const float *p, const float *v, int64_t v_row, float *o)
+INLINE void few_values(const int n, int64_t d, const float *p, const float *v, int64_t v_row,
+                       float *o)
 {
     int64_t c = 0;
     for (; c + VL <= d; c += VL) {
@@ -50,7 +52,8 @@ INLINE void few_values(const int n, int64_t d, const float *p, const float *v, i
     }
 }
 
-/* One row: s = exp2(s - max) over its first n scores, 0 over the rest; max, sum and o[d] carried on. */
+/* One row: s = exp2(s - max) over its first n scores, 0 over the rest; max, sum and o[d] carried
+ * on. */
 static void few_softmax(int n, int64_t d, float *s, float *max, float *sum, float *o)
 {
     vf m = vset(*max), l = vset(0.0f);
@@ -80,7 +83,8 @@ static void few_drop(const ag_attention *a, int64_t row, int64_t key0, uint32_t 
 }
 
 /* Up to 64 keys from key j on. */
-static void few_tile(const ag_attention *a, const tile_noise *z, heads_of x, int64_t j, int64_t n, few_state *f)
+static void few_tile(const ag_attention *a, const tile_noise *z, heads_of x, int64_t j, int64_t n,
+                     few_state *f)
 {
     const float *k = (const float *)a->k + x.b * a->k_batch + j * a->k_row + x.head0 * a->d_qk;
     const float *v = (const float *)a->v + x.b * a->v_batch + j * a->v_row + x.head0 * a->d_v;
@@ -110,8 +114,10 @@ static void few_tile(const ag_attention *a, const tile_noise *z, heads_of x, int
         }
 }
 
-/* part = lse[rows], o[rows][d_v] of keys key0 .. key1 - 1, where row = (head - head0) * tq + query */
-static void few_keys(const ag_attention *a, const tile_noise *z, heads_of x, int64_t key0, int64_t key1, float *part)
+/* part = lse[rows], o[rows][d_v] of keys key0 .. key1 - 1, where row = (head - head0) * tq +
+ * query */
+static void few_keys(const ag_attention *a, const tile_noise *z, heads_of x, int64_t key0,
+                     int64_t key1, float *part)
 {
     few_state f __attribute__((aligned(64)));
     const int64_t rows = x.heads * a->tq, d = AG_ALIGN_UP(a->d_v, VL);

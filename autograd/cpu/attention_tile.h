@@ -1,14 +1,16 @@
 /*
- * attention_tile.h -- what happens inside one tile of attention scores, for the kernels that choose tiles.
+ * attention_tile.h -- what happens inside one tile of attention scores, for the kernels that choose
+ * tiles.
  *
- * A tile is up to 64 queries x 64 keys and is stored transposed: s[key][query], rows of TILE floats.  With
- * queries in the lanes the softmax runs down columns, with no sum across lanes, and all five products are
- * "broadcast a scalar of A, multiply a row of B, add to registers", where A is k, v (as they lie in memory)
- * or a tile, and B is q or do transposed once per 64 queries (or their rows).  Nothing else is packed.
+ * A tile is up to 64 queries x 64 keys and is stored transposed: s[key][query], rows of TILE
+ * floats.  With queries in the lanes the softmax runs down columns, with no sum across lanes, and
+ * all five products are "broadcast a scalar of A, multiply a row of B, add to registers", where A
+ * is k, v (as they lie in memory) or a tile, and B is q or do transposed once per 64 queries (or
+ * their rows).  Nothing else is packed.
  *
- * Queries go in groups of 16 lanes.  A band is a rectangle of a tile: keys that are seen by groups g0 and
- * up.  A full tile is one band, a tile on the causal diagonal four; nothing outside a band is ever computed
- * or read, and only the first group of a band can hold masked scores.
+ * Queries go in groups of 16 lanes.  A band is a rectangle of a tile: keys that are seen by groups
+ * g0 and up.  A full tile is one band, a tile on the causal diagonal four; nothing outside a band
+ * is ever computed or read, and only the first group of a band can hold masked scores.
  *
  * Scores are kept in base 2: q is multiplied by scale * log2(e) where it is transposed.
  */
@@ -18,7 +20,8 @@
 #include "autograd/cpu/simd.h"
 
 enum {
-    TILE   = 64,                     /* queries, and keys, of a tile: a multiple of 64 for the noise */
+    TILE   = 64,                     /* queries, and keys, of a tile: a multiple of 64 for the
+                                      * noise */
     GROUP  = 16,                     /* queries that are masked together */
     GROUPS = TILE / GROUP,
     GV     = GROUP / VL,             /* vectors of a group */
@@ -79,7 +82,8 @@ INLINE vul vmul_low(vul x, uint32_t m)
 
 typedef struct tile_noise {
     vul      k0[10], k1[10];         /* the round keys */
-    vul      lanes[2];               /* Philox blocks from query 0 to queries 0, 2, 4, ... and 1, 3, 5, ... */
+    vul      lanes[2];               /* Philox blocks from query 0 to queries 0, 2, 4, ...
+                                      * and 1, 3, 5, ... */
     uint64_t site, step;
     uint32_t threshold;              /* of dropout */
     uint64_t row_blocks;             /* Philox blocks from one query to the next */
@@ -100,8 +104,9 @@ static void tile_noise_init(tile_noise *z, const ag_noise *noise, double drop, i
         z->lanes[l % 2][l / 2] = (uint64_t)l * z->row_blocks;
 }
 
-/* Noise of VL queries: w[k] is that of key 16 k + (block % 16), where block is the first query's.  Philox
- * (ag_philox) runs on 64-bit lanes whose high words hold rubbish, even and odd queries in turn. */
+/* Noise of VL queries: w[k] is that of key 16 k + (block % 16), where block is the first query's.
+ * Philox (ag_philox) runs on 64-bit lanes whose high words hold rubbish, even and odd queries in
+ * turn. */
 INLINE void tile_bits(const tile_noise *z, uint64_t block, vu w[4])
 {
     vul c[4][2];
@@ -132,8 +137,10 @@ INLINE void transpose_4x4(const float *x, int64_t ldx, float *y, int64_t ldy, v4
     const v4 a = *(const v4 *)x * scale, b = *(const v4 *)(x + ldx) * scale;
     const v4 c = *(const v4 *)(x + 2 * ldx) * scale, d = *(const v4 *)(x + 3 * ldx) * scale;
     typedef int i4 __attribute__((vector_size(16)));
-    const v4 ab0 = __builtin_shuffle(a, b, (i4){ 0, 4, 1, 5 }), ab1 = __builtin_shuffle(a, b, (i4){ 2, 6, 3, 7 });
-    const v4 cd0 = __builtin_shuffle(c, d, (i4){ 0, 4, 1, 5 }), cd1 = __builtin_shuffle(c, d, (i4){ 2, 6, 3, 7 });
+    const v4 ab0 = __builtin_shuffle(a, b, (i4){ 0, 4, 1, 5 }),
+        ab1 = __builtin_shuffle(a, b, (i4){ 2, 6, 3, 7 });
+    const v4 cd0 = __builtin_shuffle(c, d, (i4){ 0, 4, 1, 5 }),
+        cd1 = __builtin_shuffle(c, d, (i4){ 2, 6, 3, 7 });
     const v4 t[4] = { __builtin_shuffle(ab0, cd0, (i4){ 0, 1, 4, 5 }),
                       __builtin_shuffle(ab0, cd0, (i4){ 2, 3, 6, 7 }),
                       __builtin_shuffle(ab1, cd1, (i4){ 0, 1, 4, 5 }),
@@ -147,9 +154,10 @@ INLINE void transpose_4x4(const float *x, int64_t ldx, float *y, int64_t ldy, v4
     }
 }
 
-/* y[c][r] (+)= scale * x[r][c] for r < m, c < n; each column also times by[c] where by is not NULL */
-INLINE void transpose(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy, float scale,
-                      const float *by, bool add)
+/* y[c][r] (+)= scale * x[r][c] for r < m, c < n; each column also times by[c] where by is not
+ * NULL */
+INLINE void transpose(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy,
+                      float scale, const float *by, bool add)
 {
     const int64_t m4 = m & ~(int64_t)3, n4 = n & ~(int64_t)3;
     for (int64_t c = 0; c < n4; c += 4) {
@@ -159,28 +167,31 @@ INLINE void transpose(int64_t m, int64_t n, const float *x, int64_t ldx, float *
     }
     for (int64_t r = 0; r < m; r++)
         for (int64_t c = r < m4 ? n4 : 0; c < n; c++)
-            y[c * ldy + r] = x[r * ldx + c] * (by ? by[c] * scale : scale) + (add ? y[c * ldy + r] : 0.0f);
+            y[c * ldy + r] = x[r * ldx + c] * (by ? by[c] * scale : scale)
+                + (add ? y[c * ldy + r] : 0.0f);
 }
 
-static void tile_transpose(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy, float scale)
+static void tile_transpose(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy,
+                           float scale)
 {
     transpose(m, n, x, ldx, y, ldy, scale, NULL, false);
 }
 
-static void tile_transpose_by(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy,
-                              const float *by)
+static void tile_transpose_by(int64_t m, int64_t n, const float *x, int64_t ldx, float *y,
+                              int64_t ldy, const float *by)
 {
     transpose(m, n, x, ldx, y, ldy, 1.0f, by, false);
 }
 
-static void tile_transpose_add(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy,
-                               float scale)
+static void tile_transpose_add(int64_t m, int64_t n, const float *x, int64_t ldx, float *y,
+                               int64_t ldy, float scale)
 {
     transpose(m, n, x, ldx, y, ldy, scale, NULL, true);
 }
 
 /* y[r][c] = scale * x[r][c], r < m, c < n, zeros up to ldy, a multiple of GROUP */
-static void tile_copy(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy, float scale)
+static void tile_copy(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy,
+                      float scale)
 {
     for (int64_t r = 0; r < m; r++, x += ldx, y += ldy) {
         int64_t c = 0;
@@ -203,7 +214,8 @@ typedef struct tile_product {        /* c[m][n] = a[m][k] b[k][n]: */
 } tile_product;
 
 /* R rows and N vectors of c in registers: R and N are constants where this is inlined. */
-INLINE void tile_micro(const int R, const int N, const tile_product *t, int64_t i, int64_t j, int64_t n)
+INLINE void tile_micro(const int R, const int N, const tile_product *t, int64_t i, int64_t j,
+                       int64_t n)
 {
     vf acc[8][GROUPS * GV];
     const float *row[8];
@@ -225,7 +237,7 @@ INLINE void tile_micro(const int R, const int N, const tile_product *t, int64_t 
         }
     }
     float *c = t->c + i * t->c_row + j;
-    if (n - j < N * VL) {                        /* the last columns of a head of odd width: only added to */
+    if (n - j < N * VL) {   /* the last columns of a head of odd width: only added to */
         UNROLL for (int r = 0; r < R; r++, c += t->c_row)
             UNROLL for (int v = 0; v < N; v++) {
                 const int64_t l = n - j - v * VL, lanes = l < 0 ? 0 : l > VL ? VL : l;
@@ -242,12 +254,14 @@ INLINE void tile_micro(const int R, const int N, const tile_product *t, int64_t 
     } else {
         UNROLL for (int r = 0; r < R; r++, c += t->c_row)
             UNROLL for (int v = 0; v < N; v++)
-                vstore(c + v * VL, vfma(vload(c + v * VL), vload(t->alpha + j + v * VL), acc[r][v]));
+                vstore(c + v * VL,
+                       vfma(vload(c + v * VL), vload(t->alpha + j + v * VL), acc[r][v]));
     }
 }
 
 /* All rows of columns j .. j + N*VL - 1; R rows at a time, then 4, 2, 1. */
-INLINE void tile_columns(const int R, const int N, const tile_product *t, int64_t m, int64_t j, int64_t n)
+INLINE void tile_columns(const int R, const int N, const tile_product *t, int64_t m, int64_t j,
+                         int64_t n)
 {
     int64_t i = 0;
     for (; i + R <= m; i += R)
@@ -282,7 +296,8 @@ static void tile_columns_1(const tile_product *t, int64_t m, int64_t j, int64_t 
     tile_columns(8, 1, t, m, j, n);
 }
 
-/* Columns past n (up to a multiple of GROUP) are read from b, and written to c unless out is TILE_ADD. */
+/* Columns past n (up to a multiple of GROUP) are read from b, and written to c unless out is
+ * TILE_ADD. */
 static void tile_multiply(const tile_product *t, int64_t m, int64_t n)
 {
     int64_t j = 0;
@@ -306,13 +321,15 @@ static void tile_multiply(const tile_product *t, int64_t m, int64_t n)
 
 typedef struct tile_shape {
     int     n_queries, n_groups;
-    int     first[GROUPS], last[GROUPS];         /* keys of the tile that all, and any, of a group's queries see */
+    int     first[GROUPS], last[GROUPS];         /* keys of the tile that all, and any, of a group's
+                                                  * queries see */
     float   limit[TILE];                         /* keys of the tile that a query sees, -1 .. 64 */
     int     n_bands;
     struct tile_band { int key0, key1, group0; } band[GROUPS];
 } tile_shape;
 
-/* Query i (of n) sees the first seen[i] keys; seen never falls.  The tile has n_keys keys from key0. */
+/* Query i (of n) sees the first seen[i] keys; seen never falls.  The tile has n_keys keys from
+ * key0. */
 static void tile_shape_init(tile_shape *t, int n, const int64_t *seen, int64_t key0, int n_keys)
 {
     int done = 0;

@@ -1,15 +1,17 @@
 /*
- * attention_tmpl.c -- softmax attention for one instruction set: forward, decoding with a cache, backward.
+ * attention_tmpl.c -- softmax attention for one instruction set: forward, decoding with a cache,
+ * backward.
  *
- * FlashAttention (2205.14135, 2307.08691): scores exist one tile at a time (attention_tile.h); forward keeps
- * a running maximum and sum per query and saves lse, the log of the sum of exp; backward recomputes
- * p = exp(s - lse).  With p~ = p * keep / (1 - drop):
+ * FlashAttention (2205.14135, 2307.08691): scores exist one tile at a time (attention_tile.h);
+ * forward keeps a running maximum and sum per query and saves lse, the log of the sum of exp;
+ * backward recomputes p = exp(s - lse).  With p~ = p * keep / (1 - drop):
  *
  *   o = p~ v        delta = sum(do * o)     dp = do v^T
  *   dv = p~^T do    ds = p~ * dp - p * delta     dq = scale ds k     dk = scale ds^T q
  *
- * Every sum runs in an order that sizes alone decide: over key tiles for o and dq, over query tiles for dk
- * and dv.  How the work is cut into tasks is therefore free, and chosen by the number of threads.
+ * Every sum runs in an order that sizes alone decide: over key tiles for o and dq, over query tiles
+ * for dk and dv.  How the work is cut into tasks is therefore free, and chosen by the number of
+ * threads.
  */
 #ifdef _OPENMP
 #include <omp.h>
@@ -87,9 +89,10 @@ typedef struct heads_of { int64_t b, head0, heads; } heads_of;
 
 typedef struct forward_tiles {
     float qt[MAX_HEAD * TILE], ot[MAX_HEAD * TILE];      /* q^T [d_qk][TILE], o^T [d_v][TILE] */
-    float k[TILE * MAX_HEAD], v[TILE * MAX_HEAD];        /* of the tile: rows lie too far apart for the L1 cache */
+    float k[TILE * MAX_HEAD], v[TILE * MAX_HEAD];        /* of the tile: rows lie too far apart for
+                                                          * the L1 cache */
     float s[TILE * TILE];
-    float max[TILE], sum[TILE], alpha[TILE];             /* so far; what the last tile multiplied o by */
+    float max[TILE], sum[TILE], alpha[TILE];        /* so far; what the last tile multiplied o by */
 } forward_tiles;
 
 /* s = exp2(s - max), with max and sum carried on over the keys of this tile */
@@ -159,8 +162,9 @@ static void forward_keys(const ag_attention *a, const queries *x, const tile_noi
         tile_shape_init(&t, x->n, x->seen, j, (int)n_keys);
         for (int b = 0; b < t.n_bands; b++) {
             const struct tile_band *e = &t.band[b];
-            const tile_product st = { a->d_qk, f.k + e->key0 * k_row, k_row, 1, f.qt + e->group0 * GROUP,
-                                      TILE, f.s + e->key0 * TILE + e->group0 * GROUP, TILE, TILE_SET, NULL };
+            const tile_product st =
+                { a->d_qk, f.k + e->key0 * k_row, k_row, 1, f.qt + e->group0 * GROUP,
+                  TILE, f.s + e->key0 * TILE + e->group0 * GROUP, TILE, TILE_SET, NULL };
             tile_multiply(&st, e->key1 - e->key0, (t.n_groups - e->group0) * GROUP);
         }
         tile_mask(&t, f.s);
@@ -170,7 +174,8 @@ static void forward_keys(const ag_attention *a, const queries *x, const tile_noi
         for (int b = 0; b < t.n_bands; b++) {
             const struct tile_band *e = &t.band[b];
             const tile_product ot = { e->key1 - e->key0, f.v + e->key0 * v_row, 1, v_row,
-                                      f.s + e->key0 * TILE + e->group0 * GROUP, TILE, f.ot + e->group0 * GROUP, TILE,
+                                      f.s + e->key0 * TILE + e->group0 * GROUP, TILE,
+                                      f.ot + e->group0 * GROUP, TILE,
                                       b ? TILE_ADD : TILE_SCALE, f.alpha + e->group0 * GROUP };
             tile_multiply(&ot, a->d_v, (t.n_groups - e->group0) * GROUP);
         }
@@ -187,9 +192,10 @@ static void forward_keys(const ag_attention *a, const queries *x, const tile_noi
 
 /* ---- forward: the tasks ---- */
 
-/* Some heads of a batch item, where all queries fit in a tile: a part holds lse[rows], then o[rows][d_v]. */
-static void forward_part(const ag_attention *a, const tile_noise *z, heads_of x, int64_t key0, int64_t key1,
-                         float *part)
+/* Some heads of a batch item, where all queries fit in a tile: a part holds lse[rows], then
+ * o[rows][d_v]. */
+static void forward_part(const ag_attention *a, const tile_noise *z, heads_of x, int64_t key0,
+                         int64_t key1, float *part)
 {
     if (a->tq <= FEW) {
         few_keys(a, z, x, key0, key1, part);
@@ -209,7 +215,8 @@ static void join_part(const ag_attention *a, heads_of x, bool first, const float
         queries q;
         queries_init(&q, a, x.b * a->heads + x.head0 + h, 0);
         for (int i = 0; i < q.n; i++, part_lse++, part += a->d_v, q.o += a->o_row) {
-            const float old = first ? -__builtin_inff() : q.lse[i], top = old > *part_lse ? old : *part_lse;
+            const float old = first ? -__builtin_inff() : q.lse[i],
+                top = old > *part_lse ? old : *part_lse;
             if (first)
                 memcpy(q.o, part, (size_t)a->d_v * sizeof *part);
             else if (top > -__builtin_inff()) {
@@ -224,8 +231,8 @@ static void join_part(const ag_attention *a, heads_of x, bool first, const float
     }
 }
 
-/* Up to 64 queries with a cache of keys, in chunks of keys that only sizes decide.  With fewer groups of
- * heads than threads, chunks too go in parallel, if there is memory for their parts. */
+/* Up to 64 queries with a cache of keys, in chunks of keys that only sizes decide.  With fewer
+ * groups of heads than threads, chunks too go in parallel, if there is memory for their parts. */
 static void forward_cached(const ag_attention *a, const tile_noise *z)
 {
     const int64_t chunks = a->tk > CHUNK ? (a->tk + CHUNK - 1) / CHUNK : 1;
@@ -235,7 +242,8 @@ static void forward_cached(const ag_attention *a, const tile_noise *z)
     const int64_t groups = (a->heads + at_once - 1) / at_once, n = a->batch * groups;
     const int64_t size = at_once * a->tq * (a->d_v + 1);
     const bool worth = a->batch * a->heads * a->tq * a->tk > 2048;
-    float *parts = worth && chunks > 1 && n < n_threads() ? malloc((size_t)(n * chunks * size) * sizeof *parts) : NULL;
+    float *parts = worth && chunks > 1 && n < n_threads()
+        ? malloc((size_t)(n * chunks * size) * sizeof *parts) : NULL;
     const int64_t cut = parts ? chunks : 1, span = chunks / cut;
 #pragma omp parallel for schedule(dynamic) if (worth)
     for (int64_t task = 0; task < n * cut; task++) {
@@ -271,7 +279,7 @@ void AG_NAME(attention_fwd)(const ag_attention *a)
         return;
     }
 #pragma omp parallel for schedule(dynamic) if (pairs * a->tq * a->tk > 2048)
-    for (int64_t task = 0; task < pairs * tiles; task++) {       /* the longest of a causal head first */
+    for (int64_t task = 0; task < pairs * tiles; task++) {  /* the longest of a causal head first */
         queries x;
         queries_init(&x, a, task / tiles, (tiles - 1 - task % tiles) * TILE);
         forward_keys(a, &x, &z, 0, a->tk, x.o, a->o_row, x.lse);
@@ -307,8 +315,8 @@ static float dot_rows(int64_t n, const float *x, const float *y)
     return vsum(sum);
 }
 
-static void backward_load(const ag_attention *a, const queries *x, const float *grad, const float *delta,
-                          backward_tiles *w)
+static void backward_load(const ag_attention *a, const queries *x, const float *grad,
+                          const float *delta, backward_tiles *w)
 {
     const float kept = (float)(1.0 / (1.0 - a->drop));
     transpose_queries(x->n, a->d_qk, x->q, a->q_row, w->qt, (float)(a->scale * LOG2_E));
@@ -319,13 +327,14 @@ static void backward_load(const ag_attention *a, const queries *x, const float *
     tile_copy(x->n, a->d_v, grad, a->o_row, w->do_, w->v_row, kept);
     for (int i = 0; i < TILE; i++) {
         const bool any = i < x->n && x->lse[i] > -__builtin_inff();
-        w->lse[i] = any ? x->lse[i] * (float)LOG2_E : -NO_MAX;       /* no key: p = exp2(-1e30) = 0 */
+        w->lse[i] = any ? x->lse[i] * (float)LOG2_E : -NO_MAX;     /* no key: p = exp2(-1e30) = 0 */
         w->delta[i] = any ? delta[i] : 0.0f;
     }
 }
 
 /* s, dp -> p~ (without 1/(1 - drop), which is in do), ds */
-INLINE void grad_vector(float *s, float *dp, vf lse, vf delta, bool drop, vu bits, uint32_t threshold)
+INLINE void grad_vector(float *s, float *dp, vf lse, vf delta, bool drop, vu bits,
+                        uint32_t threshold)
 {
     const vf p = vexp2(vload(s) - lse), g = vload(dp);
     vstore(s, drop ? vkeep(bits, threshold, p) : p);
@@ -339,7 +348,8 @@ static void grad_tile(const tile_shape *t, const tile_noise *z, uint64_t block, 
         const vf lse = vload(w->lse + i), delta = vload(w->delta + i);
         if (!z->threshold) {
             for (int key = 0; key < n; key++)
-                grad_vector(w->p + key * TILE + i, w->ds + key * TILE + i, lse, delta, false, vset_u(0), 0);
+                grad_vector(w->p + key * TILE + i, w->ds + key * TILE + i, lse, delta, false,
+                            vset_u(0), 0);
             continue;
         }
         for (int r = 0; r < 16 && r < n; r++) {
@@ -355,17 +365,19 @@ static void grad_tile(const tile_shape *t, const tile_noise *z, uint64_t block, 
 }
 
 /* One tile: p and ds, then what they give to dq, dk, dv (of key j on). */
-static void backward_tile(const ag_attention *a, const queries *x, const tile_shape *t, const tile_noise *z,
-                          int64_t j, const backward_part *part, float *dk, float *dv, backward_tiles *w)
+static void backward_tile(const ag_attention *a, const queries *x, const tile_shape *t,
+                          const tile_noise *z, int64_t j, const backward_part *part, float *dk,
+                          float *dv, backward_tiles *w)
 {
     for (int b = 0; b < t->n_bands; b++) {
         const struct tile_band *e = &t->band[b];
         const int64_t m = e->key1 - e->key0, lanes = (t->n_groups - e->group0) * GROUP;
         const int64_t at = e->key0 * TILE + e->group0 * GROUP;
-        const tile_product s = { a->d_qk, w->k + e->key0 * w->k_row, w->k_row, 1, w->qt + e->group0 * GROUP, TILE,
-                                 w->p + at, TILE, TILE_SET, NULL };
-        const tile_product dp = { a->d_v, w->v + e->key0 * w->v_row, w->v_row, 1, w->dot + e->group0 * GROUP, TILE,
-                                  w->ds + at, TILE, TILE_SET, NULL };
+        const tile_product s = { a->d_qk, w->k + e->key0 * w->k_row, w->k_row, 1,
+                                 w->qt + e->group0 * GROUP, TILE, w->p + at, TILE, TILE_SET, NULL };
+        const tile_product dp = { a->d_v, w->v + e->key0 * w->v_row, w->v_row, 1,
+                                  w->dot + e->group0 * GROUP, TILE, w->ds + at, TILE, TILE_SET,
+                                  NULL };
         tile_multiply(&s, m, lanes);
         tile_multiply(&dp, m, lanes);
     }
@@ -391,12 +403,13 @@ static void backward_tile(const ag_attention *a, const queries *x, const tile_sh
     }
 }
 
-static void backward_task(const ag_attention *a, const ag_attention_grad *g, const backward_part *part,
-                          const tile_noise *z)
+static void backward_task(const ag_attention *a, const ag_attention_grad *g,
+                          const backward_part *part, const tile_noise *z)
 {
     backward_tiles w __attribute__((aligned(64)));
     const int64_t b = part->pair / a->heads, h = part->pair % a->heads;
-    float *dk = (float *)g->dk + b * a->k_batch + h * a->d_qk, *dv = (float *)g->dv + b * a->v_batch + h * a->d_v;
+    float *dk = (float *)g->dk + b * a->k_batch + h * a->d_qk,
+        *dv = (float *)g->dv + b * a->v_batch + h * a->d_v;
     if (part->dkv && !g->acc)
         for (int64_t j = part->key0; j < part->key1; j++) {
             memset(dk + j * a->k_row, 0, (size_t)a->d_qk * sizeof *dk);
@@ -426,14 +439,15 @@ static void backward_task(const ag_attention *a, const ag_attention_grad *g, con
         }
         if (part->dq) {
             float *dq = (float *)g->dq + b * a->q_batch + i * a->q_row + h * a->d_qk;
-            (g->acc ? tile_transpose_add : tile_transpose)(a->d_qk, x.n, w.dqt, TILE, dq, a->q_row, (float)a->scale);
+            (g->acc ? tile_transpose_add : tile_transpose)(a->d_qk, x.n, w.dqt, TILE, dq, a->q_row,
+                                                           (float)a->scale);
         }
     }
 }
 
 /*
- * With many heads a task is a head: five products a tile.  With few, dq goes by query tiles and then dk, dv
- * by spans of keys: seven products, and no thread idle.
+ * With many heads a task is a head: five products a tile.  With few, dq goes by query tiles and
+ * then dk, dv by spans of keys: seven products, and no thread idle.
  */
 void AG_NAME(attention_bwd)(const ag_attention *a, const ag_attention_grad *g)
 {
@@ -455,19 +469,22 @@ void AG_NAME(attention_bwd)(const ag_attention *a, const ag_attention_grad *g)
         return;
     }
     const int64_t tiles = (a->tq + TILE - 1) / TILE, key_tiles = (a->tk + TILE - 1) / TILE;
-    const int64_t span = (1 + pairs * key_tiles / (8 * threads)) * TILE, spans = (a->tk + span - 1) / span;
+    const int64_t span = (1 + pairs * key_tiles / (8 * threads)) * TILE,
+        spans = (a->tk + span - 1) / span;
 #pragma omp parallel
     {
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < pairs * tiles; task++) {
             const int64_t i = (tiles - 1 - task % tiles) * TILE;
-            const backward_part some = { task / tiles, i, min_of(i + TILE, a->tq), 0, a->tk, true, false };
+            const backward_part some = { task / tiles, i, min_of(i + TILE, a->tq), 0, a->tk, true,
+                                         false };
             backward_task(a, g, &some, &z);
         }
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < pairs * spans; task++) {
             const int64_t j = task % spans * span;
-            const backward_part some = { task / spans, 0, a->tq, j, min_of(j + span, a->tk), false, true };
+            const backward_part some = { task / spans, 0, a->tq, j, min_of(j + span, a->tk), false,
+                                         true };
             backward_task(a, g, &some, &z);
         }
     }

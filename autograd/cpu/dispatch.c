@@ -1,5 +1,6 @@
 /*
- * dispatch.c -- which table serves: chosen once from what the machine can do, or named by TULLE_ISA.
+ * dispatch.c -- which table serves: chosen once from what the machine can do, or named by
+ * TULLE_ISA.
  *
  * AG_HAVE_<ISA> says which tables were built; the processor says which of them can run.
  */
@@ -34,7 +35,8 @@ int ag_kernels_all(ag_dtype dtype, const ag_kernels **ret, int max)
         found[n++] = &ag_kernels_base_f32;
 #endif
 #if defined(AG_HAVE_AVX2)
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+            __builtin_cpu_supports("bmi2"))
             found[n++] = &ag_kernels_avx2_f32;
 #endif
 #if defined(AG_HAVE_AVX512)
@@ -64,8 +66,8 @@ const ag_kernels *ag_kernels_best(ag_dtype dtype, const char **ret_why)
         for (int i = 0; i < n; i++)
             best = !strcmp(want, all[i]->name) ? all[i] : best;
         if (!best) {
-            *ret_why = known ? "TULLE_ISA names an instruction set that this machine or build does not have"
-                             : "TULLE_ISA must be ref, base, avx2 or avx512";
+            *ret_why = known ? "TULLE_ISA names an instruction set that this machine or build does "
+                "not have" : "TULLE_ISA must be ref, base, avx2 or avx512";
             return NULL;
         }
     }

@@ -13,16 +13,17 @@ enum { AG_PARALLEL_FROM = 20000 };
 /* A pragma with the parameters of a macro in it. */
 #define AG_PRAGMA(...) _Pragma(#__VA_ARGS__)
 
-#define AG_UNARY(name, ...)                                                                         \
-    void AG_NAME(unary_fwd_##name)(int64_t n, const void *x, void *y);                              \
-    void AG_NAME(unary_bwd_##name)(int64_t n, const void *x, const void *y, const void *dy, void *dx, bool acc);
+#define AG_UNARY(name, ...)                                                                 \
+    void AG_NAME(unary_fwd_##name)(int64_t n, const void *x, void *y);                      \
+    void AG_NAME(unary_bwd_##name)(int64_t n, const void *x, const void *y, const void *dy, \
+                                   void *dx, bool acc);
 #include "autograd/unary.def"
 #undef AG_UNARY
 
-#define AG_BINARY(name, ...)                                                                        \
-    void AG_NAME(binary_fwd_##name)(int64_t n, const void *a, const void *b, void *y);              \
-    void AG_NAME(binary_bwd_##name)(int64_t n, const void *a, const void *b, const void *y, const void *dy, \
-                                    void *da, bool acc_a, void *db, bool acc_b);
+#define AG_BINARY(name, ...)                                                                \
+    void AG_NAME(binary_fwd_##name)(int64_t n, const void *a, const void *b, void *y);      \
+    void AG_NAME(binary_bwd_##name)(int64_t n, const void *a, const void *b, const void *y, \
+                                    const void *dy, void *da, bool acc_a, void *db, bool acc_b);
 #include "autograd/binary.def"
 #undef AG_BINARY
 
@@ -30,8 +31,8 @@ void AG_NAME(gemm)(const ag_gemm *g);
 void AG_NAME(attention_fwd)(const ag_attention *a);
 void AG_NAME(attention_bwd)(const ag_attention *a, const ag_attention_grad *g);
 
-void AG_NAME(act_bwd)(ag_act act, int64_t m, int64_t n, const void *pre, const void *dy, void *dx, void *db,
-                      bool acc_db);
+void AG_NAME(act_bwd)(ag_act act, int64_t m, int64_t n, const void *pre, const void *dy, void *dx,
+                      void *db, bool acc_db);
 void AG_NAME(fill)(int64_t n, double value, void *y);
 void AG_NAME(add)(int64_t n, const void *x, void *y);
 void AG_NAME(scale)(int64_t n, double alpha, const void *x, void *y, bool acc);
@@ -41,27 +42,33 @@ void AG_NAME(row_sum)(int64_t m, int64_t n, const void *x, void *y);
 void AG_NAME(row_add)(int64_t m, int64_t n, const void *dy, void *dx, bool acc);
 void AG_NAME(dropout_fwd)(int64_t m, int64_t n, double p, const ag_noise *z, const void *x,
                           const void *residual, void *y);
-void AG_NAME(dropout_bwd)(int64_t m, int64_t n, double p, const ag_noise *z, const void *dy, void *dx, bool acc);
+void AG_NAME(dropout_bwd)(int64_t m, int64_t n, double p, const ag_noise *z, const void *dy,
+                          void *dx, bool acc);
 
 void AG_NAME(layernorm_fwd)(int64_t m, int64_t n, double eps, const void *x, const void *gain,
                             const void *bias, void *y, void *mean, void *rstd);
 void AG_NAME(layernorm_bwd)(int64_t m, int64_t n, const void *x, const void *gain, const void *mean,
-                            const void *rstd, const void *dy, void *dx, bool acc_dx, void *dgain, void *dbias);
+                            const void *rstd, const void *dy, void *dx, bool acc_dx, void *dgain,
+                            void *dbias);
 void AG_NAME(softmax_fwd)(int64_t m, int64_t n, bool log, const void *x, void *y);
-void AG_NAME(softmax_bwd)(int64_t m, int64_t n, bool log, const void *y, const void *dy, void *dx, bool acc);
-void AG_NAME(embedding_fwd)(int64_t m, int64_t d, const int32_t *ids, const void *table, const void *pos,
-                            int64_t t, int64_t pos0, void *y);
-void AG_NAME(embedding_bwd)(int64_t m, int64_t d, const int32_t *ids, const void *dy, int64_t t, int64_t pos0,
-                            void *dtable, void *dpos);
+void AG_NAME(softmax_bwd)(int64_t m, int64_t n, bool log, const void *y, const void *dy, void *dx,
+                          bool acc);
+void AG_NAME(embedding_fwd)(int64_t m, int64_t d, const int32_t *ids, const void *table,
+                            const void *pos, int64_t t, int64_t pos0, void *y);
+void AG_NAME(embedding_bwd)(int64_t m, int64_t d, const int32_t *ids, const void *dy, int64_t t,
+                            int64_t pos0, void *dtable, void *dpos);
 void AG_NAME(gather_fwd)(int64_t m, int64_t n, const int32_t *idx, const void *x, void *y);
 void AG_NAME(gather_bwd)(int64_t m, int64_t n, const int32_t *idx, const void *dy, void *dx);
 void AG_NAME(pick_fwd)(int64_t m, int64_t n, const int32_t *idx, const void *x, void *y);
 void AG_NAME(pick_bwd)(int64_t m, int64_t n, const int32_t *idx, const void *dy, void *dx);
 void AG_NAME(argmax)(int64_t m, int64_t n, const void *x, int32_t *idx);
-void AG_NAME(xent_fwd)(int64_t m, int64_t n, const void *x, const int32_t *target, void *lse, void *loss);
+void AG_NAME(xent_fwd)(int64_t m, int64_t n, const void *x, const int32_t *target, void *lse,
+                       void *loss);
 void AG_NAME(xent_bwd)(int64_t m, int64_t n, const void *x, const int32_t *target, const void *lse,
                        const void *dloss, void *dx, bool acc);
-void AG_NAME(controller_fwd)(const ag_controller *c, const void *z, void *mask, int32_t *choice, void *p);
-void AG_NAME(controller_bwd)(const ag_controller *c, const void *p, const void *dmask, void *dz, bool acc);
+void AG_NAME(controller_fwd)(const ag_controller *c, const void *z, void *mask, int32_t *choice,
+                             void *p);
+void AG_NAME(controller_bwd)(const ag_controller *c, const void *p, const void *dmask, void *dz,
+                             bool acc);
 
 #endif

@@ -1,9 +1,10 @@
 /*
  * map_tmpl.c -- elementwise kernels, dropout and plain sums of one instruction set.
  *
- * The lines of unary.def and binary.def become scalar loops that the compiler vectorises: tanh, exp, log and the
- * GELUs are the branch-free functions of math_tmpl.h, so a new line needs nothing here.  Work is cut into
- * fixed spans, so that which element meets the scalar end of a loop does not depend on the number of threads.
+ * The lines of unary.def and binary.def become scalar loops that the compiler vectorises: tanh,
+ * exp, log and the GELUs are the branch-free functions of math_tmpl.h, so a new line needs nothing
+ * here.  Work is cut into fixed spans, so that which element meets the scalar end of a loop does
+ * not depend on the number of threads.
  */
 #include <tgmath.h>
 
@@ -30,88 +31,95 @@ enum { SPAN = 4096 };                /* elements: 16 KiB of each operand */
 #define ag_d_gelu_quick(x) ag_m_gelu_quick_d(x)
 
 /* for (span of k elements from element c on), over the threads */
-#define FOR_SPANS(c, k, n)                                                                                  \
-    AG_PRAGMA(omp parallel for schedule(static) if ((n) >= AG_PARALLEL_FROM))                               \
-    for (int64_t c = 0; c < n; c += SPAN)                                                                   \
+#define FOR_SPANS(c, k, n)                                                    \
+    AG_PRAGMA(omp parallel for schedule(static) if ((n) >= AG_PARALLEL_FROM)) \
+    for (int64_t c = 0; c < n; c += SPAN)                                     \
         for (int64_t k = n - c < SPAN ? n - c : SPAN; k; k = 0)
 
 /* for (element i): iterations are independent (operands are the same or do not overlap) */
 #define FOR_EACH(i, k) _Pragma("omp simd") for (int64_t i = 0; i < k; i++)
 
-#define AG_UNARY(name, f, df, ...)                                                                          \
-    INLINE void fwd_##name(int64_t k, const float *vx, float *vy)                                           \
-    {                                                                                                       \
-        FOR_EACH(i, k) { const float x = vx[i]; vy[i] = f; }                                                \
-    }                                                                                                       \
-    void AG_NAME(unary_fwd_##name)(int64_t n, const void *x, void *y)                                       \
-    {                                                                                                       \
-        FOR_SPANS(c, k, n) fwd_##name(k, (const float *)x + c, (float *)y + c);                             \
+#define AG_UNARY(name, f, df, ...)                                              \
+    INLINE void fwd_##name(int64_t k, const float *vx, float *vy)               \
+    {                                                                           \
+        FOR_EACH(i, k) { const float x = vx[i]; vy[i] = f; }                    \
+    }                                                                           \
+    void AG_NAME(unary_fwd_##name)(int64_t n, const void *x, void *y)           \
+    {                                                                           \
+        FOR_SPANS(c, k, n) fwd_##name(k, (const float *)x + c, (float *)y + c); \
     }
 #include "autograd/unary.def"
 #undef AG_UNARY
 
-#define AG_UNARY(name, f, df, ...)                                                                          \
-    INLINE void bwd_##name(int64_t k, const float *vx, const float *vy, const float *dy, float *dx, bool acc) \
-    {                                                                                                       \
-        FOR_EACH(i, k) {                                                                                    \
-            const float x = vx[i], y = vy[i], d = dy[i] * (df);                                             \
-            (void)x, (void)y;                                                                               \
-            dx[i] = acc ? dx[i] + d : d;                                                                    \
-        }                                                                                                   \
+#define AG_UNARY(name, f, df, ...)                                                       \
+    INLINE void bwd_##name(int64_t k, const float *vx, const float *vy, const float *dy, \
+                           float *dx, bool acc)                                          \
+    {                                                                                    \
+        FOR_EACH(i, k) {                                                                 \
+            const float x = vx[i], y = vy[i], d = dy[i] * (df);                          \
+            (void)x, (void)y;                                                            \
+            dx[i] = acc ? dx[i] + d : d;                                                 \
+        }                                                                                \
     }
 #include "autograd/unary.def"
 #undef AG_UNARY
 
-#define AG_UNARY(name, f, df, ...)                                                                          \
-    void AG_NAME(unary_bwd_##name)(int64_t n, const void *px, const void *py, const void *pdy, void *pdx, bool acc) \
-    {                                                                                                       \
-        const float *x = px, *y = py, *dy = pdy;                                                            \
-        float *dx = pdx;                                                                                    \
-        FOR_SPANS(c, k, n)                                                                                  \
-            if (acc) bwd_##name(k, x + c, y + c, dy + c, dx + c, true);                                     \
-            else     bwd_##name(k, x + c, y + c, dy + c, dx + c, false);                                    \
+#define AG_UNARY(name, f, df, ...)                                                             \
+    void AG_NAME(unary_bwd_##name)(int64_t n, const void *px, const void *py, const void *pdy, \
+                                   void *pdx, bool acc)                                        \
+    {                                                                                          \
+        const float *x = px, *y = py, *dy = pdy;                                               \
+        float *dx = pdx;                                                                       \
+        FOR_SPANS(c, k, n)                                                                     \
+            if (acc) bwd_##name(k, x + c, y + c, dy + c, dx + c, true);                        \
+            else     bwd_##name(k, x + c, y + c, dy + c, dx + c, false);                       \
     }
 #include "autograd/unary.def"
 #undef AG_UNARY
 
-#define AG_BINARY(name, f, dfa, dfb, ...)                                                                   \
-    INLINE void fwd_##name(int64_t k, const float *va, const float *vb, float *vy)                          \
-    {                                                                                                       \
-        FOR_EACH(i, k) { const float a = va[i], b = vb[i]; vy[i] = f; }                                     \
-    }                                                                                                       \
-    void AG_NAME(binary_fwd_##name)(int64_t n, const void *a, const void *b, void *y)                       \
-    {                                                                                                       \
-        FOR_SPANS(c, k, n) fwd_##name(k, (const float *)a + c, (const float *)b + c, (float *)y + c);       \
+#define AG_BINARY(name, f, dfa, dfb, ...)                                              \
+    INLINE void fwd_##name(int64_t k, const float *va, const float *vb, float *vy)     \
+    {                                                                                  \
+        FOR_EACH(i, k) { const float a = va[i], b = vb[i]; vy[i] = f; }                \
+    }                                                                                  \
+    void AG_NAME(binary_fwd_##name)(int64_t n, const void *a, const void *b, void *y)  \
+    {                                                                                  \
+        FOR_SPANS(c, k, n)                                                             \
+            fwd_##name(k, (const float *)a + c, (const float *)b + c, (float *)y + c); \
     }
 #include "autograd/binary.def"
 #undef AG_BINARY
 
-#define SLOPE(fn, df)                                                                                       \
-    INLINE void fn(int64_t k, const float *va, const float *vb, const float *vy, const float *dy, float *dx,\
-                   bool acc)                                                                                \
-    {                                                                                                       \
-        FOR_EACH(i, k) {                                                                                    \
-            const float a = va[i], b = vb[i], y = vy[i], d = dy[i] * (df);                                  \
-            (void)a, (void)b, (void)y;                                                                      \
-            dx[i] = acc ? dx[i] + d : d;                                                                    \
-        }                                                                                                   \
+#define SLOPE(fn, df)                                                                             \
+    INLINE void fn(int64_t k, const float *va, const float *vb, const float *vy, const float *dy, \
+                   float *dx, bool acc)                                                           \
+    {                                                                                             \
+        FOR_EACH(i, k) {                                                                          \
+            const float a = va[i], b = vb[i], y = vy[i], d = dy[i] * (df);                        \
+            (void)a, (void)b, (void)y;                                                            \
+            dx[i] = acc ? dx[i] + d : d;                                                          \
+        }                                                                                         \
     }
 #define AG_BINARY(name, f, dfa, dfb, ...) SLOPE(bwd_a_##name, dfa) SLOPE(bwd_b_##name, dfb)
 #include "autograd/binary.def"
 #undef AG_BINARY
 
 /* da is finished before db is begun, span by span: they may be the same array, as in x * x. */
-#define AG_BINARY(name, f, dfa, dfb, ...)                                                                   \
-    void AG_NAME(binary_bwd_##name)(int64_t n, const void *pa, const void *pb, const void *py,              \
-                                    const void *pdy, void *da, bool acc_a, void *db, bool acc_b)            \
-    {                                                                                                       \
-        const float *a = pa, *b = pb, *y = py, *dy = pdy;                                                   \
-        FOR_SPANS(c, k, n) {                                                                                \
-            if (da && acc_a)  bwd_a_##name(k, a + c, b + c, y + c, dy + c, (float *)da + c, true);          \
-            if (da && !acc_a) bwd_a_##name(k, a + c, b + c, y + c, dy + c, (float *)da + c, false);         \
-            if (db && acc_b)  bwd_b_##name(k, a + c, b + c, y + c, dy + c, (float *)db + c, true);          \
-            if (db && !acc_b) bwd_b_##name(k, a + c, b + c, y + c, dy + c, (float *)db + c, false);         \
-        }                                                                                                   \
+#define AG_BINARY(name, f, dfa, dfb, ...)                                                        \
+    void AG_NAME(binary_bwd_##name)(int64_t n, const void *pa, const void *pb, const void *py,   \
+                                    const void *pdy, void *da, bool acc_a, void *db, bool acc_b) \
+    {                                                                                            \
+        const float *a = pa, *b = pb, *y = py, *dy = pdy;                                        \
+        FOR_SPANS(c, k, n) {                                                                     \
+            if (da && acc_a)                                                                     \
+                bwd_a_##name(k, a + c, b + c, y + c, dy + c, (float *)da + c, true);             \
+            if (da && !acc_a)                                                                    \
+                bwd_a_##name(k, a + c, b + c, y + c, dy + c, (float *)da + c, false);            \
+            if (db && acc_b)                                                                     \
+                bwd_b_##name(k, a + c, b + c, y + c, dy + c, (float *)db + c, true);             \
+            if (db && !acc_b)                                                                    \
+                bwd_b_##name(k, a + c, b + c, y + c, dy + c, (float *)db + c, false);            \
+        }                                                                                        \
     }
 #include "autograd/binary.def"
 #undef AG_BINARY
@@ -127,8 +135,10 @@ INLINE vf act_slope(ag_act act, vf x)
     }
 }
 
-/* One row: dx[k] = dy act'(pre), where dx is wanted; group[k] += dx, where that is wanted (whole vectors). */
-INLINE void act_row(ag_act act, int64_t k, const float *pre, const float *dy, float *dx, float *group)
+/* One row: dx[k] = dy act'(pre), where dx is wanted; group[k] += dx, where that is wanted (whole
+ * vectors). */
+INLINE void act_row(ag_act act, int64_t k, const float *pre, const float *dy, float *dx,
+                    float *group)
 {
     FOR_VECTORS(j, k) {
         vf d = vload_to(dy + j, k - j);
@@ -141,7 +151,8 @@ INLINE void act_row(ag_act act, int64_t k, const float *pre, const float *dy, fl
     }
 }
 
-static void act_row_of(ag_act act, int64_t k, const float *pre, const float *dy, float *dx, float *group)
+static void act_row_of(ag_act act, int64_t k, const float *pre, const float *dy, float *dx,
+                       float *group)
 {
     switch (act) {
     case AG_ACT_RELU:       act_row(AG_ACT_RELU, k, pre, dy, dx, group); break;
@@ -153,8 +164,8 @@ static void act_row_of(ag_act act, int64_t k, const float *pre, const float *dy,
 }
 
 /* Slot s of the column sums of columns j0 .. j0+k of [m,n], dx on the way. */
-static void act_slot(ag_act act, int64_t m, int64_t n, int64_t j0, int64_t k, int64_t s, const float *pre,
-                     const float *dy, float *dx, float *ret_part)
+static void act_slot(ag_act act, int64_t m, int64_t n, int64_t j0, int64_t k, int64_t s,
+                     const float *pre, const float *dy, float *dx, float *ret_part)
 {
     column_tree tree;
     int64_t from, to;
@@ -172,8 +183,8 @@ static void act_slot(ag_act act, int64_t m, int64_t n, int64_t j0, int64_t k, in
     column_tree_total(&tree, ret_part);
 }
 
-void AG_NAME(act_bwd)(ag_act act, int64_t m, int64_t n, const void *ppre, const void *pdy, void *pdx, void *pdb,
-                      bool acc_db)
+void AG_NAME(act_bwd)(ag_act act, int64_t m, int64_t n, const void *ppre, const void *pdy,
+                      void *pdx, void *pdb, bool acc_db)
 {
     const float *pre = ppre, *dy = pdy;
     float *dx = pdx, *db = pdb;
@@ -267,8 +278,8 @@ void AG_NAME(row_add)(int64_t m, int64_t n, const void *pdy, void *pdx, bool acc
 }
 
 /* y[n] = add + x * keep * up, or without add where that is NULL; add may be y */
-static void dropout_row(int64_t n, uint32_t threshold, float up, const ag_noise *z, int64_t row, const float *x,
-                        const float *add, float *y)
+static void dropout_row(int64_t n, uint32_t threshold, float up, const ag_noise *z, int64_t row,
+                        const float *x, const float *add, float *y)
 {
     const uint64_t group = ag_noise_group(z, row, n);
     for (int64_t j = 0; j < n; j += 64) {
@@ -282,8 +293,8 @@ static void dropout_row(int64_t n, uint32_t threshold, float up, const ag_noise 
     }
 }
 
-void AG_NAME(dropout_fwd)(int64_t m, int64_t n, double p, const ag_noise *z, const void *px, const void *presidual,
-                          void *py)
+void AG_NAME(dropout_fwd)(int64_t m, int64_t n, double p, const ag_noise *z, const void *px,
+                          const void *presidual, void *py)
 {
     const float *x = px, *residual = presidual;
     float *y = py;
@@ -293,7 +304,8 @@ void AG_NAME(dropout_fwd)(int64_t m, int64_t n, double p, const ag_noise *z, con
                     residual ? residual + i * n : NULL, y + i * n);
 }
 
-void AG_NAME(dropout_bwd)(int64_t m, int64_t n, double p, const ag_noise *z, const void *dy, void *dx, bool acc)
+void AG_NAME(dropout_bwd)(int64_t m, int64_t n, double p, const ag_noise *z, const void *dy,
+                          void *dx, bool acc)
 {
     AG_NAME(dropout_fwd)(m, n, p, z, dy, acc ? dx : NULL, dx);
 }

@@ -1,11 +1,13 @@
 /*
- * ref_attention_tmpl.h -- the attention of ref_tmpl.c: one pair (query, key) at a time, no scratch memory.
+ * ref_attention_tmpl.h -- the attention of ref_tmpl.c: one pair (query, key) at a time, no scratch
+ * memory.
  *
  * For a query i of head h of item b, over the keys j that it sees (Vaswani et al., 1706.03762):
  *   s_j = scale q.k_j,  lse = log sum_j exp s_j,  p_j = exp(s_j - lse),  r_j = keep_j / (1 - drop)
  *   o = sum_j r_j p_j v_j
  * and backwards, with dp_j = r_j (do . v_j) and delta = sum_j p_j dp_j:
- *   ds_j = p_j (dp_j - delta),  dq = scale sum_j ds_j k_j,  dk_j = scale sum_i ds_ij q_i,  dv_j = sum_i r p do_i
+ *   ds_j = p_j (dp_j - delta),  dq = scale sum_j ds_j k_j,  dk_j = scale sum_i ds_ij q_i,
+ *   dv_j = sum_i r p do_i
  * Sums over keys or queries run in double, for 64 columns of the output at once.
  */
 enum { REF_COLS = 64 };
@@ -28,7 +30,10 @@ static const real *at_o(const ag_attention *a, const void *o, pair e)
 {
     return (const real *)o + e.b * a->o_batch + e.i * a->o_row + e.h * a->d_v;
 }
-static int64_t stat_at(const ag_attention *a, pair e) { return (e.b * a->heads + e.h) * a->tq + e.i; }
+static int64_t stat_at(const ag_attention *a, pair e)
+{
+    return (e.b * a->heads + e.h) * a->tq + e.i;
+}
 
 static bool sees(const ag_attention *a, pair e) { return !a->causal || e.j <= e.i + a->q_pos0; }
 
@@ -49,7 +54,8 @@ static double kept(const ag_attention *a, pair e)      /* r_j */
 {
     if (!(a->drop > 0))
         return 1;
-    return ag_noise_at(&a->noise, stat_at(a, e), e.j, a->tk) >= ag_drop_threshold(a->drop) ? 1 / (1 - a->drop) : 0;
+    return ag_noise_at(&a->noise, stat_at(a, e), e.j, a->tk) >= ag_drop_threshold(a->drop)
+        ? 1 / (1 - a->drop) : 0;
 }
 
 static void attention_row(const ag_attention *a, pair e)
@@ -89,7 +95,8 @@ static void attention_fwd(const ag_attention *a)
 /* ds of one pair, *ret_rp = r p */
 static double score_grad(const ag_attention *a, const ag_attention_grad *g, pair e, double *ret_rp)
 {
-    const double p = exp(score(a, e) - (double)((const real *)a->lse)[stat_at(a, e)]), r = kept(a, e);
+    const double p = exp(score(a, e) - (double)((const real *)a->lse)[stat_at(a, e)]),
+        r = kept(a, e);
     *ret_rp = r * p;
     return p * (r * dot(a->d_v, at_o(a, g->do_, e), at_v(a, a->v, e)) -
                 (double)((const real *)g->delta)[stat_at(a, e)]);
@@ -106,7 +113,8 @@ static void attention_delta(const ag_attention *a, const ag_attention_grad *g, p
 }
 
 /* dq of query e.i, columns d0 .. d0+nd */
-static void attention_dq(const ag_attention *a, const ag_attention_grad *g, pair e, int64_t d0, int64_t nd)
+static void attention_dq(const ag_attention *a, const ag_attention_grad *g, pair e, int64_t d0,
+                         int64_t nd)
 {
     double dq[REF_COLS] = { 0 }, rp;
     for (e.j = 0; e.j < a->tk; e.j++) {
@@ -119,8 +127,8 @@ static void attention_dq(const ag_attention *a, const ag_attention_grad *g, pair
 }
 
 /* dk (want_v false) or dv of key e.j, columns d0 .. d0+nd */
-static void attention_dkv(const ag_attention *a, const ag_attention_grad *g, bool want_v, pair e, int64_t d0,
-                          int64_t nd)
+static void attention_dkv(const ag_attention *a, const ag_attention_grad *g, bool want_v, pair e,
+                          int64_t d0, int64_t nd)
 {
     double sum_d[REF_COLS] = { 0 };
     for (e.i = 0; e.i < a->tq; e.i++) {

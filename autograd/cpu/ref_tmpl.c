@@ -1,12 +1,15 @@
 /*
- * ref_tmpl.c -- every kernel as textbook C on one thread: the specification that all other tables are tested
- * against, and the f64 table of gradient checks.  Compiled with -DAG_REAL=32 and -DAG_REAL=64.
+ * ref_tmpl.c -- every kernel as textbook C on one thread: the specification that all other tables
+ * are tested against, and the f64 table of gradient checks.  Compiled with -DAG_REAL=32 and
+ * -DAG_REAL=64.
  *
- * Sums run in the order of the index in double and are rounded once at the end, also for f32: so the f32
- * results are the best that f32 can hold, and an error bound can be put on the fast kernels alone.
+ * Sums run in the order of the index in double and are rounded once at the end, also for f32: so
+ * the f32 results are the best that f32 can hold, and an error bound can be put on the fast kernels
+ * alone.
  *
- * Legend: m rows of n numbers; i counts rows, j columns; k the inner dimension of a product; b, h, t batch
- * item, head, position.  d<x> is the gradient of the loss with respect to x.  acc: add to the output.
+ * Legend: m rows of n numbers; i counts rows, j columns; k the inner dimension of a product; b, h,
+ * t batch item, head, position.  d<x> is the gradient of the loss with respect to x.  acc: add to
+ * the output.
  */
 #include <math.h>
 #include <tgmath.h>
@@ -73,8 +76,8 @@ static void gemm(const ag_gemm *g)
         }
 }
 
-static void act_bwd(ag_act act, int64_t m, int64_t n, const void *ppre, const void *pdy, void *pdx, void *pdb,
-                    bool acc_db)
+static void act_bwd(ag_act act, int64_t m, int64_t n, const void *ppre, const void *pdy, void *pdx,
+                    void *pdb, bool acc_db)
 {
     const real *pre = ppre, *dy = pdy;
     real *dx = pdx, *db = pdb;
@@ -124,7 +127,10 @@ static double sum_of(int64_t n, const real *x)
     return s;
 }
 
-static void sum(int64_t n, double alpha, const void *x, void *y) { *(real *)y = R(alpha * sum_of(n, x)); }
+static void sum(int64_t n, double alpha, const void *x, void *y)
+{
+    *(real *)y = R(alpha * sum_of(n, x));
+}
 
 static void row_sum(int64_t m, int64_t n, const void *x, void *y)
 {
@@ -138,7 +144,8 @@ static void row_add(int64_t m, int64_t n, const void *dy, void *dx, bool acc)
         put((real *)dx + i, acc, (double)((const real *)dy)[i / n]);
 }
 
-/* Layer normalisation, 1607.06450: xhat = (x - mean) rstd, rstd = 1 / sqrt(var + eps), y = xhat gain + bias. */
+/* Layer normalisation, 1607.06450: xhat = (x - mean) rstd, rstd = 1 / sqrt(var + eps),
+ * y = xhat gain + bias. */
 static void layernorm_fwd(int64_t m, int64_t n, double eps, const void *px, const void *pgain,
                           const void *pbias, void *py, void *pmean, void *prstd)
 {
@@ -152,22 +159,26 @@ static void layernorm_fwd(int64_t m, int64_t n, double eps, const void *px, cons
             var += ((double)x[j] - mean) * ((double)x[j] - mean);
         const double rstd = 1 / sqrt(var / (double)n + eps);
         for (int64_t j = 0; j < n; j++)
-            y[j] = R(((double)x[j] - mean) * rstd * (gain ? (double)gain[j] : 1) + (bias ? (double)bias[j] : 0));
+            y[j] = R(((double)x[j] - mean) * rstd * (gain ? (double)gain[j] : 1)
+                     + (bias ? (double)bias[j] : 0));
         ((real *)pmean)[i] = R(mean);
         ((real *)prstd)[i] = R(rstd);
     }
 }
 
-/* With g = dy gain:  dx = rstd (g - mean(g) - xhat mean(g xhat)),  dgain = sum dy xhat,  dbias = sum dy */
-static void layernorm_bwd(int64_t m, int64_t n, const void *px, const void *pgain, const void *pmean,
-                          const void *prstd, const void *pdy, void *pdx, bool acc_dx, void *pdgain, void *pdbias)
+/* With g = dy gain:  dx = rstd (g - mean(g) - xhat mean(g xhat)),  dgain = sum dy xhat,
+ * dbias = sum dy */
+static void layernorm_bwd(int64_t m, int64_t n, const void *px, const void *pgain,
+                          const void *pmean, const void *prstd, const void *pdy, void *pdx,
+                          bool acc_dx, void *pdgain, void *pdbias)
 {
     const real *x = px, *gain = pgain, *mean = pmean, *rstd = prstd, *dy = pdy;
     real *dx = pdx, *dgain = pdgain, *dbias = pdbias;
     for (int64_t j = 0; j < n; j++) {
         double sg = 0, sb = 0;
         for (int64_t i = 0; i < m; i++) {
-            sg += (double)dy[i * n + j] * ((double)x[i * n + j] - (double)mean[i]) * (double)rstd[i];
+            sg += (double)dy[i * n + j] * ((double)x[i * n + j] - (double)mean[i])
+                * (double)rstd[i];
             sb += (double)dy[i * n + j];
         }
         if (dgain) put(dgain + j, true, sg);
@@ -183,7 +194,8 @@ static void layernorm_bwd(int64_t m, int64_t n, const void *px, const void *pgai
         }
         for (int64_t j = 0; j < n; j++) {
             const double g = (double)dy[j] * (gain ? (double)gain[j] : 1);
-            put(dx + j, acc_dx, rs * (g - sg / (double)n - ((double)x[j] - mu) * rs * sgx / (double)n));
+            put(dx + j, acc_dx,
+                rs * (g - sg / (double)n - ((double)x[j] - mu) * rs * sgx / (double)n));
         }
     }
 }
@@ -213,7 +225,8 @@ static void softmax_fwd(int64_t m, int64_t n, bool want_log, const void *px, voi
 }
 
 /* softmax: dx = y (dy - sum(y dy));  log softmax: dx = dy - exp(y) sum(dy) */
-static void softmax_bwd(int64_t m, int64_t n, bool was_log, const void *py, const void *pdy, void *pdx, bool acc)
+static void softmax_bwd(int64_t m, int64_t n, bool was_log, const void *py, const void *pdy,
+                        void *pdx, bool acc)
 {
     const real *y = py, *dy = pdy;
     real *dx = pdx;
@@ -222,12 +235,13 @@ static void softmax_bwd(int64_t m, int64_t n, bool was_log, const void *py, cons
         for (int64_t j = 0; j < n; j++)
             s += (was_log ? 1 : (double)y[j]) * (double)dy[j];
         for (int64_t j = 0; j < n; j++)
-            put(dx + j, acc, was_log ? (double)dy[j] - exp((double)y[j]) * s : (double)y[j] * ((double)dy[j] - s));
+            put(dx + j, acc, was_log ? (double)dy[j] - exp((double)y[j]) * s
+                                     : (double)y[j] * ((double)dy[j] - s));
     }
 }
 
-static void embedding_fwd(int64_t m, int64_t d, const int32_t *ids, const void *table, const void *pos,
-                          int64_t t, int64_t pos0, void *y)
+static void embedding_fwd(int64_t m, int64_t d, const int32_t *ids, const void *table,
+                          const void *pos, int64_t t, int64_t pos0, void *y)
 {
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < d; j++) {
@@ -236,8 +250,8 @@ static void embedding_fwd(int64_t m, int64_t d, const int32_t *ids, const void *
         }
 }
 
-static void embedding_bwd(int64_t m, int64_t d, const int32_t *ids, const void *dy, int64_t t, int64_t pos0,
-                          void *dtable, void *dpos)
+static void embedding_bwd(int64_t m, int64_t d, const int32_t *ids, const void *dy, int64_t t,
+                          int64_t pos0, void *dtable, void *dpos)
 {
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < d; j++) {
@@ -295,8 +309,8 @@ static real dropped(double p, const ag_noise *z, int64_t i, int64_t j, int64_t n
     return ag_noise_at(z, i, j, n) >= ag_drop_threshold(p) ? x * R(1 / (1 - p)) : 0;
 }
 
-static void dropout_fwd(int64_t m, int64_t n, double p, const ag_noise *z, const void *x, const void *residual,
-                        void *y)
+static void dropout_fwd(int64_t m, int64_t n, double p, const ag_noise *z, const void *x,
+                        const void *residual, void *y)
 {
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) {
@@ -305,11 +319,13 @@ static void dropout_fwd(int64_t m, int64_t n, double p, const ag_noise *z, const
         }
 }
 
-static void dropout_bwd(int64_t m, int64_t n, double p, const ag_noise *z, const void *dy, void *dx, bool acc)
+static void dropout_bwd(int64_t m, int64_t n, double p, const ag_noise *z, const void *dy, void *dx,
+                        bool acc)
 {
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++)
-            put((real *)dx + i * n + j, acc, (double)dropped(p, z, i, j, n, ((const real *)dy)[i * n + j]));
+            put((real *)dx + i * n + j, acc,
+                (double)dropped(p, z, i, j, n, ((const real *)dy)[i * n + j]));
 }
 
 static int64_t count_targets(int64_t m, const int32_t *target)
@@ -320,7 +336,8 @@ static int64_t count_targets(int64_t m, const int32_t *target)
     return count;
 }
 
-static void xent_fwd(int64_t m, int64_t n, const void *x, const int32_t *target, void *lse, void *loss)
+static void xent_fwd(int64_t m, int64_t n, const void *x, const int32_t *target, void *lse,
+                     void *loss)
 {
     double s = 0;
     for (int64_t i = 0; i < m; i++) {
@@ -343,7 +360,8 @@ static void xent_bwd(int64_t m, int64_t n, const void *x, const int32_t *target,
             const int64_t at = i * n + j;
             const double p = exp((double)((const real *)x)[at] - (double)((const real *)lse)[i]);
             put((real *)dx + at, acc,
-                target[i] < 0 ? 0 : (double)*(const real *)dloss / (double)count * (p - (target[i] == j)));
+                target[i] < 0
+                ? 0 : (double)*(const real *)dloss / (double)count * (p - (target[i] == j)));
         }
 }
 
@@ -364,8 +382,8 @@ static double controller_soft_temperature(const ag_controller *c)
 }
 
 /* block of one row: numbers col .. col+n of row i */
-static void controller_block(const ag_controller *c, int64_t i, int64_t col, const real *z, real *mask,
-                             int32_t *choice, real *p)
+static void controller_block(const ag_controller *c, int64_t i, int64_t col, const real *z,
+                             real *mask, int32_t *choice, real *p)
 {
     const double t = controller_soft_temperature(c);
     double top = -INFINITY, s = 0, best = -INFINITY;
@@ -388,7 +406,8 @@ static void controller_block(const ag_controller *c, int64_t i, int64_t col, con
         mask[j] = c->hard ? R(*choice == j) : p[j];
 }
 
-static void controller_fwd(const ag_controller *c, const void *z, void *mask, int32_t *choice, void *p)
+static void controller_fwd(const ag_controller *c, const void *z, void *mask, int32_t *choice,
+                           void *p)
 {
     for (int64_t i = 0; i < c->rows; i++)
         for (int64_t b = 0; b < c->blocks; b++) {
@@ -398,7 +417,8 @@ static void controller_fwd(const ag_controller *c, const void *z, void *mask, in
         }
 }
 
-static void controller_bwd(const ag_controller *c, const void *pp, const void *pdmask, void *pdz, bool acc)
+static void controller_bwd(const ag_controller *c, const void *pp, const void *pdmask, void *pdz,
+                           bool acc)
 {
     const real *p = pp, *dmask = pdmask;
     real *dz = pdz;

@@ -1,16 +1,18 @@
 /*
- * rows_tmpl.c -- kernels that work row by row, of one instruction set: layer normalisation, softmax, cross
- * entropy, controller, embedding, gather, pick, argmax.  ref_tmpl.c has the formulas.
+ * rows_tmpl.c -- kernels that work row by row, of one instruction set: layer normalisation,
+ * softmax, cross entropy, controller, embedding, gather, pick, argmax.  ref_tmpl.c has the
+ * formulas.
  *
- * Rows go to the threads; a row is read a few times, the first time from memory and then from the cache.  Sums
- * over rows (gradients of gain and bias) go through the slots of sums.h; scattered sums go to the threads by
- * columns, so that each number is the sum of its terms in the order of rows.
+ * Rows go to the threads; a row is read a few times, the first time from memory and then from the
+ * cache.  Sums over rows (gradients of gain and bias) go through the slots of sums.h; scattered
+ * sums go to the threads by columns, so that each number is the sum of its terms in the order of
+ * rows.
  */
 #include "autograd/cpu/fast.h"
 #include "autograd/cpu/sums.h"
 
-#define FOR_ROWS(i, m, n)                                                                                   \
-    AG_PRAGMA(omp parallel for schedule(static) if ((m) * (n) >= AG_PARALLEL_FROM))                         \
+#define FOR_ROWS(i, m, n)                                                           \
+    AG_PRAGMA(omp parallel for schedule(static) if ((m) * (n) >= AG_PARALLEL_FROM)) \
     for (int64_t i = 0; i < (m); i++)
 
 static void put_vector(float *y, vf v, int64_t left, bool acc)
@@ -18,8 +20,8 @@ static void put_vector(float *y, vf v, int64_t left, bool acc)
     vstore_to(y, acc ? vload_to(y, left) + v : v, left);
 }
 
-static void layernorm_row(int64_t n, double eps, const float *x, const float *gain, const float *bias, float *y,
-                          float *ret_mean, float *ret_rstd)
+static void layernorm_row(int64_t n, double eps, const float *x, const float *gain,
+                          const float *bias, float *y, float *ret_mean, float *ret_rstd)
 {
     const float mean = row_total(n, x) / (float)n;
     vtree t;
@@ -55,8 +57,8 @@ void AG_NAME(layernorm_fwd)(int64_t m, int64_t n, double eps, const void *px, co
 }
 
 /* dx of one row */
-static void layernorm_row_dx(int64_t n, const float *x, const float *gain, float mean, float rstd, const float *dy,
-                             float *dx, bool acc)
+static void layernorm_row_dx(int64_t n, const float *x, const float *gain, float mean, float rstd,
+                             const float *dy, float *dx, bool acc)
 {
     vtree tg, tgx;
     vtree_start(&tg);
@@ -74,14 +76,15 @@ static void layernorm_row_dx(int64_t n, const float *x, const float *gain, float
     const float mg = vtree_total(&tg) / (float)n, mgx = vtree_total(&tgx) / (float)n;
     FOR_VECTORS(j, n) {
         const vf d = vload_to(dy + j, n - j), g = gain ? d * vload_to(gain + j, n - j) : d;
-        put_vector(dx + j, ((g - mg) - (vload_to(x + j, n - j) - mean) * rstd * mgx) * rstd, n - j, acc);
+        put_vector(dx + j, ((g - mg) - (vload_to(x + j, n - j) - mean) * rstd * mgx) * rstd, n - j,
+                   acc);
     }
 }
 
 /* The sums of one slot for columns j0 .. j0+k, and dx of its rows where that is not NULL. */
-static void layernorm_slot(int64_t from, int64_t to, int64_t n, int64_t j0, int64_t k, const float *x,
-                           const float *gain, const float *mean, const float *rstd, const float *dy, float *dx,
-                           bool acc, float *ret_dgain, float *ret_dbias)
+static void layernorm_slot(int64_t from, int64_t to, int64_t n, int64_t j0, int64_t k,
+                           const float *x, const float *gain, const float *mean, const float *rstd,
+                           const float *dy, float *dx, bool acc, float *ret_dgain, float *ret_dbias)
 {
     column_tree tg, tb;
     column_tree_start(&tg, k);
@@ -107,8 +110,9 @@ static void layernorm_slot(int64_t from, int64_t to, int64_t n, int64_t j0, int6
     column_tree_total(&tb, ret_dbias);
 }
 
-void AG_NAME(layernorm_bwd)(int64_t m, int64_t n, const void *px, const void *gain, const void *pmean,
-                            const void *prstd, const void *pdy, void *pdx, bool acc_dx, void *pdgain, void *pdbias)
+void AG_NAME(layernorm_bwd)(int64_t m, int64_t n, const void *px, const void *gain,
+                            const void *pmean, const void *prstd, const void *pdy, void *pdx,
+                            bool acc_dx, void *pdgain, void *pdbias)
 {
     const float *x = px, *mean = pmean, *rstd = prstd, *dy = pdy;
     float *dx = pdx, *dgain = pdgain, *dbias = pdbias;
@@ -124,8 +128,8 @@ void AG_NAME(layernorm_bwd)(int64_t m, int64_t n, const void *px, const void *ga
         for (int64_t s = 0; s < SLOTS; s++) {
             int64_t from, to;
             slot_rows(m, s, &from, &to);
-            layernorm_slot(from, to, n, j0, k, x, gain, mean, rstd, dy, j0 ? NULL : dx, acc_dx, parts_g[s],
-                           parts_b[s]);
+            layernorm_slot(from, to, n, j0, k, x, gain, mean, rstd, dy, j0 ? NULL : dx, acc_dx,
+                           parts_g[s], parts_b[s]);
         }
         if (dgain)
             slots_total(parts_g, k, dgain + j0, true);
@@ -168,11 +172,13 @@ void AG_NAME(softmax_fwd)(int64_t m, int64_t n, bool log, const void *px, void *
         const float top = row_max(n, x), s = row_exp(n, x, top, log ? NULL : y);
         const float log_s = ag_m_log(s), inv = 1.0f / s;
         FOR_VECTORS(j, n)
-            vstore_to(y + j, log ? vload_to(x + j, n - j) - top - log_s : vload_to(y + j, n - j) * inv, n - j);
+            vstore_to(y + j, log ? vload_to(x + j, n - j) - top - log_s
+                                 : vload_to(y + j, n - j) * inv, n - j);
     }
 }
 
-static void softmax_row_bwd(int64_t n, bool log, const float *y, const float *dy, float *dx, bool acc)
+static void softmax_row_bwd(int64_t n, bool log, const float *y, const float *dy, float *dx,
+                            bool acc)
 {
     vtree t;
     vtree_start(&t);
@@ -191,7 +197,8 @@ static void softmax_row_bwd(int64_t n, bool log, const float *y, const float *dy
     }
 }
 
-void AG_NAME(softmax_bwd)(int64_t m, int64_t n, bool log, const void *py, const void *pdy, void *pdx, bool acc)
+void AG_NAME(softmax_bwd)(int64_t m, int64_t n, bool log, const void *py, const void *pdy,
+                          void *pdx, bool acc)
 {
     const float *y = py, *dy = pdy;
     float *dx = pdx;
@@ -199,8 +206,8 @@ void AG_NAME(softmax_bwd)(int64_t m, int64_t n, bool log, const void *py, const 
         softmax_row_bwd(n, log, y + i * n, dy + i * n, dx + i * n, acc);
 }
 
-void AG_NAME(embedding_fwd)(int64_t m, int64_t d, const int32_t *ids, const void *ptable, const void *ppos,
-                            int64_t t, int64_t pos0, void *py)
+void AG_NAME(embedding_fwd)(int64_t m, int64_t d, const int32_t *ids, const void *ptable,
+                            const void *ppos, int64_t t, int64_t pos0, void *py)
 {
     const float *table = ptable, *pos = ppos;
     FOR_ROWS(i, m, d) {
@@ -222,8 +229,8 @@ static void add_to(int64_t k, const float *from, float *to)
 
 enum { SCATTER_COLUMNS = 64 };
 
-void AG_NAME(embedding_bwd)(int64_t m, int64_t d, const int32_t *ids, const void *pdy, int64_t t, int64_t pos0,
-                            void *pdtable, void *pdpos)
+void AG_NAME(embedding_bwd)(int64_t m, int64_t d, const int32_t *ids, const void *pdy, int64_t t,
+                            int64_t pos0, void *pdtable, void *pdpos)
 {
     const float *dy = pdy;
     float *dtable = pdtable, *dpos = pdpos;
@@ -270,7 +277,8 @@ static vbest vbest_start(void) { return (vbest){ vset(-__builtin_inff()), (vf){ 
 static void vbest_see(vbest *b, vf v, int64_t j, int64_t left)
 {
     v = vhead(v, left, -__builtin_inff());
-    b->at = vselect(b->value, v, (vf)(vlane() + (int32_t)j), b->at);    /* strict, so the first of equals stays */
+    /* strict, so the first of equals stays */
+    b->at = vselect(b->value, v, (vf)(vlane() + (int32_t)j), b->at);
     b->value = vselect(b->value, v, v, b->value);
 }
 
@@ -290,7 +298,8 @@ void AG_NAME(argmax)(int64_t m, int64_t n, const void *px, int32_t *idx)
     }
 }
 
-void AG_NAME(xent_fwd)(int64_t m, int64_t n, const void *px, const int32_t *target, void *plse, void *loss)
+void AG_NAME(xent_fwd)(int64_t m, int64_t n, const void *px, const int32_t *target, void *plse,
+                       void *loss)
 {
     const float *x = px;
     float *lse = plse;
@@ -308,8 +317,8 @@ void AG_NAME(xent_fwd)(int64_t m, int64_t n, const void *px, const int32_t *targ
     *(float *)loss = (float)(count ? s / (double)count : 0);
 }
 
-void AG_NAME(xent_bwd)(int64_t m, int64_t n, const void *px, const int32_t *target, const void *plse,
-                       const void *dloss, void *pdx, bool acc)
+void AG_NAME(xent_bwd)(int64_t m, int64_t n, const void *px, const int32_t *target,
+                       const void *plse, const void *dloss, void *pdx, bool acc)
 {
     int64_t count = 0;
     for (int64_t i = 0; i < m; i++)
@@ -330,160 +339,4 @@ void AG_NAME(xent_bwd)(int64_t m, int64_t n, const void *px, const int32_t *targ
     }
 }
 
-/* g[n] = -log(-log u) for one row of the noise */
-static void gumbel_row(const ag_noise *z, int64_t row, int64_t n, float *g)
-{
-    const uint64_t group = ag_noise_group(z, row, n);
-    for (int64_t j = 0; j < n; j += 64) {
-        uint32_t bits[64];
-        vnoise64(z, group + (uint64_t)j / 64, bits);
-        for (int64_t i = j; i < n && i < j + 64; i += VL) {
-            vi k;
-            memcpy(&k, bits + (i - j), sizeof k);
-            vf u = (__builtin_convertvector((vi)((vu)k >> 8), vf) + 0.5f) * 0x1p-24f;      /* ag_uniform */
-            u = vmax(vmin(u, vset(1.0f - 1e-6f)), vset(1e-6f));
-            vstore_to(g + i, -vlog_normal(-vlog_normal(u)), n - i);
-        }
-    }
-}
-
-/*
- * One block: on entry g[n] holds the noise (has_noise), which p replaces; mask first serves for exp.
- * argmax(log p + t g) is taken as that of z - max z + t g: log p differs from it by a constant.
- */
-static void controller_block(const ag_controller *c, bool has_noise, const float *z, float *mask, int32_t *choice,
-                             float *p)
-{
-    const int64_t n = c->n;
-    const float t = (float)c->temperature, inv_t = c->relaxed && has_noise ? (float)(1 / c->temperature) : 1.0f;
-    const bool shift = c->relaxed && has_noise, late = !c->relaxed && has_noise;
-    vf top = vset(-__builtin_inff());
-    FOR_VECTORS(j, n) {
-        const vf v = vload_to(z + j, n - j);
-        top = vmax(vhead(shift ? v + vload_to(p + j, n - j) : v, n - j, -__builtin_inff()), top);
-    }
-    const float row_top = vmaxall(top);
-    vbest best = vbest_start();
-    vtree sum;
-    vtree_start(&sum);
-    FOR_RUNS(b, n) {
-        vf s = { 0 };
-        FOR_RUN(j, b, n) {
-            const vf g = has_noise ? vload_to(p + j, n - j) : vset(0.0f);
-            const vf v = vload_to(z + j, n - j), d = (shift ? v + g : v) - row_top, e = vexp(d * inv_t);
-            vbest_see(&best, late ? d + g * t : d, j, n - j);
-            vstore_to(mask + j, e, n - j);
-            s += vhead(e, n - j, 0.0f);
-        }
-        vtree_add(&sum, s);
-    }
-    *choice = vbest_at(&best);
-    const float inv = 1.0f / vtree_total(&sum);
-    FOR_VECTORS(j, n) {
-        const vf v = vload_to(mask + j, n - j) * inv;
-        vstore_to(p + j, v, n - j);
-        vstore_to(mask + j, c->hard ? vset(0.0f) : v, n - j);
-    }
-    if (c->hard)
-        mask[*choice] = 1.0f;
-}
-
-/* Blocks of 1, 2, 4, .. VL numbers lie side by side in a vector: no lane is idle. */
-static bool is_packed(int64_t n) { return n <= VL && VL % n == 0; }
-
-/* Each lane takes the lane whose number differs in the bits of h. */
-static inline vf vswap(vf x, int h) { return __builtin_shuffle(x, vlane() ^ h); }
-
-/* The sum, and the largest, of each run of n lanes, in all of its lanes. */
-static inline vf vpacked_sum(vf x, int64_t n)
-{
-    for (int h = 1; h < n; h *= 2)
-        x += vswap(x, h);
-    return x;
-}
-static inline vf vpacked_max(vf x, int64_t n)
-{
-    for (int h = 1; h < n; h *= 2)
-        x = vmax(x, vswap(x, h));
-    return x;
-}
-
-/* controller_block() for all blocks of a row of `size` numbers, where they are packed. */
-static void controller_packed(const ag_controller *c, bool has_noise, int64_t size, const float *z, float *mask,
-                              int32_t *choice, float *p)
-{
-    const int64_t n = c->n;
-    const bool shift = c->relaxed && has_noise, late = !c->relaxed && has_noise;
-    const vf t = vset((float)c->temperature), inv_t = vset(shift ? (float)(1 / c->temperature) : 1.0f);
-    const vf zero = vset(0.0f), lane = __builtin_convertvector(vlane() & (int32_t)(n - 1), vf);
-    FOR_VECTORS(j, size) {
-        const int64_t left = size - j;
-        const vf g = has_noise ? vload_to(p + j, left) : zero, v = vload_to(z + j, left), a = shift ? v + g : v;
-        const vf d = a - vpacked_max(a, n), e = vexp(d * inv_t), score = late ? d + g * t : d;
-        const vf best = vpacked_max(score, n);
-        const vf at = -vpacked_max(vselect(score, best, vset(-(float)VL), -lane), n);      /* the lowest of equals */
-        const vf soft = e / vpacked_sum(e, n);
-        vstore_to(p + j, soft, left);
-        vstore_to(mask + j, c->hard ? vselect(lane, at, zero, vselect(at, lane, zero, vset(1.0f))) : soft, left);
-        for (int64_t l = 0; l < VL && l < left; l += n)
-            choice[(j + l) / n] = (int32_t)at[l];
-    }
-}
-
-void AG_NAME(controller_fwd)(const ag_controller *c, const void *pz, void *pmask, int32_t *choice, void *pp)
-{
-    const bool has_noise = c->temperature != 0;
-    const int64_t n = c->blocks * c->n;
-    FOR_ROWS(i, c->rows, n) {
-        const float *z = (const float *)pz + i * n;
-        float *mask = (float *)pmask + i * n, *p = (float *)pp + i * n;
-        if (has_noise)
-            gumbel_row(&c->noise, i, n, p);
-        if (is_packed(c->n)) {
-            controller_packed(c, has_noise, n, z, mask, choice + i * c->blocks, p);
-            continue;
-        }
-        for (int64_t b = 0; b < c->blocks; b++)
-            controller_block(c, has_noise, z + b * c->n, mask + b * c->n, choice + i * c->blocks + b, p + b * c->n);
-    }
-}
-
-static void controller_bwd_packed(int64_t size, int64_t n, float inv_t, const float *p, const float *dmask,
-                                  float *dz, bool acc)
-{
-    FOR_VECTORS(j, size) {
-        const vf v = vload_to(p + j, size - j), d = vload_to(dmask + j, size - j);
-        put_vector(dz + j, v * (d - vpacked_sum(v * d, n)) * inv_t, size - j, acc);
-    }
-}
-
-static void controller_bwd_block(int64_t n, float inv_t, const float *p, const float *dmask, float *dz, bool acc)
-{
-    vtree t;
-    vtree_start(&t);
-    FOR_RUNS(b, n) {
-        vf s = { 0 };
-        FOR_RUN(j, b, n)
-            s += vload_to(p + j, n - j) * vload_to(dmask + j, n - j);
-        vtree_add(&t, s);
-    }
-    const float s = vtree_total(&t);
-    FOR_VECTORS(j, n)
-        put_vector(dz + j, vload_to(p + j, n - j) * (vload_to(dmask + j, n - j) - s) * inv_t, n - j, acc);
-}
-
-void AG_NAME(controller_bwd)(const ag_controller *c, const void *pp, const void *pdmask, void *pdz, bool acc)
-{
-    const float inv_t = c->relaxed && c->temperature != 0 ? (float)(1 / c->temperature) : 1.0f;
-    const int64_t n = c->blocks * c->n;
-    FOR_ROWS(i, c->rows, n) {
-        const float *p = (const float *)pp + i * n, *dmask = (const float *)pdmask + i * n;
-        float *dz = (float *)pdz + i * n;
-        if (is_packed(c->n)) {
-            controller_bwd_packed(n, c->n, inv_t, p, dmask, dz, acc);
-            continue;
-        }
-        for (int64_t b = 0; b < n; b += c->n)
-            controller_bwd_block(c->n, inv_t, p + b, dmask + b, dz + b, acc);
-    }
-}
+#include "autograd/cpu/controller_tmpl.h"

@@ -1,9 +1,10 @@
 /*
  * simd.h -- the vector of one instruction set: its type, loads, sums, noise and functions.
  *
- * A fast kernel file is compiled once per instruction set with -DAG_ISA=base|avx2|avx512; AG_NAME(f) is then
- * ag_f_<isa>.  vf is a GCC vector of VL floats, so + - * / and comparisons with scalars are C, and a * b + c
- * contracts to an fma where there is one.  Intrinsics appear only where GCC 12 does badly.
+ * A fast kernel file is compiled once per instruction set with -DAG_ISA=base|avx2|avx512;
+ * AG_NAME(f) is then ag_f_<isa>.  vf is a GCC vector of VL floats, so + - * / and comparisons with
+ * scalars are C, and a * b + c contracts to an fma where there is one.  Intrinsics appear only
+ * where GCC 12 does badly.
  */
 #ifndef AG_CPU_SIMD_H
 #define AG_CPU_SIMD_H
@@ -34,9 +35,10 @@ typedef float    vf __attribute__((vector_size(VL * 4)));      /* VL floats */
 typedef int32_t  vi __attribute__((vector_size(VL * 4)));
 typedef uint32_t vu __attribute__((vector_size(VL * 4)));
 typedef uint64_t vul __attribute__((vector_size(VL * 4)));     /* VL / 2 of 64 bits */
-typedef float    vf_mem __attribute__((vector_size(VL * 4), may_alias, aligned(4)));   /* in memory */
+/* in memory */
+typedef float    vf_mem __attribute__((vector_size(VL * 4), may_alias, aligned(4)));
 
-static inline vf   vset(float c) { return c - (vf){ 0 }; }       /* c + 0 would not fold: -0 + 0 is 0 */
+static inline vf   vset(float c) { return c - (vf){ 0 }; }   /* c + 0 would not fold: -0 + 0 is 0 */
 static inline vu   vset_u(uint32_t c) { return (vu){ 0 } + c; }
 static inline vf   vload(const float *p) { return *(const vf_mem *)p; }
 static inline void vstore(float *p, vf x) { *(vf_mem *)p = x; }
@@ -56,8 +58,14 @@ static inline __m256i vmask_n(int64_t n)
 {
     return (__m256i)((vi){ 0, 1, 2, 3, 4, 5, 6, 7 } < (int32_t)n);
 }
-static inline vf   vload_n(const float *p, int64_t n) { return (vf)_mm256_maskload_ps(p, vmask_n(n)); }
-static inline void vstore_n(float *p, vf x, int64_t n) { _mm256_maskstore_ps(p, vmask_n(n), (__m256)x); }
+static inline vf   vload_n(const float *p, int64_t n)
+{
+    return (vf)_mm256_maskload_ps(p, vmask_n(n));
+}
+static inline void vstore_n(float *p, vf x, int64_t n)
+{
+    _mm256_maskstore_ps(p, vmask_n(n), (__m256)x);
+}
 #else
 static inline vf vload_n(const float *p, int64_t n)
 {
@@ -93,7 +101,8 @@ static inline vf vselect(vf a, vf b, vf x, vf y)
     return (vf)_mm512_mask_blend_ps(_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ), (__m512)y,
                                     (__m512)x);
 #elif defined(__AVX2__)
-    return (vf)_mm256_blendv_ps((__m256)y, (__m256)x, _mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LT_OQ));
+    return (vf)_mm256_blendv_ps((__m256)y, (__m256)x,
+                                _mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LT_OQ));
 #else
     const vi m = a < b;
     return (vf)((m & (vi)x) | (~m & (vi)y));
@@ -164,10 +173,12 @@ static inline vf vhead(vf x, int64_t n, float c)
 static inline float vsum(vf x)
 {
 #if defined(__AVX512F__)
-    const __m256 h = _mm256_add_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
+    const __m256 h = _mm256_add_ps(_mm512_castps512_ps256((__m512)x),
+                                   _mm512_extractf32x8_ps((__m512)x, 1));
     const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
 #elif defined(__AVX2__)
-    const __m128 q = _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+    const __m128 q = _mm_add_ps(_mm256_castps256_ps128((__m256)x),
+                                _mm256_extractf128_ps((__m256)x, 1));
 #else
     const vf q = x;
 #endif
@@ -178,10 +189,12 @@ static inline float vsum(vf x)
 static inline float vmaxall(vf x)
 {
 #if defined(__AVX512F__)
-    const __m256 h = _mm256_max_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
+    const __m256 h = _mm256_max_ps(_mm512_castps512_ps256((__m512)x),
+                                   _mm512_extractf32x8_ps((__m512)x, 1));
     const __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
 #elif defined(__AVX2__)
-    const __m128 q = _mm_max_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+    const __m128 q = _mm_max_ps(_mm256_castps256_ps128((__m256)x),
+                                _mm256_extractf128_ps((__m256)x, 1));
 #else
     const vf q = x;
 #endif
@@ -193,7 +206,8 @@ static inline float vmaxall(vf x)
 static inline int32_t vfirst_equal(vf a, vf b, vi x)
 {
 #if defined(__AVX512F__)
-    return _mm512_mask_reduce_min_epi32(_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ), (__m512i)x);
+    return _mm512_mask_reduce_min_epi32(_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ),
+                                        (__m512i)x);
 #else
     const vi m = a == b;
     int32_t least = INT32_MAX;
@@ -227,7 +241,8 @@ static inline vu vmul_wide(vu x, uint32_t m, vu *ret_high)
 #endif
 }
 
-/* ag_philox of VL blocks from block on, which must be a multiple of VL: w[k] holds word k of each. */
+/* ag_philox of VL blocks from block on, which must be a multiple of VL: w[k] holds word k of
+ * each. */
 static inline void vphilox(uint64_t seed, uint32_t step, uint32_t site, uint64_t block, vu w[4])
 {
     vu c0 = vset_u((uint32_t)block), c1 = vset_u((uint32_t)(block >> 32)), c2 = vset_u(site),
@@ -247,7 +262,8 @@ static inline void vphilox(uint64_t seed, uint32_t step, uint32_t site, uint64_t
     w[0] = c0; w[1] = c1; w[2] = c2; w[3] = c3;
 }
 
-/* Element group*64 .. +63 of the noise, in their order (rng.h): lane l of word k is element 16 k + l. */
+/* Element group*64 .. +63 of the noise, in their order (rng.h): lane l of word k is element
+ * 16 k + l. */
 static inline void vnoise64(const ag_noise *z, uint64_t group, uint32_t bits[64])
 {
     for (int s = 0; s < 16; s += VL) {

@@ -1,9 +1,9 @@
 /*
- * sums.h -- sums in a fixed order: the same bits for any number of threads, and an error that grows with the
- * logarithm of the length (pairwise summation; Higham, SIAM J. Sci. Comput. 14, 1993).
+ * sums.h -- sums in a fixed order: the same bits for any number of threads, and an error that grows
+ * with the logarithm of the length (pairwise summation; Higham, SIAM J. Sci. Comput. 14, 1993).
  *
- * Numbers are added in short runs; the sums of runs meet in a tree like the carries of a binary counter:
- * level l holds the sum of 2^l runs.  No memory but the stack is used.
+ * Numbers are added in short runs; the sums of runs meet in a tree like the carries of a binary
+ * counter: level l holds the sum of 2^l runs.  No memory but the stack is used.
  */
 #ifndef AG_CPU_SUMS_H
 #define AG_CPU_SUMS_H
@@ -41,11 +41,15 @@ static inline float vtree_total(const vtree *t)
 
 /* for (run starting at b) for (vector at j): the loops of a sum over n numbers */
 #define FOR_RUNS(b, n) for (int64_t b = 0; b < (n); b += RUN * VL)
-#define FOR_RUN(j, b, n) for (int64_t j = b; j < ((b) + RUN * VL < (n) ? (b) + RUN * VL : (n)); j += VL)
+#define FOR_RUN(j, b, n) \
+    for (int64_t j = b; j < ((b) + RUN * VL < (n) ? (b) + RUN * VL : (n)); j += VL)
 #define FOR_VECTORS(j, n) for (int64_t j = 0; j < (n); j += VL)
 
 /* Vectors of which only `left` lanes may be touched, should that be fewer than VL. */
-static inline vf vload_to(const float *p, int64_t left) { return left >= VL ? vload(p) : vload_n(p, left); }
+static inline vf vload_to(const float *p, int64_t left)
+{
+    return left >= VL ? vload(p) : vload_n(p, left);
+}
 static inline void vstore_to(float *p, vf x, int64_t left)
 {
     if (left >= VL)
@@ -68,9 +72,9 @@ static inline float row_total(int64_t n, const float *x)
 }
 
 /*
- * Columns: the sums over m rows of up to COLUMNS columns.  The rows are cut into SLOTS parts, which do not
- * depend on the number of threads; each part is summed by one thread in groups of GROUP rows, a tree over
- * groups, and then the parts are added in their order.
+ * Columns: the sums over m rows of up to COLUMNS columns.  The rows are cut into SLOTS parts, which
+ * do not depend on the number of threads; each part is summed by one thread in groups of GROUP
+ * rows, a tree over groups, and then the parts are added in their order.
  */
 enum { COLUMNS = 2048, SLOTS = 32, GROUP = 8, COLUMN_LEVELS = 28 };
 
