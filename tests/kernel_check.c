@@ -82,8 +82,8 @@ static void check_guards(const char *what, const ag_kernels *k, const out *o, co
             fail_msg("%s (%s): wrote outside an output of %lld", what, k->name, (long long)o->n);
 }
 
-static void run_once(const char *what, kernel_case *run, const void *arg, const ag_kernels *k, int n_out,
-                     const out *outs, uint32_t *ret_y[MAX_OUT])
+static void run_once(const char *what, kernel_case *run, const void *arg, const ag_kernels *k,
+                     int n_out, const out *outs, uint32_t *ret_y[MAX_OUT])
 {
     void *y[MAX_OUT] = { NULL };
     for (int i = 0; i < n_out; i++) {
@@ -95,8 +95,8 @@ static void run_once(const char *what, kernel_case *run, const void *arg, const 
         check_guards(what, k, &outs[i], ret_y[i]);
 }
 
-static void compare(const char *what, const ag_kernels *k, int index, const out *o, const uint32_t *got,
-                    const uint32_t *want)
+static void compare(const char *what, const ag_kernels *k, int index, const out *o,
+                    const uint32_t *got, const uint32_t *want)
 {
     for (int64_t i = GUARD; i < GUARD + o->n; i++) {
         float g, w;
@@ -105,9 +105,9 @@ static void compare(const char *what, const ag_kernels *k, int index, const out 
         const double s = o->scale ? o->scale[i - GUARD] : 1, d = fabs((double)g - (double)w);
         const bool same = got[i] == want[i] || (!o->exact && isnan(g) && isnan(w));
         if (!same && (o->exact || !(d <= U32 * (o->c * s + 2 * fabs((double)w)) + 0x1p-140)))
-            fail_msg("%s (%s): output %d, element %lld of %lld: %.9g, should be %.9g (%g of the bound)", what,
-                     k->name, index, (long long)(i - GUARD), (long long)o->n, (double)g, (double)w,
-                     d / (U32 * (o->c * s + 2 * fabs((double)w))));
+            fail_msg("%s (%s): output %d, element %lld of %lld: %.9g, should be %.9g (%g of the "
+                     "bound)", what, k->name, index, (long long)(i - GUARD), (long long)o->n,
+                     (double)g, (double)w, d / (U32 * (o->c * s + 2 * fabs((double)w))));
     }
 }
 
@@ -128,8 +128,8 @@ void check_kernel(const char *what, kernel_case *run, const void *arg, int n_out
             run_once(what, run, arg, table[t], n_out, outs, again);
             for (int i = 0; i < n_out; i++) {
                 if (memcmp(again[i], first[i], ((size_t)outs[i].n + 2 * GUARD) * 4))
-                    fail_msg("%s (%s): output %d has other bits with %d threads", what, table[t]->name, i,
-                             threads[j]);
+                    fail_msg("%s (%s): output %d has other bits with %d threads", what,
+                             table[t]->name, i, threads[j]);
                 free(again[i]);
             }
         }

@@ -1,9 +1,10 @@
 /*
  * kernel_check.h -- runs one kernel on every table of this machine and compares with the reference.
  *
- * A case is a function that calls one kernel of a given table with fixed inputs, plus a list of its outputs.
- * Outputs lie between guard words; those that a kernel overwrites start as NaN, those it adds to start as
- * numbers.  Each table runs with 1, 2, 3 and 7 threads and must give the same bits.
+ * A case is a function that calls one kernel of a given table with fixed inputs, plus a list of its
+ * outputs.  Outputs lie between guard words; those that a kernel overwrites start as NaN, those it
+ * adds to start as numbers.  Each table runs with 1, 2, 3 and 7 threads and must give the same
+ * bits.
  */
 #ifndef KERNEL_CHECK_H
 #define KERNEL_CHECK_H

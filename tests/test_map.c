@@ -1,5 +1,6 @@
 /*
- * test_map.c -- elementwise kernels, column sums and plain sums against the reference; accuracy of the functions.
+ * test_map.c -- elementwise kernels, column sums and plain sums against the reference; accuracy of
+ * the functions.
  */
 #include "kernel_check.h"
 
@@ -8,7 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const int64_t sizes[] = { 0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 97, 1009, 4099, 50021 };
+static const int64_t sizes[] = { 0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 97, 1009, 4099,
+                                 50021 };
 enum { N_SIZES = sizeof sizes / sizeof *sizes };
 
 typedef struct map_case {            /* op `id` on n numbers */
@@ -42,7 +44,8 @@ static void check_unary(const char *name, int id, int64_t n, double lo, double h
     double *scale = absolutes(n, x);
     ag_kernels_ref(AG_F32)->unary_fwd[id](n, x, y);
     for (int i = 0; i < 3; i++) {
-        const map_case c = { .id = id, .bwd = i > 0, .acc = i == 2, .n = n, .a = x, .y = y, .dy = dy };
+        const map_case c = { .id = id, .bwd = i > 0, .acc = i == 2, .n = n, .a = x, .y = y,
+                             .dy = dy };
         const out o = { .n = n, .adds = c.acc, .c = 4, .scale = scale };
         check_kernel(name, run_unary, &c, 1, &o);
     }
@@ -70,12 +73,15 @@ static void run_binary(const ag_kernels *k, const void *arg, void *const y[])
 
 static void check_binary(const char *name, int id, int64_t n, double lo, double hi)
 {
-    float *a = floats(n, lo, hi, 1), *b = floats(n, lo, hi, 2), *dy = floats(n, -1, 1, 3), *y = floats(n, 0, 1, 4);
+    float *a = floats(n, lo, hi, 1), *b = floats(n, lo, hi, 2), *dy = floats(n, -1, 1, 3),
+        *y = floats(n, 0, 1, 4);
     ag_kernels_ref(AG_F32)->binary_fwd[id](n, a, b, y);
     for (int i = 0; i < 5; i++) {
-        map_case c = { .id = id, .bwd = i > 0, .acc = i & 1, .acc2 = (i & 2) != 0, .n = n, .a = a, .b = b, .y = y };
+        map_case c = { .id = id, .bwd = i > 0, .acc = i & 1, .acc2 = (i & 2) != 0, .n = n, .a = a,
+                       .b = b, .y = y };
         c.dy = dy;
-        const out o[2] = { { .n = n, .adds = c.bwd && c.acc, .c = 4 }, { .n = n, .adds = c.acc2, .c = 4 } };
+        const out o[2] = { { .n = n, .adds = c.bwd && c.acc, .c = 4 },
+                           { .n = n, .adds = c.acc2, .c = 4 } };
         check_kernel(name, run_binary, &c, c.bwd ? 2 : 1, o);
     }
     free(a), free(b), free(dy), free(y);
@@ -85,7 +91,8 @@ static void test_binary(void **state)
 {
     (void)state;
     for (int i = 0; i < N_SIZES; i++) {
-#define AG_BINARY(name, f, dfa, dfb, lo, hi, gap) check_binary(#name, AG_BINARY_##name, sizes[i], lo, hi);
+#define AG_BINARY(name, f, dfa, dfb, lo, hi, gap) \
+        check_binary(#name, AG_BINARY_##name, sizes[i], lo, hi);
 #include "autograd/binary.def"
 #undef AG_BINARY
     }
@@ -130,8 +137,10 @@ static void test_plain(void **state)
     for (int i = 0; i < N_SIZES; i++)
         for (int k = 0; k < 8; k++) {
             float *x = floats(sizes[i], -2, 2, 1);
-            const map_case c = { .id = k / 2, .acc = k & 1, .n = sizes[i], .alpha = 0.7, .a = x, .b = &constant };
-            const out o = { .n = c.n, .adds = c.id == 1 || (c.id && c.acc), .c = 2, .exact = c.id < 2 };
+            const map_case c = { .id = k / 2, .acc = k & 1, .n = sizes[i], .alpha = 0.7, .a = x,
+                                 .b = &constant };
+            const out o = { .n = c.n, .adds = c.id == 1 || (c.id && c.acc), .c = 2,
+                            .exact = c.id < 2 };
             check_kernel(names[c.id], run_plain, &c, 1, &o);
             free(x);
         }
@@ -157,7 +166,8 @@ static void run_sums(const ag_kernels *k, const void *arg, void *const y[])
 
 static void check_sums(int64_t m, int64_t n)
 {
-    float *x = floats(m * n, 0.5, 1, 1), *dy = floats(m, -1, 1, 2);      /* one sign: no mercy by cancelling */
+    /* one sign: no mercy by cancelling */
+    float *x = floats(m * n, 0.5, 1, 1), *dy = floats(m, -1, 1, 2);
     const matrix_case c = { .id = 0, .m = m, .n = n, .x = x, .dy = dy };
     matrix_case row = c, spread = c;
     row.id = 1;
@@ -172,7 +182,8 @@ static void check_sums(int64_t m, int64_t n)
 
 static void test_sums(void **state)
 {
-    static const int64_t shape[][2] = { { 0, 5 }, { 1, 1 }, { 3, 0 }, { 1, 7 }, { 5, 17 }, { 97, 384 }, { 3, 50021 },
+    static const int64_t shape[][2] = { { 0, 5 }, { 1, 1 }, { 3, 0 }, { 1, 7 }, { 5, 17 },
+                                        { 97, 384 }, { 3, 50021 },
                                         { 1, 3000017 } };
     (void)state;
     for (size_t i = 0; i < sizeof shape / sizeof *shape; i++)
@@ -184,8 +195,8 @@ static void run_act(const ag_kernels *k, const void *arg, void *const y[])
     const matrix_case *c = arg;
     if (c->alias)
         memcpy(y[1], c->dy, (size_t)(c->m * c->n) * sizeof(float));
-    k->act_bwd(c->act, c->m, c->n, c->x, c->alias ? y[1] : c->dy, c->no_dx ? NULL : y[1], c->id ? NULL : y[0],
-               c->acc);
+    k->act_bwd(c->act, c->m, c->n, c->x, c->alias ? y[1] : c->dy, c->no_dx ? NULL : y[1],
+               c->id ? NULL : y[0], c->acc);
     if (c->no_dx)
         memset(y[1], 0, (size_t)(c->m * c->n) * sizeof(float));
     if (c->id)
@@ -199,10 +210,11 @@ static void check_act(ag_act act, int64_t m, int64_t n)
     assert_non_null(scale);
     for (int64_t i = 0; i < m * n; i++)
         scale[i % n] += 1.2 * (double)dy[i];
-    for (int i = 0; i < 5; i++) {                         /* plain; adding; in place; only sums; only dx */
-        const matrix_case c = { .id = i == 4, .act = act, .m = m, .n = n, .x = act ? x : NULL, .dy = dy,
-                                .acc = i == 1, .alias = i == 2, .no_dx = i == 3 };
-        const out o[2] = { { .n = n, .adds = c.acc, .c = act > AG_ACT_RELU ? 8 : 4, .scale = scale },
+    for (int i = 0; i < 5; i++) {   /* plain; adding; in place; only sums; only dx */
+        const matrix_case c = { .id = i == 4, .act = act, .m = m, .n = n, .x = act ? x : NULL,
+                                .dy = dy, .acc = i == 1, .alias = i == 2, .no_dx = i == 3 };
+        const out o[2] = { { .n = n, .adds = c.acc, .c = act > AG_ACT_RELU ? 8 : 4,
+                             .scale = scale },
                            { .n = m * n, .c = 8, .exact = act <= AG_ACT_RELU } };
         check_kernel("act_bwd", run_act, &c, 2, o);
     }
@@ -230,24 +242,29 @@ typedef struct sweep {               /* a function over all f32 bit patterns wit
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 static double gelu_quick(double x) { return x / (1 + exp(-1.702 * x)); }
 static double gelu_erf(double x) { return x * 0.5 * erfc(-x * M_SQRT1_2); }
-static double gelu_tanh(double x) { return x / (1 + exp(-2 * sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
+static double gelu_tanh(double x)
+{
+    return x / (1 + exp(-2 * sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+}
 
 static void check_point(const sweep *s, const ag_kernels *k, float x, float got, double want)
 {
     if (isnan(want) || isinf((float)want)) {
         const bool right = isnan(want) ? isnan(got) : got == (float)want;
         if (!right)
-            fail_msg("%s: function %d of %g is %g, should be %g", k->name, s->id, (double)x, (double)got, want);
+            fail_msg("%s: function %d of %g is %g, should be %g", k->name, s->id, (double)x,
+                     (double)got, want);
         return;
     }
     int e;
     frexp(want, &e);
-    double bound = s->limit * (s->by_x ? U32 * fabs((double)x) + 0x1p-149 : ldexp(1, (e < -125 ? -125 : e) - 24));
+    double bound = s->limit
+        * (s->by_x ? U32 * fabs((double)x) + 0x1p-149 : ldexp(1, (e < -125 ? -125 : e) - 24));
     if (s->id == AG_UNARY_sigmoid && bound < 0x1p-126)
         bound = 0x1p-126;            /* its reciprocal overflows */
     if (!(fabs((double)got - want) <= bound))
-        fail_msg("%s: function %d of %.9g is %.9g, should be %.17g: %.3g of the limit", k->name, s->id, (double)x,
-                 (double)got, want, fabs((double)got - want) / bound);
+        fail_msg("%s: function %d of %.9g is %.9g, should be %.17g: %.3g of the limit", k->name,
+                 s->id, (double)x, (double)got, want, fabs((double)got - want) / bound);
 }
 
 static void test_functions_over_all_numbers(void **state)
@@ -292,9 +309,11 @@ static void test_special_values(void **state)
         table[t]->unary_fwd[AG_UNARY_exp](5, x, y);
         assert_true(isinf(y[0]) && y[0] > 0 && y[1] == 0 && isnan(y[2]) && y[3] == 1 && y[4] == 1);
         table[t]->unary_fwd[AG_UNARY_log](5, x, y);
-        assert_true(isinf(y[0]) && isnan(y[1]) && isnan(y[2]) && isinf(y[3]) && y[3] < 0 && isinf(y[4]) && y[4] < 0);
+        assert_true(isinf(y[0]) && isnan(y[1]) && isnan(y[2]) && isinf(y[3]) && y[3] < 0 &&
+                    isinf(y[4]) && y[4] < 0);
         table[t]->unary_fwd[AG_UNARY_tanh](5, x, y);
-        assert_true(y[0] == 1 && y[1] == -1 && isnan(y[2]) && y[3] == 0 && !signbit(y[3]) && signbit(y[4]));
+        assert_true(y[0] == 1 && y[1] == -1 && isnan(y[2]) && y[3] == 0 && !signbit(y[3]) &&
+                    signbit(y[4]));
         table[t]->unary_fwd[AG_UNARY_sigmoid](5, x, y);
         assert_true(y[0] == 1 && y[1] == 0 && isnan(y[2]) && y[3] == 0.5f);
     }
@@ -330,8 +349,9 @@ static void test_dispatch(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_unary),    cmocka_unit_test(test_binary), cmocka_unit_test(test_binary_shared_gradient),
-        cmocka_unit_test(test_plain),    cmocka_unit_test(test_sums),   cmocka_unit_test(test_act_bwd),
+        cmocka_unit_test(test_unary), cmocka_unit_test(test_binary),
+        cmocka_unit_test(test_binary_shared_gradient),
+        cmocka_unit_test(test_plain), cmocka_unit_test(test_sums), cmocka_unit_test(test_act_bwd),
         cmocka_unit_test(test_special_values), cmocka_unit_test(test_functions_over_all_numbers),
         cmocka_unit_test(test_dispatch),
     };

@@ -1,6 +1,7 @@
 /*
- * test_rng.c -- the noise: known answers of Philox, the range of uniforms and Gumbels, and the statistics of what is
- * made of them.  Everything is a function of the seed, so nothing here can fail by chance.
+ * test_rng.c -- the noise: known answers of Philox, the range of uniforms and Gumbels, and the
+ * statistics of what is made of them.  Everything is a function of the seed, so nothing here can
+ * fail by chance.
  */
 #include "kernel_check.h"
 
@@ -13,14 +14,15 @@ static void test_philox_known_answers(void **state)
 {
     static const struct { uint32_t c[4], k[2], want[4]; } v[] = {
         { { 0, 0, 0, 0 }, { 0, 0 }, { 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8 } },
-        { { ~0u, ~0u, ~0u, ~0u }, { ~0u, ~0u }, { 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd } },
+        { { ~0u, ~0u, ~0u, ~0u }, { ~0u, ~0u },
+          { 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd } },
         { { 0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344 }, { 0xa4093822, 0x299f31d0 },
           { 0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1 } } };
     (void)state;
     for (size_t i = 0; i < sizeof v / sizeof *v; i++) {
         uint32_t got[4];
-        ag_philox((uint64_t)v[i].k[1] << 32 | v[i].k[0], v[i].c[3], v[i].c[2], (uint64_t)v[i].c[1] << 32 | v[i].c[0],
-                  got);
+        ag_philox((uint64_t)v[i].k[1] << 32 | v[i].k[0], v[i].c[3], v[i].c[2],
+                  (uint64_t)v[i].c[1] << 32 | v[i].c[0], got);
         assert_memory_equal(got, v[i].want, sizeof got);
     }
 }
@@ -68,7 +70,8 @@ static void run_dropout(const ag_kernels *k, const void *arg, void *const y[])
 
 static void test_dropout(void **state)
 {
-    static const int64_t shape[][2] = { { 0, 3 }, { 1, 1 }, { 3, 15 }, { 2, 63 }, { 5, 64 }, { 3, 65 }, { 7, 127 },
+    static const int64_t shape[][2] = { { 0, 3 }, { 1, 1 }, { 3, 15 }, { 2, 63 }, { 5, 64 },
+                                        { 3, 65 }, { 7, 127 },
                                         { 97, 384 }, { 1, 50021 } };
     static const double rate[] = { 0, 0.1, 0.5, 0.9 };
     (void)state;
@@ -111,8 +114,8 @@ static void test_dropout_rate(void **state)
     free(ones);
 }
 
-/* Gumbel-max (1611.01144): argmax(log p + g) is distributed as p.  Chi-square of 10^6 draws, 15 degrees of freedom:
- * 54.3 has probability 2e-6. */
+/* Gumbel-max (1611.01144): argmax(log p + g) is distributed as p.  Chi-square of 10^6 draws, 15
+ * degrees of freedom: 54.3 has probability 2e-6. */
 static void test_controller_draws_its_softmax(void **state)
 {
     enum { N = 16, ROWS = 10000, BLOCKS = 100 };
@@ -130,8 +133,9 @@ static void test_controller_draws_its_softmax(void **state)
         z[i] = logits[i % N];
     for (int t = 0; t < n_tables; t++)
         for (int relaxed = 0; relaxed < 2; relaxed++) {
-            const ag_controller c = { .rows = ROWS, .blocks = BLOCKS, .n = N, .relaxed = relaxed, .hard = true,
-                                      .temperature = 1, .noise = { .seed = 3, .step = 1, .site = 2 } };
+            const ag_controller c = { .rows = ROWS, .blocks = BLOCKS, .n = N, .relaxed = relaxed,
+                                      .hard = true, .temperature = 1,
+                                      .noise = { .seed = 3, .step = 1, .site = 2 } };
             double seen[N] = { 0 }, chi2 = 0;
             table[t]->controller_fwd(&c, z, mask, choice, p);
             for (int64_t i = 0; i < ROWS * BLOCKS; i++)
@@ -162,7 +166,8 @@ static void test_distributions(void **state)
     for (int i = 0; i < N; i += 2) {
         g[i] = ag_gumbel(ag_noise_bits(1, 2, 3, (uint64_t)i));
         g[i + 1] = ag_gumbel(ag_noise_bits(1, 2, 3, (uint64_t)i + 1));
-        ag_normal2(ag_noise_bits(1, 2, 4, (uint64_t)i), ag_noise_bits(1, 2, 4, (uint64_t)i + 1), normal + i);
+        ag_normal2(ag_noise_bits(1, 2, 4, (uint64_t)i), ag_noise_bits(1, 2, 4, (uint64_t)i + 1),
+                   normal + i);
     }
     qsort(g, N, sizeof *g, ascending);
     qsort(normal, N, sizeof *normal, ascending);

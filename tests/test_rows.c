@@ -1,6 +1,6 @@
 /*
- * test_rows.c -- layer normalisation, softmax, cross entropy, embedding, gather, pick, argmax and the controller
- * of every table against the reference.
+ * test_rows.c -- layer normalisation, softmax, cross entropy, embedding, gather, pick, argmax and
+ * the controller of every table against the reference.
  */
 #include "kernel_check.h"
 
@@ -9,8 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const int64_t shapes[][2] = { { 0, 7 }, { 1, 1 }, { 2, 3 }, { 3, 4 }, { 5, 5 }, { 7, 8 }, { 2, 9 }, { 5, 15 },
-                                     { 4, 16 }, { 9, 17 }, { 33, 65 }, { 301, 384 }, { 1009, 31 }, { 40, 1030 } };
+static const int64_t shapes[][2] =
+    { { 0, 7 }, { 1, 1 }, { 2, 3 }, { 3, 4 }, { 5, 5 }, { 7, 8 }, { 2, 9 }, { 5, 15 },
+      { 4, 16 }, { 9, 17 }, { 33, 65 }, { 301, 384 }, { 1009, 31 }, { 40, 1030 } };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
 typedef struct row_case {
@@ -62,12 +63,13 @@ static void check_layernorm(int64_t m, int64_t n, bool affine)
     float *dy = floats(m * n, -1, 1, 4), *mean = floats(m, 0, 1, 5), *rstd = floats(m, 0, 1, 6);
     float *y = floats(m * n, 0, 1, 7);
     double *sg = sums_new(n), *sb = sums_new(n), *sy = sums_new(m * n), *sr = sums_new(m);
-    row_case c = { .m = m, .n = n, .x = x, .dy = dy, .gain = affine ? gain : NULL, .bias = affine ? bias : NULL,
-                   .mean = mean, .rstd = rstd };
+    row_case c = { .m = m, .n = n, .x = x, .dy = dy, .gain = affine ? gain : NULL,
+                   .bias = affine ? bias : NULL, .mean = mean, .rstd = rstd };
     ag_kernels_ref(AG_F32)->layernorm_fwd(m, n, 1e-5, x, c.gain, c.bias, y, mean, rstd);
     for (int64_t i = 0; i < m * n; i++) {
         const double xhat = fabs((double)x[i] - (double)mean[i / n]) * (double)rstd[i / n];
-        sg[i % n] += fabs((double)dy[i]) * (xhat + 3 * (double)rstd[i / n]);     /* x - mean is rounded */
+        /* x - mean is rounded */
+        sg[i % n] += fabs((double)dy[i]) * (xhat + 3 * (double)rstd[i / n]);
         sb[i % n] += fabs((double)dy[i]);
         sy[i] = 3 * (double)rstd[i / n] + 4;
         sr[i / n] = (double)rstd[i / n];
@@ -75,7 +77,7 @@ static void check_layernorm(int64_t m, int64_t n, bool affine)
     const out fwd[3] = { { .n = m * n, .c = 8, .scale = sy }, { .n = m, .c = 4 * 3 },
                          { .n = m, .c = 8, .scale = sr } };
     check_kernel("layernorm_fwd", run_layernorm, &c, 3, fwd);
-    for (int64_t i = 0; i < m * n; i++)                   /* each rounding is scaled by rstd, and xhat once more */
+    for (int64_t i = 0; i < m * n; i++)    /* each rounding is scaled by rstd, and xhat once more */
         sy[i] = (4 + 3 * (double)rstd[i / n]) * (double)rstd[i / n];
     for (int acc = 0; acc < 2; acc++) {
         const out bwd[3] = { { .n = m * n, .adds = acc, .c = 8, .scale = sy },
@@ -114,7 +116,8 @@ static void run_softmax_bwd(const ag_kernels *k, const void *arg, void *const y[
 
 static void check_softmax(int64_t m, int64_t n, bool log)
 {
-    float *x = floats(m * n, -20, 20, 1), *y = floats(m * n, 0, 1, 2), *dy = floats(m * n, -1, 1, 3);
+    float *x = floats(m * n, -20, 20, 1), *y = floats(m * n, 0, 1, 2),
+        *dy = floats(m * n, -1, 1, 3);
     double *scale = sums_new(m * n), *scale_bwd = sums_new(m * n);
     row_case c = { .m = m, .n = n, .log = log, .x = x, .y = y, .dy = dy };
     ag_kernels_ref(AG_F32)->softmax_fwd(m, n, log, x, y);
@@ -123,7 +126,8 @@ static void check_softmax(int64_t m, int64_t n, bool log)
         for (int64_t j = 0; j < n; j++)
             s += fabs((double)dy[i * n + j]) * (log ? 1 : (double)y[i * n + j]);
         for (int64_t j = i * n; j < (i + 1) * n; j++) {
-            scale[j] = log ? 10 : 5 * (double)y[j];       /* |x - max| <= 40 rounds to 20 ulp(1) in the exponent */
+            scale[j] = log ? 10 : 5 * (double)y[j];       /* |x - max| <= 40 rounds to 20 ulp(1) in
+                                                           * the exponent */
             scale_bwd[j] = log ? 1 + exp((double)y[j]) * s : (double)y[j] * (1 + s);
         }
     }
@@ -180,14 +184,16 @@ static void check_xent(int64_t m, int64_t n, bool no_targets)
     float *x = floats(m * n, -8, 8, 1), *lse = floats(m, 0, 1, 2), loss;
     int32_t *target = ints(m, no_targets ? -1 : -(int32_t)n / 4, no_targets ? 0 : (int32_t)n, 3);
     row_case c = { .m = m, .n = n, .x = x, .y = lse, .idx = target, .dloss = 0.7f };
-    double scale = m ? 4.0 * (double)c.dloss / (double)m : 1;     /* errors of |x - lse| < 30 in the exponent */
+    double scale = m ? 4.0 * (double)c.dloss / (double)m : 1;     /* errors of |x - lse| < 30 in the
+                                                                   * exponent */
     ag_kernels_ref(AG_F32)->xent_fwd(m, n, x, target, lse, &loss);
     assert_true(!no_targets || loss == 0);
     const out fwd[2] = { { .n = m, .c = 16 }, { .n = 1, .c = 16 } };
     check_kernel("xent_fwd", run_xent, &c, 2, fwd);
     for (int acc = 0; acc < 2; acc++) {
         c.acc = acc;
-        check_kernel("xent_bwd", run_xent_bwd, &c, 1, &(out){ .n = m * n, .adds = acc, .c = acc + 16 * scale });
+        check_kernel("xent_bwd", run_xent_bwd, &c, 1,
+                     &(out){ .n = m * n, .adds = acc, .c = acc + 16 * scale });
     }
     free(x), free(lse), free(target);
 }
@@ -229,7 +235,8 @@ static void run_embedding_bwd_both(const ag_kernels *k, const void *arg, void *c
 static void test_rows_by_index(void **state)
 {
     static const char *const names[] = { "embedding_fwd", "embedding_fwd, no pos", "embedding_bwd",
-                                         "embedding_bwd, pos", "gather_fwd", "gather_bwd", "pick_fwd", "pick_bwd", "argmax" };
+                                         "embedding_bwd, pos", "gather_fwd", "gather_bwd",
+                                         "pick_fwd", "pick_bwd", "argmax" };
     enum { V = 11, T = 4, POS0 = 2 };
     (void)state;
     for (int i = 0; i < N_SHAPES; i++) {
@@ -242,7 +249,8 @@ static void test_rows_by_index(void **state)
         for (c.id = 0; c.id < 9; c.id++) {
             const bool adds = c.id == 2 || c.id == 3 || c.id == 5 || c.id == 7;
             c.idx = c.id < 6 ? rows : cols;
-            check_kernel(names[c.id], run_index, &c, 1, &(out){ .n = size[c.id], .adds = adds, .exact = true });
+            check_kernel(names[c.id], run_index, &c, 1,
+                         &(out){ .n = size[c.id], .adds = adds, .exact = true });
         }
         c.idx = rows;
         const out both[2] = { { .n = V * n, .adds = true, .exact = true },
@@ -299,8 +307,8 @@ static void check_controller(int64_t rows, int64_t blocks, int64_t n, int flags,
     float *z = floats(size, -2, 2, 1), *p = floats(size, 0, 1, 2), *mask = floats(size, 0, 1, 3);
     float *dmask = floats(size, -1, 1, 4);
     int32_t *choice = ints(rows * blocks, 0, 1, 5);
-    controller_case c = { .c = { .rows = rows, .blocks = blocks, .n = n, .relaxed = flags & 1, .hard = flags & 2,
-                                 .temperature = temperature,
+    controller_case c = { .c = { .rows = rows, .blocks = blocks, .n = n, .relaxed = flags & 1,
+                                 .hard = flags & 2, .temperature = temperature,
                                  .noise = { .seed = 42, .step = 7, .site = 3, .row0 = 1000 } },
                           .z = z, .p = p, .dmask = dmask };
     ag_kernels_ref(AG_F32)->controller_fwd(&c.c, z, mask, choice, p);
@@ -311,7 +319,8 @@ static void check_controller(int64_t rows, int64_t blocks, int64_t n, int flags,
         scale_bwd[i] = 2 * (double)p[i] / t;
     }
     const out fwd[3] = { { .n = size, .exact = c.c.hard, .c = 4, .scale = scale },
-                         { .n = rows * blocks, .exact = true }, { .n = size, .c = 4, .scale = scale } };
+                         { .n = rows * blocks, .exact = true },
+                         { .n = size, .c = 4, .scale = scale } };
     check_kernel("controller_fwd", run_controller, &c, 3, fwd);
     for (int acc = 0; acc < 2; acc++) {
         c.acc = acc;
@@ -323,9 +332,10 @@ static void check_controller(int64_t rows, int64_t blocks, int64_t n, int flags,
 
 static void test_controller(void **state)
 {
-    static const int64_t shape[][3] = { { 0, 2, 4 }, { 1, 1, 1 }, { 3, 5, 4 }, { 2, 3, 7 }, { 5, 7, 8 }, { 3, 3, 16 },
-                                        { 2, 5, 17 }, { 7, 3, 64 }, { 3, 2, 100 }, { 1, 2, 256 }, { 301, 24, 16 },
-                                        { 1, 1, 700 } };
+    static const int64_t shape[][3] =
+        { { 0, 2, 4 }, { 1, 1, 1 }, { 3, 5, 4 }, { 2, 3, 7 }, { 5, 7, 8 }, { 3, 3, 16 },
+          { 2, 5, 17 }, { 7, 3, 64 }, { 3, 2, 100 }, { 1, 2, 256 }, { 301, 24, 16 },
+          { 1, 1, 700 } };
     static const double temperature[] = { 0, 0.1, 1, 5 };
     (void)state;
     for (size_t i = 0; i < sizeof shape / sizeof *shape; i++)
@@ -341,7 +351,8 @@ static void test_controller_ties(void **state)
     (void)state;
     for (int t = 0; t < n_tables; t++)
         for (int64_t n = 1; n < 40; n++) {
-            const ag_controller c = { .rows = 1, .blocks = 1, .n = n, .hard = true, .relaxed = n & 1 };
+            const ag_controller c = { .rows = 1, .blocks = 1, .n = n, .hard = true,
+                                      .relaxed = n & 1 };
             float z[40], mask[40], p[40], sum = 0;
             int32_t choice;
             for (int64_t j = 0; j < n; j++)

@@ -1,8 +1,8 @@
 /*
  * bench_attention.c -- attention against the peak of the machine, both measured in the same minute.
  *
- * Operations count unmasked scores only: 2 products forward, 5 backward.  Each figure is the best of
- * several turns, with a turn of the peak between them.
+ * Operations count unmasked scores only: 2 products forward, 5 backward.  Each figure is the best
+ * of several turns, with a turn of the peak between them.
  */
 #include <math.h>
 #include <stdint.h>
@@ -129,18 +129,20 @@ static float *numbers(int64_t n)
     return x;
 }
 
-static void job_init(job *w, int64_t batch, int64_t tq, int64_t tk, int64_t heads, int64_t d, double drop)
+static void job_init(job *w, int64_t batch, int64_t tq, int64_t tk, int64_t heads, int64_t d,
+                     double drop)
 {
     const int64_t c = heads * d, row = 3 * c;
     float *qkv = numbers(batch * tk * row), *grad = numbers(batch * tk * row);
     w->a = (ag_attention){ .batch = batch, .heads = heads, .tq = tq, .tk = tk, .d_qk = d, .d_v = d,
-                           .causal = true, .q_pos0 = tk - tq, .scale = 1 / sqrt((double)d), .drop = drop,
+                           .causal = true, .q_pos0 = tk - tq, .scale = 1 / sqrt((double)d),
+                           .drop = drop,
                            .noise = { 1, 2, 3, 0 }, .q = qkv, .q_row = row, .q_batch = tk * row,
-                           .k = qkv + c, .k_row = row, .k_batch = tk * row, .v = qkv + 2 * c, .v_row = row,
-                           .v_batch = tk * row, .o = numbers(batch * tq * c), .o_row = c, .o_batch = tq * c,
-                           .lse = numbers(batch * heads * tq) };
-    w->g = (ag_attention_grad){ .do_ = numbers(batch * tq * c), .dq = grad, .dk = grad + c, .dv = grad + 2 * c,
-                                .delta = numbers(batch * heads * tq) };
+                           .k = qkv + c, .k_row = row, .k_batch = tk * row, .v = qkv + 2 * c,
+                           .v_row = row, .v_batch = tk * row, .o = numbers(batch * tq * c),
+                           .o_row = c, .o_batch = tq * c, .lse = numbers(batch * heads * tq) };
+    w->g = (ag_attention_grad){ .do_ = numbers(batch * tq * c), .dq = grad, .dk = grad + c,
+                                .dv = grad + 2 * c, .delta = numbers(batch * heads * tq) };
 }
 
 static void job_free(job *w)
@@ -153,7 +155,8 @@ static void job_free(job *w)
     free(w->g.delta);
 }
 
-static double turn(const ag_kernels *k, const job *w, bool forward, bool backward)   /* seconds a call */
+/* seconds a call */
+static double turn(const ag_kernels *k, const job *w, bool forward, bool backward)
 {
     double t = ag_seconds(), spent;
     int n = 0;
@@ -167,29 +170,33 @@ static double turn(const ag_kernels *k, const job *w, bool forward, bool backwar
     return spent / n;
 }
 
-static void bench_training(const ag_kernels *k, int64_t batch, int64_t t, int64_t heads, int64_t d, double drop)
+static void bench_training(const ag_kernels *k, int64_t batch, int64_t t, int64_t heads, int64_t d,
+                           double drop)
 {
     job w;
     job_init(&w, batch, t, t, heads, d, drop);
-    const double pairs = (double)(batch * heads) * (double)(t * (t + 1)) / 2, unit = 2 * pairs * (double)d;
+    const double pairs = (double)(batch * heads) * (double)(t * (t + 1)) / 2,
+        unit = 2 * pairs * (double)d;
     double best[3] = { INFINITY, INFINITY, INFINITY }, peak = 0;
     for (int i = 0; i < TURNS; i++) {
         peak = fmax(peak, peak_turn());
         for (int part = 0; part < 3; part++)
             best[part] = fmin(best[part], turn(k, &w, part != 1, part != 0));
     }
-    printf("%-7s B %2d T %4d H %d d %d drop %.1f |", k->name, (int)batch, (int)t, (int)heads, (int)d, drop);
+    printf("%-7s B %2d T %4d H %d d %d drop %.1f |", k->name, (int)batch, (int)t, (int)heads,
+           (int)d, drop);
     for (int part = 0; part < 3; part++) {
         const double rate = unit * (const int[]){ 2, 5, 7 }[part] / best[part];
-        printf(" %s %6.1f GFLOP/s %5.1f %% |", (const char *[]){ "fwd", "bwd", "both" }[part], rate * 1e-9,
-               100 * rate / peak);
+        printf(" %s %6.1f GFLOP/s %5.1f %% |", (const char *[]){ "fwd", "bwd", "both" }[part],
+               rate * 1e-9, 100 * rate / peak);
     }
     printf(" peak %.1f, %.3f ms\n", peak * 1e-9, best[2] * 1e3);
     fflush(stdout);
     job_free(&w);
 }
 
-static void bench_decoding(const ag_kernels *k, int64_t batch, int64_t tq, int64_t tk, int64_t heads, int64_t d)
+static void bench_decoding(const ag_kernels *k, int64_t batch, int64_t tq, int64_t tk,
+                           int64_t heads, int64_t d)
 {
     job w;
     job_init(&w, batch, tq, tk, heads, d, 0);
@@ -205,9 +212,9 @@ static void bench_decoding(const ag_kernels *k, int64_t batch, int64_t tq, int64
         best = fmin(best, turn(k, &w, true, false));
     }
     const double rate = (double)n * 4 / best;
-    printf("%-7s decode B %2d tq %2d tk %5d H %d d %d | %.1f us, %.1f GB/s of %.1f for plain reading of %.0f MB\n",
-           k->name, (int)batch, (int)tq, (int)tk, (int)heads, (int)d, best * 1e6, rate * 1e-9, read * 1e-9,
-           (double)n * 4e-6);
+    printf("%-7s decode B %2d tq %2d tk %5d H %d d %d | %.1f us, %.1f GB/s of %.1f for plain "
+           "reading of %.0f MB\n", k->name, (int)batch, (int)tq, (int)tk, (int)heads, (int)d,
+           best * 1e6, rate * 1e-9, read * 1e-9, (double)n * 4e-6);
     fflush(stdout);
     free(w.a.o);
     free(w.a.lse);

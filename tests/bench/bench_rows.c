@@ -1,9 +1,10 @@
 /*
  * bench_rows.c -- the elementwise and row kernels against what the machine can do.
  *
- * For kernels that should be bound by memory: GB/s of the bytes that must move, next to a copy of the same size
- * measured in the same run.  For the transcendental maps: ns per element.  Best of several repetitions, because
- * other work on the machine only ever makes a run slower.  TULLE_ISA and OMP_NUM_THREADS apply.
+ * For kernels that should be bound by memory: GB/s of the bytes that must move, next to a copy of
+ * the same size measured in the same run.  For the transcendental maps: ns per element.  Best of
+ * several repetitions, because other work on the machine only ever makes a run slower.  TULLE_ISA
+ * and OMP_NUM_THREADS apply.
  */
 #include <math.h>
 #include <stdio.h>
@@ -37,7 +38,8 @@ static float *a, *b, *c, *d;         /* [ROWS * FF] each */
 
 static void line(const char *what, double bytes, double s, double copy_rate)
 {
-    printf("%-28s %8.1f us %8.2f GB/s  %5.2f of copy\n", what, s * 1e6, bytes / s * 1e-9, bytes / s / copy_rate);
+    printf("%-28s %8.1f us %8.2f GB/s  %5.2f of copy\n", what, s * 1e6, bytes / s * 1e-9,
+           bytes / s / copy_rate);
 }
 
 /* GB/s of a copy of [ROWS, n] with the same threads: y = 1 * x */
@@ -50,7 +52,8 @@ static double copy_rate(int64_t n)
 }
 
 /* Adam's traffic, w -= lr m / (sqrt v + eps): reads w, g, m, v; writes w, m, v */
-static void adam_like(int64_t n, float *restrict w, const float *restrict g, float *restrict m, float *restrict v)
+static void adam_like(int64_t n, float *restrict w, const float *restrict g, float *restrict m,
+                      float *restrict v)
 {
     #pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < n; i++) {
@@ -108,7 +111,8 @@ static void bench_xent(int64_t n)
 static void bench_controller(int64_t n)
 {
     static int32_t choice[ROWS * FF];
-    ag_controller ctl = { .rows = ROWS, .blocks = FF / n, .n = n, .hard = true, .temperature = 0.1 };
+    ag_controller ctl = { .rows = ROWS, .blocks = FF / n, .n = n, .hard = true,
+                          .temperature = 0.1 };
     char what[40];
     double s;
     BEST(s, K->controller_fwd(&ctl, a, b, choice, c));
