@@ -16,8 +16,8 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static int time_steps(train_session *s, int64_t warm, int64_t n, double *seconds, double *ret_first, double began,
-                      ag_err *err)
+static int time_steps(train_session *s, int64_t warm, int64_t n, double *seconds, double *ret_first,
+                      double began, ag_err *err)
 {
     for (int64_t i = 0; i < warm + n; i++) {
         double loss, norm;
@@ -37,18 +37,20 @@ static void print_times(const train_session *s, const double *t, int64_t n, doub
     const double gflops = 3 * s->model->cost.flops * per_step / median * 1e-9;
     const char *unit = s->d_in ? "images" : "tokens", *isa = ag_tape_kernels(s->tape)->name;
     if (json) {
-        printf("{\"unit\":\"%s\",\"per_second\":%.1f,\"per_second_best\":%.1f,\"per_second_worst\":%.1f,\"step_ms\":%.4f,"
-               "\"gflop_per_second\":%.2f,\"peak_memory\":%zu,\"start_seconds\":%.4f,\"micro_batch\":%" PRId64
-               ",\"threads\":%d,\"kernels\":\"%s\"}\n", unit, per_step / median, per_step / t[0], per_step / t[n - 1],
-               1e3 * median, gflops, train_peak_bytes(), first, s->config.train.micro_batch, train_threads(), isa);
+        printf("{\"unit\":\"%s\",\"per_second\":%.1f,\"per_second_best\":%.1f,"
+               "\"per_second_worst\":%.1f,\"step_ms\":%.4f,\"gflop_per_second\":%.2f,"
+               "\"peak_memory\":%zu,\"start_seconds\":%.4f,\"micro_batch\":%" PRId64
+               ",\"threads\":%d,\"kernels\":\"%s\"}\n", unit, per_step / median, per_step / t[0],
+               per_step / t[n - 1], 1e3 * median, gflops, train_peak_bytes(), first,
+               s->config.train.micro_batch, train_threads(), isa);
         return;
     }
-    printf("%" PRId64 " steps of %" PRId64 " in parts of %" PRId64 ", %s, %d threads\n", n, s->config.train.batch,
-           s->config.train.micro_batch, isa, train_threads());
-    printf("median %.3f ms a step (%.3f to %.3f): %.0f %s/s, %.1f GFLOP/s\n", 1e3 * median, 1e3 * t[0], 1e3 * t[n - 1],
-           per_step / median, unit, gflops);
-    printf("peak memory %.0f MB, of which the tape %.0f MB; first step after %.3f s\n", 1e-6 * (double)train_peak_bytes(),
-           1e-6 * (double)ag_tape_bytes(s->tape).peak, first);
+    printf("%" PRId64 " steps of %" PRId64 " in parts of %" PRId64 ", %s, %d threads\n", n,
+           s->config.train.batch, s->config.train.micro_batch, isa, train_threads());
+    printf("median %.3f ms a step (%.3f to %.3f): %.0f %s/s, %.1f GFLOP/s\n", 1e3 * median,
+           1e3 * t[0], 1e3 * t[n - 1], per_step / median, unit, gflops);
+    printf("peak memory %.0f MB, of which the tape %.0f MB; first step after %.3f s\n",
+           1e-6 * (double)train_peak_bytes(), 1e-6 * (double)ag_tape_bytes(s->tape).peak, first);
 }
 
 int train_cmd_bench(int argc, char **argv, ag_err *err)

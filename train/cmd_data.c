@@ -14,11 +14,12 @@ static int list(void)
         char *path = NULL;
         ag_err none = { 0 };
         const bool found = data_find(s->name, NULL, &path, &none) == AG_OK;
-        printf("  %-14s %s\n  %-14s %s%s\n", s->name, s->about, "", found ? "found: " : "not found: tulle data get ",
-               found ? path : s->name);
+        printf("  %-14s %s\n  %-14s %s%s\n", s->name, s->about, "",
+               found ? "found: " : "not found: tulle data get ", found ? path : s->name);
         free(path);
     }
-    puts("generated, no file needed\n  language       a formal language whose entropy rate is known exactly\n"
+    puts("generated, no file needed\n"
+         "  language       a formal language whose entropy rate is known exactly\n"
          "  digits         drawn 28 x 28 digits\n"
          "your own (data.path)\n  text, idx, hdf5");
     return AG_OK;
@@ -33,7 +34,8 @@ static int show_progress(void *arg, const char *file, int64_t done, int64_t tota
     if (done >> 20 == b->shown && done != total) return 0;
     b->shown = done >> 20;
     fprintf(stderr, "\r%s: %.1f MB", file, 1e-6 * (double)done);
-    if (total > 0) fprintf(stderr, " of %.1f MB%s", 1e-6 * (double)total, done == total ? "\n" : "");
+    if (total > 0)
+        fprintf(stderr, " of %.1f MB%s", 1e-6 * (double)total, done == total ? "\n" : "");
     return 0;
 }
 
@@ -47,17 +49,20 @@ static int verify(const char *name, ag_err *err)
 {
     const data_named *set = data_catalog_find(name);
     char *path = NULL;
-    if (!set) return ag_err_set(err, AG_ECONFIG, "no data set '%s'; `tulle data list` names them", name);
+    if (!set)
+        return ag_err_set(err, AG_ECONFIG, "no data set '%s'; `tulle data list` names them", name);
     int r = data_find(name, NULL, &path, err);
     if (r < 0) return r;
-    if (!set->file[1].name && strrchr(path, '/')) *strrchr(path, '/') = '\0';      /* found as its one file */
+    /* found as its one file */
+    if (!set->file[1].name && strrchr(path, '/')) *strrchr(path, '/') = '\0';
     printf("%s in %s\n", name, path);
     r = data_verify(set, path, show_file, NULL, err);
     free(path);
     return r;
 }
 
-static int import(const char *file, const char *out, const char *tokenizer, double val_fraction, ag_err *err)
+static int import(const char *file, const char *out, const char *tokenizer, double val_fraction,
+                  ag_err *err)
 {
     data_options o = data_options_default();
     o.source = "text";
@@ -90,6 +95,7 @@ int train_cmd_data(int argc, char **argv, ag_err *err)
     if (argc == 2 && !strcmp(argv[1], "list")) return list();
     if (argc == 3 && !strcmp(argv[1], "get")) return data_get(argv[2], to, show_progress, &b, err);
     if (argc == 3 && !strcmp(argv[1], "verify")) return verify(argv[2], err);
-    if (argc == 3 && !strcmp(argv[1], "import") && out) return import(argv[2], out, tokenizer, val_fraction, err);
+    if (argc == 3 && !strcmp(argv[1], "import") && out)
+        return import(argv[2], out, tokenizer, val_fraction, err);
     return AG_ECONFIG;
 }

@@ -46,7 +46,8 @@ int train_cmd_config(int argc, char **argv, ag_err *err)
     train_config c;
     r = train_config_args(argc - 1, argv + 1, &c, err);
     if (r == AG_OK)
-        r = train_config_dump(&c, changed ? TRAIN_DUMP_CHANGED : plain ? TRAIN_DUMP_PLAIN : TRAIN_DUMP_ANNOTATED, &text, err);
+        r = train_config_dump(&c, changed ? TRAIN_DUMP_CHANGED : plain
+                              ? TRAIN_DUMP_PLAIN : TRAIN_DUMP_ANNOTATED, &text, err);
     return put(r, text);
 }
 
@@ -63,7 +64,8 @@ static int print_tensors(const train_ckpt_file *f, ag_err *err)
         char shape[96] = "[";
         size_t at = 1;
         for (int d = 0; d < info[i].ndim; d++)
-            at += (size_t)snprintf(shape + at, sizeof shape - at, "%s%" PRId64, d ? "," : "", info[i].dim[d]);
+            at += (size_t)snprintf(shape + at, sizeof shape - at, "%s%" PRId64, d ? "," : "",
+                                   info[i].dim[d]);
         snprintf(shape + at, sizeof shape - at, "]");
         printf("%-52s %-20s %12.6g %7.2f%%", info[i].path, shape, st.rms, 100 * st.zeros);
         if (st.nonfinite) printf("  %" PRId64 " not finite", st.nonfinite);
@@ -92,8 +94,10 @@ int train_cmd_inspect(int argc, char **argv, ag_err *err)
         r = put(r, r == AG_OK ? yaml : NULL);
     } else {
         const train_ckpt_head *h = train_ckpt_file_head(f);
-        printf("step %" PRId64 ", %" PRId64 " tokens or images seen, seed %" PRIu64, h->step, h->tokens_seen, h->seed);
-        if (isfinite(h->best_metric)) printf(", best validation loss %.4f at step %" PRId64, h->best_metric, h->best_step);
+        printf("step %" PRId64 ", %" PRId64
+               " tokens or images seen, seed %" PRIu64, h->step, h->tokens_seen, h->seed);
+        if (isfinite(h->best_metric))
+            printf(", best validation loss %.4f at step %" PRId64, h->best_metric, h->best_step);
         putchar('\n');
         r = print_tensors(f, err);
     }

@@ -1,4 +1,5 @@
-/* cmd_show.c -- tulle show ops, show memory: a step's calls as the tape recorded them, and its bytes. */
+/* cmd_show.c -- tulle show ops, show memory: a step's calls as the tape recorded them, and its
+ * bytes. */
 #include "train/command.h"
 #include "train/session.h"
 
@@ -24,7 +25,8 @@ static int record_step(train_session *s, ag_err *err)
 {
     const int64_t n = s->config.train.micro_batch;
     ag_tape *t = s->tape;
-    const data_draw w = { .split = DATA_TRAIN, .order = s->d_in ? DATA_SHUFFLED : DATA_RANDOM, .seed = 1, .batch = n };
+    const data_draw w = { .split = DATA_TRAIN, .order = s->d_in ? DATA_SHUFFLED : DATA_RANDOM,
+                          .seed = 1, .batch = n };
     ag_tensor *x, *y;
     if (s->d_in) {
         data_batch_images(s->data, &w, 0, n, s->pixels, s->targets);
@@ -55,18 +57,21 @@ static int show_ops(train_session *s, ag_err *err)
     const int r = record_step(s, err);
     if (r < 0) return r;
     double flops = 0, bytes = 0;
-    printf("%4s  %-14s %-22s %-18s %10s %9s\n", "call", "op", "where", "output", "MFLOP", "MB kept");
+    printf("%4s  %-14s %-22s %-18s %10s %9s\n", "call", "op", "where", "output", "MFLOP",
+           "MB kept");
     for (int i = 0; i < ag_tape_calls(s->tape); i++) {
         const ag_call *c = ag_tape_call(s->tape, i);
         char where[128], shape[96];
-        const double f = c->op->alias ? 0 : (double)(c->op->flops ? c->op->flops(c) : c->out[0]->size);
-        printf("%4d  %-14s %-22s %-18s %10.2f %9.2f\n", i, c->op->name, ag_call_scope(c, where, sizeof where),
+        const double f = c->op->alias ? 0
+                                      : (double)(c->op->flops ? c->op->flops(c) : c->out[0]->size);
+        printf("%4d  %-14s %-22s %-18s %10.2f %9.2f\n", i, c->op->name,
+               ag_call_scope(c, where, sizeof where),
                ag_shape_text(&c->out[0]->shape, shape), 1e-6 * f, megabytes((double)call_bytes(c)));
         flops += f;
         bytes += (double)call_bytes(c);
     }
-    printf("forward of a micro-batch of %" PRId64 ": %.2f GFLOP, %.2f MB kept for backward\n", s->config.train.micro_batch,
-           1e-9 * flops, megabytes(bytes));
+    printf("forward of a micro-batch of %" PRId64 ": %.2f GFLOP, %.2f MB kept for backward\n",
+           s->config.train.micro_batch, 1e-9 * flops, megabytes(bytes));
     return AG_OK;
 }
 
@@ -95,8 +100,8 @@ static int show_memory(train_session *s, ag_err *err)
     const double params = (double)s->model->params->n * sizeof(float);
     int r = record_step(s, err);
     if (r < 0) return r;
-    printf("%-30s %10.2f MB\n%-30s %10.2f MB\n%-30s %10.2f MB\n", "parameters", megabytes(params), "gradients",
-           megabytes(params), "optimizer", megabytes(params * s->opt->n_slots));
+    printf("%-30s %10.2f MB\n%-30s %10.2f MB\n%-30s %10.2f MB\n", "parameters", megabytes(params),
+           "gradients", megabytes(params), "optimizer", megabytes(params * s->opt->n_slots));
     printf("activations of a micro-batch of %" PRId64 "\n", s->config.train.micro_batch);
     print_activations(s->tape);
     const double forward = (double)ag_tape_bytes(s->tape).used;
@@ -104,7 +109,8 @@ static int show_memory(train_session *s, ag_err *err)
     double loss, norm;
     if ((r = train_session_step(s, &loss, &norm, err)) < 0) return r;
     const double peak = (double)ag_tape_bytes(s->tape).peak;
-    printf("%-30s %10.2f MB\n%-30s %10.2f MB\n", "their gradients, workspace", megabytes(peak - forward),
+    printf("%-30s %10.2f MB\n%-30s %10.2f MB\n", "their gradients, workspace",
+           megabytes(peak - forward),
            "all, at the peak of a step", megabytes(params * (2 + s->opt->n_slots) + peak));
     return AG_OK;
 }
@@ -115,7 +121,8 @@ int train_cmd_show(int argc, char **argv, ag_err *err)
         list_ops();
         return AG_OK;
     }
-    const bool ops = argc > 2 && !strcmp(argv[1], "ops"), memory = argc > 2 && !strcmp(argv[1], "memory");
+    const bool ops = argc > 2 && !strcmp(argv[1], "ops"),
+        memory = argc > 2 && !strcmp(argv[1], "memory");
     if (!ops && !memory) return AG_ECONFIG;
     train_config c;
     int r = train_config_args(argc - 1, argv + 1, &c, err);

@@ -14,11 +14,13 @@ static int set_number(const train_flag *f, const char *text, ag_err *err)
     char *end;
     errno = 0;
     const double x = strtod(text, &end);
-    if (*end || end == text || errno || !isfinite(x) || (f->kind == TRAIN_FLAG_INT && x != floor(x)))
+    if (*end || end == text || errno || !isfinite(x) ||
+        (f->kind == TRAIN_FLAG_INT && x != floor(x)))
         return ag_err_set(err, AG_ECONFIG, "--%s: '%s' is no %s", f->name, text,
                           f->kind == TRAIN_FLAG_INT ? "whole number" : "number");
     if (x < f->least || x > f->most)
-        return ag_err_set(err, AG_ECONFIG, "--%s: %s is not between %g and %g", f->name, text, f->least, f->most);
+        return ag_err_set(err, AG_ECONFIG, "--%s: %s is not between %g and %g", f->name, text,
+                          f->least, f->most);
     if (f->kind == TRAIN_FLAG_INT) *(int64_t *)f->value = (int64_t)x;
     else *(double *)f->value = x;
     return AG_OK;
@@ -45,14 +47,17 @@ int train_flags_read(const train_flag *flags, int *argc, char **argv, ag_err *er
             continue;
         }
         const train_flag *f = find_flag(flags, arg);
-        if (!f) return ag_err_set(err, AG_ECONFIG, "%s: no flag '%s'; `tulle %s --help` lists them", argv[0], arg, argv[0]);
+        if (!f)
+            return ag_err_set(err, AG_ECONFIG, "%s: no flag '%s'; `tulle %s --help` lists them",
+                              argv[0], arg, argv[0]);
         const char *value = arg[1] == '-' && strchr(arg, '=') ? strchr(arg, '=') + 1 : NULL;
         if (f->kind == TRAIN_FLAG_ON) {
             if (value) return ag_err_set(err, AG_ECONFIG, "--%s takes no value", f->name);
             *(bool *)f->value = true;
             continue;
         }
-        if (!value && ++i == *argc) return ag_err_set(err, AG_ECONFIG, "--%s wants a value", f->name);
+        if (!value && ++i == *argc)
+            return ag_err_set(err, AG_ECONFIG, "--%s wants a value", f->name);
         if (!value) value = argv[i];
         if (f->kind == TRAIN_FLAG_TEXT) *(const char **)f->value = value;
         else if (set_number(f, value, err) < 0) return AG_ECONFIG;
@@ -70,7 +75,8 @@ int train_config_args(int argc, char **argv, train_config *ret_c, ag_err *err)
     return r == AG_OK ? train_config_check(ret_c, err) : r;
 }
 
-int train_checkpoint_arg(const char *arg, bool best, train_ckpt_file **ret_file, char ret_warning[1024], ag_err *err)
+int train_checkpoint_arg(const char *arg, bool best, train_ckpt_file **ret_file,
+                         char ret_warning[1024], ag_err *err)
 {
     struct stat st;
     ret_warning[0] = '\0';

@@ -29,8 +29,8 @@ int train_threads_set(int64_t n, ag_err *err)
         omp_set_num_threads(CPU_COUNT(&mine));
     return AG_OK;
 #else
-    return n > 1 ? ag_err_set(err, AG_ECONFIG, "train.threads is %lld, but this tulle was built without OpenMP",
-                              (long long)n) : AG_OK;
+    return n > 1 ? ag_err_set(err, AG_ECONFIG, "train.threads is %lld, but this tulle was built "
+                              "without OpenMP", (long long)n) : AG_OK;
 #endif
 }
 
@@ -42,7 +42,8 @@ static void processor(char buf[128])
     char line[256];
     while (f && fgets(line, sizeof line, f)) {
         if (strncmp(line, "model name", 10) || !strchr(line, ':')) continue;
-        snprintf(buf, 128, "%.*s", (int)strcspn(strchr(line, ':') + 2, "\n"), strchr(line, ':') + 2);
+        snprintf(buf, 128, "%.*s", (int)strcspn(strchr(line, ':') + 2, "\n"),
+                 strchr(line, ':') + 2);
         break;
     }
     if (f) fclose(f);
@@ -57,9 +58,10 @@ int train_environment(const char *kernels, char **ret_json, ag_err *err)
     processor(cpu);
     uname(&u);
     char *json = NULL;
-    if (asprintf(&json, "{\n  \"version\": \"0.1.0\",\n  \"compiler\": \"%s\",\n  \"kernels\": \"%s\",\n"
-                 "  \"processor\": \"%s\",\n  \"threads\": %d,\n  \"system\": \"%s %s %s\"\n}\n", __VERSION__, kernels,
-                 cpu, train_threads(), u.sysname, u.release, u.machine) < 0)
+    if (asprintf(&json, "{\n  \"version\": \"0.1.0\",\n  \"compiler\": \"%s\",\n"
+                 "  \"kernels\": \"%s\",\n"
+                 "  \"processor\": \"%s\",\n  \"threads\": %d,\n  \"system\": \"%s %s %s\"\n}\n",
+                 __VERSION__, kernels, cpu, train_threads(), u.sysname, u.release, u.machine) < 0)
         return ag_err_set(err, AG_ENOMEM, "out of memory");
     *ret_json = json;
     return AG_OK;

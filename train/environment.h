@@ -6,10 +6,12 @@
 #include <stdint.h>
 
 int train_threads(void);             /* that parallel loops use */
-/* n threads; 0: as many as this process may use processors, unless OMP_NUM_THREADS says otherwise. */
+/* n threads; 0: as many as this process may use processors, unless OMP_NUM_THREADS says
+ * otherwise. */
 int train_threads_set(int64_t n, ag_err *err);
 
-/* A JSON object (malloc): version, compiler, kernels (instruction set), processor, threads, system.  AG_ENOMEM. */
+/* A JSON object (malloc): version, compiler, kernels (instruction set), processor, threads, system.
+ * AG_ENOMEM. */
 int train_environment(const char *kernels, char **ret_json, ag_err *err);
 
 #endif

@@ -30,8 +30,10 @@ static int32_t pop(int32_t *heap, int64_t *n, const float *logits)
     return top;
 }
 
-/* The first token, from the likeliest down, at which the sum of probabilities passes u times that of the kept ones. */
-int32_t train_choose(const train_draw *d, const float *logits, int64_t n, int64_t index, int32_t *work)
+/* The first token, from the likeliest down, at which the sum of probabilities passes u times that
+ * of the kept ones. */
+int32_t train_choose(const train_draw *d, const float *logits, int64_t n, int64_t index,
+                     int32_t *work)
 {
     int32_t best = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -50,7 +52,8 @@ int32_t train_choose(const train_draw *d, const float *logits, int64_t n, int64_
 
     const int64_t k = d->top_k > 0 && d->top_k < n ? d->top_k : n;
     double kept = sum;
-    if (k < n || d->top_p < 1) {     /* how much of it the kept tokens have: a first pass down the order */
+    if (k < n || d->top_p < 1) {     /* how much of it the kept tokens have: a first pass down the
+                                      * order */
         int64_t left = n;
         kept = 0;
         for (int64_t i = 0; i < k && (i == 0 || kept < d->top_p * sum); i++)
@@ -58,7 +61,8 @@ int32_t train_choose(const train_draw *d, const float *logits, int64_t n, int64_
         for (int64_t i = 0; i < n; i++) work[i] = (int32_t)i;
         for (int64_t i = n / 2; i-- > 0;) sift(work, n, i, logits);
     }
-    const double u = (double)ag_uniform(ag_noise_bits(d->seed, 0, AG_SITE_SAMPLE, (uint64_t)index)) * kept;
+    const double u = (double)ag_uniform(ag_noise_bits(d->seed, 0, AG_SITE_SAMPLE,
+                                                      (uint64_t)index)) * kept;
     int64_t left = n;
     double at = 0;
     int32_t token = best;
@@ -75,7 +79,8 @@ typedef struct decoder {
     ag_kv_cache *cache;
     int64_t context;
     int32_t *text;                   /* [n_text]: prompt and what was drawn */
-    int64_t  n_text, fed;            /* tokens; how many of them the cache has seen or has dropped */
+    int64_t  n_text, fed;            /* tokens; how many of them the cache has seen or has
+                                      * dropped */
     float   *logits;                 /* [classes] of the last position */
 } decoder;
 
@@ -97,25 +102,28 @@ static int feed(decoder *d, ag_err *err)
     return AG_OK;
 }
 
-static int64_t draw_all(decoder *dec, const train_draw *d, int32_t *work, int32_t *ret_tokens, train_token *told,
-                        void *arg, ag_err *err)
+static int64_t draw_all(decoder *dec, const train_draw *d, int32_t *work, int32_t *ret_tokens,
+                        train_token *told, void *arg, ag_err *err)
 {
     for (int64_t i = 0; i < d->length; i++) {
         const int r = feed(dec, err);
         if (r < 0) return r;
         const int32_t token = train_choose(d, dec->logits, dec->m->classes, i, work);
         if (token < 0)
-            return ag_err_set(err, AG_EDIVERGED, "the logits of token %lld are not finite", (long long)i);
+            return ag_err_set(err, AG_EDIVERGED, "the logits of token %lld are not finite",
+                              (long long)i);
         ret_tokens[i] = dec->text[dec->n_text++] = token;
         if (told && told(arg, token)) return i + 1;
     }
     return d->length;
 }
 
-int64_t train_generate(const nn_model *m, ag_tape *t, int64_t context, const train_draw *d, const int32_t *prompt,
-                       int64_t n_prompt, int32_t *ret_tokens, train_token *told, void *arg, ag_err *err)
+int64_t train_generate(const nn_model *m, ag_tape *t, int64_t context, const train_draw *d,
+                       const int32_t *prompt, int64_t n_prompt, int32_t *ret_tokens,
+                       train_token *told, void *arg, ag_err *err)
 {
-    if (n_prompt < 1) return ag_err_set(err, AG_ECONFIG, "an empty prompt: give at least one character");
+    if (n_prompt < 1)
+        return ag_err_set(err, AG_ECONFIG, "an empty prompt: give at least one character");
     decoder dec = { .m = m, .t = t, .context = context, .n_text = n_prompt };
     int64_t r = nn_model_cache(m, 1, &dec.cache, err);
     if (r < 0) return r;
@@ -124,13 +132,15 @@ int64_t train_generate(const nn_model *m, ag_tape *t, int64_t context, const tra
     dec.logits = malloc((size_t)m->classes * sizeof *dec.logits);
     if (work && dec.text && dec.logits) {
         memcpy(dec.text, prompt, (size_t)n_prompt * sizeof *prompt);
-        if (n_prompt > context) dec.fed = n_prompt - context;    /* the model sees the last part of a long prompt */
+        if (n_prompt > context) dec.fed = n_prompt - context;    /* the model sees the last part of
+                                                                  * a long prompt */
         ag_tape_no_grad(t, true);
         r = draw_all(&dec, d, work, ret_tokens, told, arg, err);
         ag_tape_no_grad(t, false);
         ag_tape_reset(t);
     } else {
-        r = ag_err_set(err, AG_ENOMEM, "out of memory for a sample of %lld tokens", (long long)d->length);
+        r = ag_err_set(err, AG_ENOMEM, "out of memory for a sample of %lld tokens",
+                       (long long)d->length);
     }
     free(work);
     free(dec.text);
