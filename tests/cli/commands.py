@@ -84,11 +84,57 @@ def signals_save(tmp):
         assert state(run('resume', name, cwd=tmp)) == state(whole)
 
 
+def a_stop_in_an_evaluation(tmp):
+    few, many = 'train.eval_batches=3', 'train.eval_batches=200000'
+    args = [quick, *tiny, 'train.steps=12', 'train.eval_every=6', 'sample.every=6']
+    whole = run('train', *args, few, 'run.dir=whole', cwd=tmp)
+    p = subprocess.Popen([tulle, 'train', *args, many, 'run.dir=r'], cwd=tmp, text=True, stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE)
+    while 'step 6/' not in (line := p.stdout.readline()):
+        assert line, 'it ended too soon'
+    time.sleep(0.2)
+    p.send_signal(signal.SIGTERM)
+    p.send_signal(signal.SIGINT)         # what a wrapper passes on at once is the same request
+    out, err = p.communicate(timeout=60)
+    assert p.returncode in (75, 130), (p.returncode, err)
+    says(err, r'step 6; `tulle resume r`')
+    assert state(run('resume', 'r', few, cwd=tmp)) == state(whole)
+    clock = re.compile(r'"(\w*seconds|\w+_per_second|memory)":[0-9.]+')
+    a, b = (clock.sub('', (tmp / d / 'metrics.jsonl').read_text()) for d in ('whole', 'r'))
+    assert a == b, (a, b)
+    p = subprocess.Popen([tulle, 'eval', 'r', '--batches', '1000000'], cwd=tmp)
+    time.sleep(0.3)
+    p.send_signal(signal.SIGINT)
+    assert p.wait(timeout=60) == -signal.SIGINT
+
+
+def changed_settings_are_told(tmp):
+    args = [quick, *tiny, 'schedule.decay_steps=0', 'run.dir=r']
+    run('train', *args, 'train.steps=6', cwd=tmp)
+    says(run('resume', 'r', cwd=tmp), 'the run is complete')
+    says(run('resume', 'r', 'train.steps=9', cwd=tmp), r'decay_steps = 0 stands for train.steps, 9 and no longer 6')
+
+
+def nobody_reads(tmp):
+    (tmp / 'my.txt').write_text('words without a line break ' * 400)
+    run('train', quick, *tiny, 'train.steps=3', 'data.source=text', 'data.path=my.txt', 'data.size=0', 'run.dir=r', cwd=tmp)
+    assert len(run('sample', 'r', '-n', '5', cwd=tmp)) == 7      # begins with the first token
+    says(run('eval', 'r', '--split', 'test', '--batches', '2', status=4, cwd=tmp), 'split is empty')
+    for args in (['sample', 'r', '-n', '100000000'], ['config', 'print', quick]):
+        with open('/dev/full', 'w') as full:
+            p = subprocess.run([tulle, *args], cwd=tmp, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        assert p.returncode == 5 and 'output' in p.stderr, (args, p)
+    (tmp / 'any.bin').write_bytes(bytes(range(256)) * 80)
+    run('train', quick, *tiny, 'train.steps=3', 'data.source=text', 'data.path=any.bin', 'data.tokenizer=byte', 'data.size=0',
+        'sample.every=3', 'sample.length=3000', 'run.dir=b', '--quiet', cwd=tmp)
+    assert (tmp / 'b/samples/step-00000003.txt').stat().st_size == 3001
+
+
 def a_locked_run_is_refused(tmp):
     p = subprocess.Popen([tulle, 'train', quick, *tiny, 'train.steps=100000', 'run.dir=r'], cwd=tmp, text=True,
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while 'step 2/' not in p.stdout.readline():
-        pass
+    while 'step 2/' not in (line := p.stdout.readline()):
+        assert line, 'it ended too soon'
     says(run('resume', 'r', status=6, cwd=tmp), str(p.pid))
     p.kill()
     p.communicate()
@@ -133,7 +179,8 @@ def looking(tmp):
     says(run('train', '--help'), r'CONFIG')
 
 
-for f in (train_and_look, resume_is_the_same_run, signals_save, a_locked_run_is_refused, divergence_is_explained,
+for f in (train_and_look, resume_is_the_same_run, signals_save, a_stop_in_an_evaluation,
+          changed_settings_are_told, nobody_reads, a_locked_run_is_refused, divergence_is_explained,
           configurations, data, looking):
     check(f)
 print(f'{passed} passed, {len(failed)} failed')
