@@ -60,7 +60,7 @@ static void test_modes(void **state)
     assert_false(ag_path_exists(in_dir("run")));
     open_run(&r, TRAIN_RUNDIR_NEW);
     assert_int_equal(train_rundir_write(&r, "config.yaml", "a: 1\n", NULL), AG_OK);
-    assert_int_equal(train_rundir_sample(&r, 100, "To be", NULL), AG_OK);
+    assert_int_equal(train_rundir_sample(&r, 100, "To be", 5, NULL), AG_OK);
     assert_text("run/samples/step-00000100.txt", "To be");
     err = (ag_err){ 0 };
     assert_int_equal(train_rundir_open(&other, in_dir("run"), TRAIN_RUNDIR_RESUME, &err),
@@ -152,7 +152,7 @@ static void test_metrics(void **state)
     train_rundir r;
     char line[64];
     open_run(&r, TRAIN_RUNDIR_NEW);
-    assert_int_equal(train_rundir_metrics_begin(&r, -1, NULL), AG_OK);
+    assert_int_equal(train_rundir_metrics_begin(&r, -1, true, NULL), AG_OK);
     assert_int_equal(train_rundir_metrics_line(&r, "{\"run\":\"a\"}", NULL), AG_OK);
     for (int s = 1; s <= 12; s++) {
         snprintf(line, sizeof line, "{\"best_step\":99,\"step\"%s%d}", s % 2 ? ":" : " : ", s);
@@ -163,13 +163,16 @@ static void test_metrics(void **state)
     assert_non_null(f);
     fputs("{\"step\":2,\"cut o", f);
     fclose(f);
-    assert_int_equal(train_rundir_metrics_begin(&r, 3, NULL), AG_OK);
+    assert_int_equal(train_rundir_metrics_begin(&r, 3, true, NULL), AG_OK);
     static const char three[] = "{\"run\":\"a\"}\n{\"best_step\":99,\"step\":1}\n"
         "{\"best_step\":99,\"step\" : 2}\n{\"best_step\":99,\"step\":3}\n";
     assert_text("run/metrics.jsonl", three);
-    assert_int_equal(train_rundir_metrics_begin(&r, 3, NULL), AG_OK);
+    assert_int_equal(train_rundir_metrics_begin(&r, 3, true, NULL), AG_OK);
     assert_text("run/metrics.jsonl", three);
-    assert_int_equal(train_rundir_metrics_begin(&r, -1, NULL), AG_OK);
+    assert_int_equal(train_rundir_metrics_line(&r, "{\"step\":3,\"val_loss\":1}", NULL), AG_OK);
+    assert_int_equal(train_rundir_metrics_begin(&r, 3, false, NULL), AG_OK);
+    assert_text("run/metrics.jsonl", three);     /* the evaluation of step 3 is to come again */
+    assert_int_equal(train_rundir_metrics_begin(&r, -1, true, NULL), AG_OK);
     assert_text("run/metrics.jsonl", "");
     train_rundir_release(&r);
 }
@@ -193,7 +196,7 @@ static void test_metrics_full(void **state)
     train_rundir r;
     int status;
     open_run(&r, TRAIN_RUNDIR_NEW);
-    assert_int_equal(train_rundir_metrics_begin(&r, -1, NULL), AG_OK);
+    assert_int_equal(train_rundir_metrics_begin(&r, -1, true, NULL), AG_OK);
     const pid_t pid = fork();
     if (pid == 0) _exit(metrics_limited(&r));
     assert_int_equal(waitpid(pid, &status, 0), pid);

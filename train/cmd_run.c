@@ -50,7 +50,7 @@ static int open_trained(const char *arg, bool best, bool data, train_session **r
     return r;
 }
 
-/* Prints each token as it comes. */
+/* Prints each token as it comes; no more once nobody reads them. */
 static int print_token(void *arg, int32_t token)
 {
     const data_tokenizer *tok = arg;
@@ -59,20 +59,35 @@ static int print_token(void *arg, int32_t token)
     if (train_stop_signal) return 1;
     if (data_decode(tok, &token, 1, &text, &size, NULL) < 0) return 1;
     fwrite(text, 1, size, stdout);
-    fflush(stdout);
     free(text);
-    return 0;
+    return fflush(stdout) || ferror(stdout);
+}
+
+/* The tokens of a prompt, NULL: that of the run's samples, token 0 where it has no tokens. */
+static int read_prompt(const train_session *s, const char *prompt, int32_t **ret_ids,
+                       int64_t *ret_n, ag_err *err)
+{
+    const data_tokenizer *tok = s->tokenizer;
+    if (prompt) return data_encode(tok, prompt, strlen(prompt), "--prompt", ret_ids, ret_n, err);
+    prompt = s->config.sample.prompt;
+    if (data_encode(tok, prompt, strlen(prompt), "", ret_ids, ret_n, NULL) == AG_OK && *ret_n > 0)
+        return AG_OK;
+    free(*ret_ids);
+    if (!(*ret_ids = calloc(1, sizeof **ret_ids)))
+        return ag_err_set(err, AG_ENOMEM, "out of memory for the prompt");
+    *ret_n = 1;
+    return AG_OK;
 }
 
 static int sample(train_session *s, const char *prompt, train_draw *d, ag_err *err)
 {
     int32_t *ids = NULL, *out = NULL;
     int64_t n = 0;
-    int r = data_encode(s->tokenizer, prompt, strlen(prompt), "--prompt", &ids, &n, err);
+    int r = read_prompt(s, prompt, &ids, &n, err);
     if (r == AG_OK && !(out = malloc((size_t)d->length * sizeof *out)))
         r = ag_err_set(err, AG_ENOMEM, "out of memory for %" PRId64 " tokens", d->length);
     if (r == AG_OK) {
-        fputs(prompt, stdout);
+        for (int64_t i = 0; i < n; i++) print_token(s->tokenizer, ids[i]);
         const int64_t drawn = train_generate(s->model, s->tape, s->context, d, ids, n, out, print_token, s->tokenizer, err);
         putchar('\n');
         r = drawn < 0 ? (int)drawn : train_stop_signal ? ag_err_set(err, AG_EINTR, "interrupted") : AG_OK;
@@ -82,12 +97,22 @@ static int sample(train_session *s, const char *prompt, train_draw *d, ag_err *e
     return r;
 }
 
+/* What no flag says is as in the samples of the run. */
+static void fill_draw(train_draw *d, int64_t seed, const train_config *c)
+{
+    if (d->length == 0) d->length = c->sample.length;
+    if (d->temperature < 0) d->temperature = c->sample.temperature;
+    if (d->top_k < 0) d->top_k = c->sample.top_k;
+    if (d->top_p <= 0) d->top_p = c->sample.top_p;
+    d->seed = (uint64_t)(seed < 0 ? c->sample.seed : seed);
+}
+
 int train_cmd_sample(int argc, char **argv, ag_err *err)
 {
-    const char *prompt = "\n";
+    const char *prompt = NULL;
     bool best = false;
-    int64_t seed = 1;
-    train_draw d = { .length = 200, .temperature = 0.8, .top_p = 1 };
+    int64_t seed = -1;
+    train_draw d = { .temperature = -1, .top_k = -1 };
     const train_flag flags[] = {
         { "prompt", TRAIN_FLAG_TEXT, &prompt, 'p', 0, 0 },
         { "length", TRAIN_FLAG_INT, &d.length, 'n', 1, 1e9 },
@@ -101,12 +126,14 @@ int train_cmd_sample(int argc, char **argv, ag_err *err)
     int r = train_flags_read(flags, &argc, argv, err);
     if (r < 0) return r;
     if (argc != 2) return AG_ECONFIG;
-    d.seed = (uint64_t)seed;
     train_session *s = NULL;
     r = open_trained(argv[1], best, false, &s, err);
     if (r == AG_OK && !s->tokenizer)
         r = ag_err_set(err, AG_ECONFIG, "'%s' has no tokenizer: it was not trained on text", argv[1]);
-    if (r == AG_OK) r = sample(s, prompt, &d, err);
+    if (r == AG_OK) {
+        fill_draw(&d, seed, &s->config);
+        r = sample(s, prompt, &d, err);
+    }
     train_session_free(s);
     return r;
 }

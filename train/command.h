@@ -8,9 +8,12 @@
 #include "autograd/base/error.h"
 #include "train/config.h"
 
+#include <stdbool.h>
+
 typedef struct train_command {
     const char *name, *usage, *help;
     int (*run)(int argc, char **argv, ag_err *err);      /* argv[0] is the command's name */
+    bool ends_itself;                /* asked to stop by a signal it saves first, others just die */
 } train_command;
 
 int train_cmd_train(int argc, char **argv, ag_err *err);

@@ -7,22 +7,26 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 static const train_command commands[] = {
-    { "train", "CONFIG [key=value ...] [--quiet]", "start a run", train_cmd_train },
-    { "resume", "RUN [key=value ...] [--quiet]", "go on with a run that was stopped or killed", train_cmd_resume },
+    { "train", "CONFIG [key=value ...] [--quiet]", "start a run", train_cmd_train, true },
+    { "resume", "RUN [key=value ...] [--quiet]", "go on with a run that was stopped or killed",
+      train_cmd_resume, true },
     { "sample", "RUN [--prompt TEXT] [-n N] [--temperature T] [--top-k K] [--top-p P] [--seed S] [--best]",
-      "draw text from a trained model", train_cmd_sample },
+      "draw text from a trained model", train_cmd_sample, true },
     { "eval", "RUN [--split val|test|train] [--batches N] [--best] [--json]", "loss and accuracy of a trained model",
-      train_cmd_eval },
+      train_cmd_eval, false },
     { "data", "list | get NAME [--to DIR] | verify NAME | import FILE -o FILE.h5 [--tokenizer char|byte]",
-      "find, fetch, check and convert data sets", train_cmd_data },
+      "find, fetch, check and convert data sets", train_cmd_data, false },
     { "config", "print [CONFIG] [key=value ...] | explain KEY | reference | diff A B", "show what can be set, and what is",
-      train_cmd_config },
-    { "inspect", "RUN|FILE.h5", "what is in a checkpoint", train_cmd_inspect },
-    { "show", "ops [CONFIG] | memory CONFIG", "the ops of a step, where memory goes", train_cmd_show },
-    { "bench", "CONFIG [key=value ...] [--steps N] [--json]", "time the steps of a configuration", train_cmd_bench },
+      train_cmd_config, false },
+    { "inspect", "RUN|FILE.h5", "what is in a checkpoint", train_cmd_inspect, false },
+    { "show", "ops [CONFIG] | memory CONFIG", "the ops of a step, where memory goes",
+      train_cmd_show, false },
+    { "bench", "CONFIG [key=value ...] [--steps N] [--json]", "time the steps of a configuration",
+      train_cmd_bench, false },
 };
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
@@ -36,11 +40,22 @@ static void usage(FILE *out)
           "5 I/O error, 6 run directory in use, 7 diverged, 75 stopped and resumable, 130 interrupted and resumable.\n", out);
 }
 
-/* The first signal asks for a save and an end, the second ends at once. */
+/*
+ * The first signal asks for a save and an end, another one ends at once.  Wrappers such as
+ * timeout pass a Ctrl-C on that the terminal has sent to all of them: what comes within a second is
+ * the same request.
+ */
 static void on_stop(int signal)
 {
-    if (train_stop_signal) _exit(130);
-    train_stop_signal = signal;
+    static volatile time_t first;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (!train_stop_signal) {
+        train_stop_signal = signal;
+        first = now.tv_sec;
+    } else if (now.tv_sec > first + 1) {
+        _exit(ag_exit_status(AG_EINTR));
+    }
 }
 
 static void on_save(int signal)
@@ -49,14 +64,17 @@ static void on_save(int signal)
     train_save_signal = 1;
 }
 
-static void catch_signals(void)
+/* A signal that was ignored when the program started (nohup, `&` in a script) stays so. */
+static void catch_signals(bool stops)
 {
-    struct sigaction stop = { .sa_handler = on_stop, .sa_flags = SA_RESTART };
+    static const int signals[] = { SIGINT, SIGTERM, SIGHUP };
+    struct sigaction stop = { .sa_handler = on_stop, .sa_flags = SA_RESTART }, was;
     struct sigaction save = { .sa_handler = on_save, .sa_flags = SA_RESTART };
     struct sigaction ignore = { .sa_handler = SIG_IGN };
-    sigaction(SIGINT, &stop, NULL);
-    sigaction(SIGTERM, &stop, NULL);
-    sigaction(SIGUSR1, &save, NULL);
+    for (size_t i = 0; stops && i < sizeof signals / sizeof *signals; i++)
+        if (sigaction(signals[i], NULL, &was) == 0 && was.sa_handler != SIG_IGN)
+            sigaction(signals[i], &stop, NULL);
+    if (stops) sigaction(SIGUSR1, &save, NULL);
     sigaction(SIGPIPE, &ignore, NULL);
     sigaction(SIGXFSZ, &ignore, NULL);           /* a file too large is an error of write(), not a death */
 }
@@ -92,6 +110,7 @@ static int run(int argc, char **argv, ag_err *err)
             printf("tulle %s %s\n    %s\n", commands[i].name, commands[i].usage, commands[i].help);
             return AG_OK;
         }
+        catch_signals(commands[i].ends_itself);
         const int r = commands[i].run(argc - 1, argv + 1, err);
         if (r == AG_ECONFIG && !err->code)
             return ag_err_set(err, r, "usage: tulle %s %s", commands[i].name, commands[i].usage);
@@ -104,9 +123,9 @@ int main(int argc, char **argv)
 {
     ag_err err = { 0 };
     shorten_spinning(argv);
-    catch_signals();
     int r = run(argc, argv, &err);
-    if (fflush(stdout) && r == AG_OK) r = ag_err_set(&err, AG_EIO, "cannot write the output");
+    if ((fflush(stdout) || ferror(stdout)) && r == AG_OK)
+        r = ag_err_set(&err, AG_EIO, "not all of the output could be written");
     if (err.code) fprintf(stderr, "tulle: %s\n", err.msg);
     return ag_exit_status(r);
 }

@@ -141,13 +141,15 @@ int train_rundir_write(const train_rundir *r, const char *name, const char *text
     return rc ? rc : ag_file_replace(path, text, strlen(text), err);
 }
 
-int train_rundir_sample(const train_rundir *r, int64_t step, const char *text, ag_err *err)
+int train_rundir_sample(const train_rundir *r, int64_t step, const char *text, size_t size,
+                        ag_err *err)
 {
     char name[64], path[PATH_MAX];
     int rc = train_rundir_path(r->dir, "samples", path, err);
     if (!rc) rc = ag_dir_make(path, err);
     snprintf(name, sizeof name, "samples/step-%08lld.txt", (long long)step);
-    return rc ? rc : train_rundir_write(r, name, text, err);
+    if (!rc) rc = train_rundir_path(r->dir, name, path, err);
+    return rc ? rc : ag_file_replace(path, text, size, err);
 }
 
 /* ---- checkpoints ---------------------------------------------------------------------------- */
@@ -214,15 +216,17 @@ static int64_t line_step(const char *line, size_t n)
     return *p == ':' ? strtoll(p + 1, NULL, 10) : -1;
 }
 
-/* Moves the lines up to step to the front of text[size]; returns their bytes. */
-static size_t keep_lines(char *text, size_t size, int64_t step)
+/* Moves the lines up to step, its evaluation only where `evaluated`, to the front of text[size];
+ * returns their bytes. */
+static size_t keep_lines(char *text, size_t size, int64_t step, bool evaluated)
 {
     size_t kept = 0;
     for (size_t at = 0; at < size;) {
         const char *end = memchr(text + at, '\n', size - at);
         if (!end) break;             /* cut off by a kill */
         const size_t n = (size_t)(end - (text + at)) + 1;
-        if (line_step(text + at, n) <= step) {
+        const int64_t of = line_step(text + at, n);
+        if (of < step || (of == step && (evaluated || !memmem(text + at, n, "\"val_loss\"", 10)))) {
             memmove(text + kept, text + at, n);
             kept += n;
         }
@@ -231,24 +235,24 @@ static size_t keep_lines(char *text, size_t size, int64_t step)
     return kept;
 }
 
-static int metrics_cut(const char *path, int64_t step, ag_err *err)
+static int metrics_cut(const char *path, int64_t step, bool evaluated, ag_err *err)
 {
     char *text = NULL;
     size_t size = 0;
     if (step < 0 || !ag_path_exists(path)) return ag_file_replace(path, "", 0, err);
     int rc = ag_file_read(path, SIZE_MAX - 1, &text, &size, err);
     if (rc) return rc;
-    const size_t kept = keep_lines(text, size, step);
+    const size_t kept = keep_lines(text, size, step, evaluated);
     if (kept != size) rc = ag_file_replace(path, text, kept, err);
     free(text);
     return rc;
 }
 
-int train_rundir_metrics_begin(train_rundir *r, int64_t step, ag_err *err)
+int train_rundir_metrics_begin(train_rundir *r, int64_t step, bool evaluated, ag_err *err)
 {
     char path[PATH_MAX];
     int rc = train_rundir_path(r->dir, "metrics.jsonl", path, err);
-    if (!rc) rc = metrics_cut(path, step, err);
+    if (!rc) rc = metrics_cut(path, step, evaluated, err);
     if (rc) return rc;
     const int fd = open(path, O_WRONLY | O_APPEND | O_CLOEXEC);
     if (fd < 0) return ag_err_set(err, AG_EIO, "cannot open '%s': %s", path, strerror(errno));

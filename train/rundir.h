@@ -45,8 +45,9 @@ void train_rundir_release(train_rundir *r);          /* a zeroed one whose fds a
 int  train_rundir_path(const char *dir, const char *name, char ret_path[PATH_MAX], ag_err *err);
 /* Replaces DIR/name by a text: config.yaml, env.json, report.html. */
 int  train_rundir_write(const train_rundir *r, const char *name, const char *text, ag_err *err);
-/* Writes samples/step-STEP.txt. */
-int  train_rundir_sample(const train_rundir *r, int64_t step, const char *text, ag_err *err);
+/* Writes samples/step-STEP.txt: text[size], of any bytes. */
+int  train_rundir_sample(const train_rundir *r, int64_t step, const char *text, size_t size,
+                         ag_err *err);
 
 /* Saves last.h5, the old one becoming prev.h5.  Codes of train_ckpt_save(). */
 int  train_rundir_save_last(train_rundir *r, const train_ckpt *c, ag_err *err);
@@ -61,8 +62,9 @@ int  train_rundir_resume(train_rundir *r, train_ckpt_file **ret_file, char ret_w
                          ag_err *err);
 
 /* Keeps the lines of metrics.jsonl up to step (a line without a "step" stays, one cut off by a kill
- * goes) and opens it for more; step -1 starts an empty file. */
-int  train_rundir_metrics_begin(train_rundir *r, int64_t step, ag_err *err);
+ * goes) and opens it for more; step -1 starts an empty file.  With `evaluated` false the line with
+ * the "val_loss" of that step goes too: it will be written again. */
+int  train_rundir_metrics_begin(train_rundir *r, int64_t step, bool evaluated, ag_err *err);
 /* Appends one JSON object; a newline is added.  In the file on return, or not at all and AG_EIO. */
 int  train_rundir_metrics_line(train_rundir *r, const char *json, ag_err *err);
 

@@ -37,6 +37,8 @@ static int open_data(train_session *s, const train_open *what, ag_err *err)
     if (images != (s->data->kind == DATA_IMAGES))
         return ag_err_set(err, AG_ECONFIG, "model.type is %s, but data.source %s holds %s", images ? "mlp" : "gpt",
                           o.source, images ? "tokens" : "images");
+    if (what->optimizer && data_samples(s->data, DATA_VAL) < 1)
+        return ag_err_set(err, AG_EINPUT, "%s: nothing is left for validation", s->data->about);
     s->tokenizer = s->data->tokenizer;
     return AG_OK;
 }
@@ -151,6 +153,8 @@ static int build_optimizer(train_session *s, ag_err *err)
         ranges[i] = (opt_range){ p->items[i].offset, p->items[i].count, p->items[i].decay };
     r = opt_new(&o, p->n, ranges, p->n_items, &s->opt, err);
     free(ranges);
+    if (r == AG_OK && s->opt->ema)               /* as if after a step that changed nothing */
+        memcpy(s->opt->ema, p->weights, (size_t)p->n * sizeof(float));
     return r;
 }
 
@@ -323,24 +327,31 @@ static int eval_part(train_session *s, const data_draw *w, int64_t i0, int64_t n
 int train_session_eval(train_session *s, int split, int64_t batches, train_eval *ret_eval, ag_err *err)
 {
     const int64_t micro = s->config.train.micro_batch;
-    const int64_t all = (data_samples(s->data, split) + micro - 1) / micro;
+    const int64_t samples = data_samples(s->data, split), all = (samples + micro - 1) / micro;
     const int64_t parts = batches ? batches * ((s->config.train.batch + micro - 1) / micro) : all;
     const data_draw w = { .split = split, .order = batches ? DATA_RANDOM : DATA_SEQUENTIAL,
                           .seed = (uint64_t)s->config.run.seed ^ 0x6576616Cull, .batch = parts * micro };
     double loss = 0, right = 0;
     int64_t count = 0;
     int r = AG_OK;
+    if (samples < 1)
+        return ag_err_set(err, AG_EINPUT, "nothing to evaluate on: the split is empty");
     train_session_swap_ema(s);
     ag_tape_no_grad(s->tape, true);
     for (int64_t i = 0, n = 1; i < parts && n > 0 && r == AG_OK; i++) {
         r = eval_part(s, &w, i * micro, micro, &loss, &right, &n, err);
         count += n * s->context;
+        if (r == AG_OK && s->stop && *s->stop)
+            r = ag_err_set(err, AG_EINTR, "interrupted in an evaluation");
     }
     ag_tape_no_grad(s->tape, false);
     ag_tape_reset(s->tape);
     train_session_swap_ema(s);
     if (r < 0) return r;
-    if (!count) return ag_err_set(err, AG_EINPUT, "nothing to evaluate on: the split is empty");
+    if (!isfinite(loss))
+        return ag_err_set(err, AG_EDIVERGED, "step %" PRId64 ": the loss of the evaluation is %g, "
+                          "though that of training was finite; a lower optim.lr usually helps",
+                          s->step, loss / (double)count);
     *ret_eval = (train_eval){ loss / (double)count, right / (double)count, count };
     return AG_OK;
 }

@@ -18,11 +18,16 @@
 #include "optim/schedule.h"
 #include "train/config.h"
 
+#include <signal.h>
+
 typedef struct train_eval {          /* over a validation split */
     double  loss;                    /* mean cross-entropy in nats per token or image */
     double  accuracy;                /* fraction of tokens or images predicted right */
     int64_t count;                   /* tokens or images */
 } train_eval;
+
+/* What of a step is still to come: a stop may fall between the step and its evaluation. */
+typedef enum train_pending { TRAIN_DONE, TRAIN_SAMPLE_DUE, TRAIN_EVAL_DUE } train_pending;
 
 typedef struct train_session {
     train_config config;             /* with train.micro_batch filled in */
@@ -37,6 +42,8 @@ typedef struct train_session {
     int64_t      samples_seen;       /* sequences or images trained on */
     double       best_loss;          /* lowest validation loss, NaN until there is one */
     int64_t      best_step;
+    int64_t      pending;            /* a train_pending: what is left to do of this step */
+    const volatile sig_atomic_t *stop;           /* set to 1: evaluation breaks off; may be NULL */
     int32_t     *ids, *targets;      /* [micro_batch, context] */
     float       *pixels;             /* [micro_batch, d_in]; NULL: tokens */
 } train_session;
@@ -58,8 +65,9 @@ void train_session_free(train_session *s);               /* NULL is fine */
  * AG_EDIVERGED: one of them is not finite; the weights are as before, and the message names the op where it began. */
 int train_session_step(train_session *s, double *ret_loss, double *ret_norm, ag_err *err);
 
-/* Loss and accuracy over `batches` random batches of a split that are the same every time, or over the whole split
- * in order (batches = 0).  With averaged weights where there are some. */
+/* Loss and accuracy over `batches` random batches of a split that are the same every time, or over
+ * the whole split in order (batches = 0).  With averaged weights where there are some.  AG_EINPUT:
+ * the split is empty; AG_EDIVERGED: the loss is not finite; AG_EINTR: s->stop was set. */
 int train_session_eval(train_session *s, int split, int64_t batches, train_eval *ret_eval, ag_err *err);
 
 /* Exchanges the weights and their moving average, if there is one: around evaluation and sampling. */

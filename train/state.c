@@ -62,6 +62,7 @@ int train_state_save(const train_session *s, int (*save)(void *arg, const train_
             { .group = "model", .name = "classes", .type = TRAIN_CKPT_I64, .value.i = s->model->classes },
             { .group = "model", .name = "d_in", .type = TRAIN_CKPT_I64, .value.i = s->d_in },
             { .group = "train", .name = "samples_seen", .type = TRAIN_CKPT_I64, .value.i = s->samples_seen },
+            { .group = "train", .name = "pending", .type = TRAIN_CKPT_I64, .value.i = s->pending },
             { .group = p.group[OPT_MAX_SLOTS], .name = "step", .type = TRAIN_CKPT_I64,
               .value.i = s->opt ? s->opt->step : 0 },
         };
@@ -74,7 +75,7 @@ int train_state_save(const train_session *s, int (*save)(void *arg, const train_
                       .best_metric = s->best_loss, .best_step = s->best_step },
             .framework_version = TULLE_VERSION, .tensor = p.tensor, .attr = attrs, .blob = blobs,
             .n_tensors = s->model->params->n_items * (1 + (s->opt ? s->opt->n_slots : 0)),
-            .n_attrs = s->opt ? 4 : 3, .n_blobs = p.table ? 2 : 1,
+            .n_attrs = s->opt ? 5 : 4, .n_blobs = p.table ? 2 : 1,
         };
         r = save(arg, &c, err);
     }
@@ -155,6 +156,7 @@ static int read_all(const train_ckpt_file *f, train_session *s, ag_err *err)
     int r = read_weights(f, s, err);
     if (r == AG_OK && s->opt) r = read_optimizer(f, s, err);
     if (r == AG_OK) r = train_ckpt_get_i64(f, "train", "samples_seen", &s->samples_seen, err);
+    if (r == AG_OK) r = train_ckpt_get_i64(f, "train", "pending", &s->pending, err);
     s->step = head->step;
     s->best_loss = head->best_metric;
     s->best_step = head->best_step;

@@ -6,7 +6,7 @@
  *   /tokenizer/table    the tokenizer in its flat form (data/tokenizer.h); absent for images
  *   /model/...          the weights by name; attributes classes, d_in
  *   /optimizer/TYPE/SLOT/...   the slots by name; attribute step of /optimizer/TYPE
- *   /train              attribute samples_seen
+ *   /train              attributes samples_seen, pending (train_pending)
  */
 #ifndef TRAIN_STATE_H
 #define TRAIN_STATE_H

@@ -4,6 +4,7 @@
 
 #include <math.h>
 #include <stdarg.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -28,6 +29,17 @@ static const char *duration(double seconds, char buf[32])
     return buf;
 }
 
+/* Draws a line that the next one replaces; a longer one than the terminal is wide could not be. */
+static void draw(train_status *s, const char *text)
+{
+    struct winsize w;
+    const bool known = ioctl(fileno(s->out), TIOCGWINSZ, &w) == 0 && w.ws_col > 1;
+    erase(s);
+    fprintf(s->out, "%.*s", known ? w.ws_col - 1 : 79, text);
+    s->drawn = true;
+    fflush(s->out);
+}
+
 void train_status_step(train_status *s, const train_progress *p, bool log)
 {
     if (!s->out) return;
@@ -35,16 +47,29 @@ void train_status_step(train_status *s, const train_progress *p, bool log)
     if (s->tty ? now - s->last_drawn < 0.1 && p->step < s->steps : !log) return;
     s->last_drawn = now;
 
-    char val[32] = "", eta[32];
+    char val[32] = "", eta[32], text[256];
     if (isfinite(p->val_loss)) snprintf(val, sizeof val, "  val %.4f", p->val_loss);
     const double done = (double)(p->step - s->first_step), left = (double)(s->steps - p->step);
     duration(done > 0 ? (now - s->began) / done * left : 0, eta);
-    erase(s);
-    fprintf(s->out, "step %lld/%lld  loss %.4f%s  lr %.2e  %.0f %s/s  %.0f MB  %s %s%s", (long long)p->step,
-            (long long)s->steps, p->loss, val, p->lr, p->per_second, s->unit, 1e-6 * (double)p->memory,
-            left > 0 ? "left" : "took", left > 0 ? eta : duration(now - s->began, eta), s->tty ? "" : "\n");
-    s->drawn = s->tty;
-    fflush(s->out);
+    snprintf(text, sizeof text, "step %lld/%lld  loss %.4f%s  %s %s  %.0f %s/s  %.0f MB  lr %.2e",
+             (long long)p->step, (long long)s->steps, p->loss, val, left > 0 ? "left" : "took",
+             left > 0 ? eta : duration(now - s->began, eta), p->per_second, s->unit,
+             1e-6 * (double)p->memory, p->lr);
+    if (s->tty && left > 0) draw(s, text);
+    else train_status_line(s, "%s", text);
+}
+
+void train_status_brief(train_status *s, const char *fmt, ...)
+{
+    const double now = ag_seconds();
+    if (!s->out || !s->tty || now - s->last_drawn < 0.1) return;
+    s->last_drawn = now;
+    char text[256];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    draw(s, text);
 }
 
 void train_status_line(train_status *s, const char *fmt, ...)

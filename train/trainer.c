@@ -117,8 +117,22 @@ static int evaluate(run *r, ag_err *err)
                       train_eval_text(s, &r->val, text, sizeof text), best ? ", the best so far" : "");
     if (best && s->config.checkpoint.keep_best) code = train_state_save(s, save_best, &r->dir, err);
     r->shown += ag_seconds() - before;           /* speed is that of training alone */
-    r->status.began += ag_seconds() - before;
     return code;
+}
+
+/* A sample may be of any bytes; those that a terminal would obey are not shown to it. */
+static void make_printable(char *text, size_t size)
+{
+    for (size_t i = 0; i < size; i++)
+        if (((unsigned char)text[i] < ' ' && text[i] != '\n' && text[i] != '\t') || text[i] == 127)
+            text[i] = '?';
+}
+
+static int ask_to_stop(void *arg, int32_t token)
+{
+    (void)arg;
+    (void)token;
+    return train_stop_signal != 0;
 }
 
 static int draw_sample(run *r, ag_err *err)
@@ -135,16 +149,19 @@ static int draw_sample(run *r, ag_err *err)
     if (!tokens) return ag_err_set(err, AG_ENOMEM, "out of memory for a sample");
     memcpy(tokens, r->prompt, (size_t)r->n_prompt * sizeof *tokens);
     train_session_swap_ema(s);
-    int64_t n = train_generate(s->model, s->tape, s->context, &d, r->prompt, r->n_prompt, tokens + r->n_prompt, NULL,
-                               NULL, err);
+    int64_t n = train_generate(s->model, s->tape, s->context, &d, r->prompt, r->n_prompt,
+                               tokens + r->n_prompt, ask_to_stop, NULL, err);
     train_session_swap_ema(s);
+    if (n >= 0 && n < d.length) n = ag_err_set(err, AG_EINTR, "interrupted in a sample");
     int code = n < 0 ? (int)n : data_decode(s->tokenizer, tokens, r->n_prompt + n, &text, &size, err);
-    if (code == AG_OK) code = train_rundir_sample(&r->dir, s->step, text, err);
-    if (code == AG_OK) train_status_line(&r->status, "sample at step %lld:\n%s", (long long)s->step, text);
+    if (code == AG_OK) code = train_rundir_sample(&r->dir, s->step, text, size, err);
+    if (code == AG_OK) {
+        make_printable(text, size);
+        train_status_line(&r->status, "sample at step %lld:\n%s", (long long)s->step, text);
+    }
     free(text);
     free(tokens);
     r->shown += ag_seconds() - before;
-    r->status.began += ag_seconds() - before;
     return code;
 }
 
@@ -174,14 +191,36 @@ static int stop(run *r, ag_err *err)
     const int signal = train_stop_signal;
     const int code = save(r, signal == SIGINT ? "interrupted" : "stopped", err);
     if (code < 0) return code;
-    return ag_err_set(err, signal == SIGINT ? AG_EINTR : AG_ESTOPPED, "stopped by signal %d at step %lld; "
-                      "`tulle resume %s` goes on", signal, (long long)r->s->step, r->dir.dir);
+    const int why = signal == SIGINT ? AG_EINTR : AG_ESTOPPED;
+    if (!r->s->config.checkpoint.keep_last)
+        return ag_err_set(err, why, "stopped by signal %d at step %lld; nothing was saved, as "
+                          "checkpoint.keep_last is false", signal, (long long)r->s->step);
+    return ag_err_set(err, why, "stopped by signal %d at step %lld; `tulle resume %s` goes on",
+                      signal, (long long)r->s->step, r->dir.dir);
+}
+
+/* What is due after a step; a stop may come between its parts, the rest is done on resuming. */
+static int after_step(run *r, ag_err *err)
+{
+    train_session *s = r->s;
+    const train_config *c = &s->config;
+    int code = AG_OK;
+    if (s->pending == TRAIN_EVAL_DUE && due(s->step, c->train.eval_every, c->train.steps))
+        code = evaluate(r, err);
+    if (code < 0) return code;
+    s->pending = TRAIN_SAMPLE_DUE;
+    if (r->prompt && due(s->step, c->sample.every, c->train.steps)) code = draw_sample(r, err);
+    if (code < 0) return code;
+    s->pending = TRAIN_DONE;
+    if (due(s->step, c->checkpoint.every, c->train.steps)) return save(r, "as planned", err);
+    if (!train_save_signal) return AG_OK;
+    train_save_signal = 0;
+    return save(r, "asked by a signal", err);
 }
 
 static int one_step(run *r, ag_err *err)
 {
     train_session *s = r->s;
-    const train_config *c = &s->config;
     const double lr = train_session_lr(s);
     double loss, norm;
     int code = train_session_step(s, &loss, &norm, err);
@@ -189,16 +228,9 @@ static int one_step(run *r, ag_err *err)
         if (code == AG_EDIVERGED) ag_err_prefix(err, "the run diverged; to see it again: tulle resume %s\n  ", r->dir.dir);
         return code;
     }
+    s->pending = TRAIN_EVAL_DUE;
     code = log_step(r, loss, lr, norm, err);
-    if (code == AG_OK && due(s->step, c->train.eval_every, c->train.steps)) code = evaluate(r, err);
-    if (code == AG_OK && r->prompt && due(s->step, c->sample.every, c->train.steps)) code = draw_sample(r, err);
-    if (code < 0) return code;
-    if (due(s->step, c->checkpoint.every, c->train.steps)) return save(r, "as planned", err);
-    if (train_save_signal) {
-        train_save_signal = 0;
-        return save(r, "asked by a signal", err);
-    }
-    return AG_OK;
+    return code < 0 ? code : after_step(r, err);
 }
 
 static int loop(run *r, ag_err *err)
@@ -207,12 +239,13 @@ static int loop(run *r, ag_err *err)
     r->began = r->shown = ag_seconds();
     r->shown_step = s->step;
     r->saved_step = -1;
-    while (s->step < s->config.train.steps) {
-        if (train_stop_signal) return stop(r, err);
-        const int code = one_step(r, err);
-        if (code < 0) return code;
-    }
-    return AG_OK;
+    s->stop = &train_stop_signal;
+    int code = s->pending == TRAIN_DONE ? AG_OK : after_step(r, err);
+    while (code == AG_OK && s->step < s->config.train.steps)
+        code = train_stop_signal ? AG_EINTR : one_step(r, err);
+    if (code != AG_EINTR) return code;
+    if (err) err->code = AG_OK;      /* stop() says it better */
+    return stop(r, err);
 }
 
 static void describe(run *r)
@@ -231,9 +264,27 @@ static void describe(run *r)
                           s->data->entropy_rate);
 }
 
+static int show_transfer(void *arg, const char *file, int64_t done, int64_t total)
+{
+    if (total > 0)
+        train_status_brief(arg, "fetching %s: %.1f of %.1f MB", file, 1e-6 * (double)done,
+                           1e-6 * (double)total);
+    else
+        train_status_brief(arg, "fetching %s: %.1f MB", file, 1e-6 * (double)done);
+    return train_stop_signal != 0;
+}
+
+static train_open everything(run *r, FILE *out)
+{
+    train_status_init(&r->status, out, 0, 0, "");
+    return (train_open){ .data = true, .optimizer = true, .progress = show_transfer,
+                         .progress_arg = &r->status };
+}
+
 static int begin(run *r, FILE *out, int64_t keep_metrics, ag_err *err)
 {
     train_session *s = r->s;
+    train_status_end(&r->status);
     train_status_init(&r->status, out, s->step, s->config.train.steps, s->d_in ? "images" : "tokens");
     describe(r);
     int code = read_prompt(r, err);
@@ -245,7 +296,8 @@ static int begin(run *r, FILE *out, int64_t keep_metrics, ag_err *err)
     if (code == AG_OK) code = train_environment(ag_tape_kernels(s->tape)->name, &text, err);
     if (code == AG_OK) code = train_rundir_write(&r->dir, "env.json", text, err);
     free(text);
-    return code == AG_OK ? train_rundir_metrics_begin(&r->dir, keep_metrics, err) : code;
+    if (code < 0) return code;
+    return train_rundir_metrics_begin(&r->dir, keep_metrics, s->pending != TRAIN_EVAL_DUE, err);
 }
 
 static int finish(run *r, int code, train_result *ret_result)
@@ -269,7 +321,7 @@ int train_run(const train_config *c, FILE *out, train_result *ret_result, ag_err
     char dir[PATH_MAX];
     train_run_dir(c, dir, sizeof dir);
     int code = train_threads_set(c->train.threads, err);
-    const train_open what = { .data = true, .optimizer = true };
+    const train_open what = everything(&r, out);
     if (code == AG_OK) code = train_session_new(c, &what, &r.s, err);     /* bad input leaves no directory behind */
     if (code == AG_OK)
         code = train_rundir_open(&r.dir, dir, c->run.overwrite ? TRAIN_RUNDIR_OVERWRITE : TRAIN_RUNDIR_NEW, err);
@@ -304,13 +356,32 @@ static int stored_config(run *r, train_ckpt_file **ret_file, char warning[1024],
     return code == AG_OK ? train_config_load(ret_c, path, err) : code;
 }
 
+/* Where the run goes on from, and what new settings do to its learning rate. */
+static void say_where(run *r, const train_config *was)
+{
+    const train_session *s = r->s;
+    const int64_t steps = s->config.train.steps;
+    train_status_line(&r->status, "resumed at step %lld", (long long)s->step);
+    if (s->step >= steps)
+        train_status_line(&r->status, "the run is complete; train.steps=%lld would train as long "
+                          "again", (long long)(2 * steps));
+    opt_schedule before = s->schedule;
+    before.decay_steps = was->train.steps;
+    if (s->config.schedule.decay_steps || steps == was->train.steps) return;
+    if (opt_schedule_lr(&before, s->step) == train_session_lr(s)) return;
+    train_status_line(&r->status, "note    schedule.decay_steps = 0 stands for train.steps, %lld and "
+                      "no longer %lld: the learning rate is now %.3g, not %.3g", (long long)steps,
+                      (long long)was->train.steps, train_session_lr(s),
+                      opt_schedule_lr(&before, s->step));
+}
+
 int train_resume(const char *dir, char *const *overrides, int n, FILE *out, train_result *ret_result, ag_err *err)
 {
     run r = { .dir = { .lock.fd = -1, .metrics_fd = -1 } };
     train_ckpt_file *f = NULL;
     train_config was, c;
     char warning[1024] = "";
-    const train_open what = { .data = true, .optimizer = true };
+    const train_open what = everything(&r, out);
     int code = train_rundir_open(&r.dir, dir, TRAIN_RUNDIR_RESUME, err);
     if (code == AG_OK) code = stored_config(&r, &f, warning, &was, err);
     if (code == AG_OK) code = resumed_config(&was, overrides, n, &c, err);
@@ -319,7 +390,8 @@ int train_resume(const char *dir, char *const *overrides, int n, FILE *out, trai
     if (code == AG_OK) code = begin(&r, out, r.s->step ? r.s->step : -1, err);
     train_ckpt_close(f);
     if (code == AG_OK && warning[0]) train_status_line(&r.status, "warning: %s", warning);
-    if (code == AG_OK) train_status_line(&r.status, "resumed at step %lld", (long long)r.s->step);
+    if (code == AG_OK) say_where(&r, &was);
+    if (code == AG_OK && n && f) code = save(&r, "with the new settings", err);
     if (code == AG_OK) code = loop(&r, err);
     return finish(&r, code, ret_result);
 }

@@ -1,8 +1,9 @@
 /*
  * trainer.h -- a run from its first step to its last: train, evaluate, sample, save, stop when told to.
  *
- * What a run leaves is a function of its configuration and seed: metrics.jsonl (but for the clock times), samples/, last.h5
- * and best.h5 have the same bytes whether it was interrupted or not, and for any number of threads.
+ * What a run leaves is a function of its configuration and seed: metrics.jsonl (but for clock times
+ * and memory), samples/, last.h5 and best.h5 have the same bytes whether it was interrupted or not,
+ * and for any number of threads.
  */
 #ifndef TRAIN_TRAINER_H
 #define TRAIN_TRAINER_H
@@ -36,7 +37,7 @@ int train_resume(const char *dir, char *const *overrides, int n, FILE *out, trai
 /* The directory of a run: run.dir, or runs/ and run.name. */
 void train_run_dir(const train_config *c, char *buf, size_t size);
 
-/* How to say a validation result: "val 1.4697 (1.99 times the entropy rate)", "val 0.0712, accuracy 98.02 %". */
+/* How to say a validation result: "val loss 1.4697, perplexity 4.35, 2.120 bits per token". */
 const char *train_eval_text(const train_session *s, const train_eval *e, char *buf, size_t size);
 
 #endif
