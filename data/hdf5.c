@@ -2,7 +2,7 @@
  * hdf5.c -- the only file of data/ that calls libhdf5: looks into foreign files, copies out of
  * them, writes ours.
  *
- * h5_inspect and h5_copy meet files that anybody may have made, and run in a guarded child
+ * data_h5_inspect and data_h5_copy meet files that anybody may have made, and run in a guarded child
  * (guard.c).  They follow hard links only, and take plain integer arrays, contiguous, compact or in
  * chunks with the usual filters.
  */
@@ -161,7 +161,7 @@ static void inspect_kind(hid_t f, h5_reply *r)
         snprintf(r->kind, sizeof r->kind, "%.15s", text);
 }
 
-void h5_inspect(void *arg, void *reply)
+void data_h5_inspect(void *arg, void *reply)
 {
     const h5_job *j = arg;
     h5_reply *r = reply;
@@ -234,7 +234,7 @@ static bool copy_array(hid_t f, const h5_job *j, int i, h5_reply *r)
     return ok;
 }
 
-void h5_copy(void *arg, void *reply)
+void data_h5_copy(void *arg, void *reply)
 {
     const h5_job *j = arg;
     h5_reply *r = reply;

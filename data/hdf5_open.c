@@ -91,7 +91,7 @@ static int inspect(const data_options *o, h5_job *j, h5_reply *ret, ag_err *err)
                 return ag_err_set(err, AG_ECONFIG, "data: the HDF5 name '%s' does not begin with /",
                                   j->name[i]);
         }
-        const int rc = guarded(h5_inspect, j, 0, ret, err);
+        const int rc = guarded(data_h5_inspect, j, 0, ret, err);
         if (rc || ret->array[H5_TRAIN].rank)
             return rc;
         if (named)
@@ -171,7 +171,7 @@ static int fill_copy(int fd, const h5_job *source, const char *key, h5_reply *pl
     if (ftruncate(fd, size))
         return ag_err_set(err, AG_EIO, "no room for an imported copy of '%s': %s", j.path,
                           strerror(errno));
-    const int rc = guarded(h5_copy, &j, size, &done, err);
+    const int rc = guarded(data_h5_copy, &j, size, &done, err);
     if (rc)
         return rc;
     if (pwrite(fd, &h, sizeof h, 0) != (ssize_t)sizeof h || fsync(fd))

@@ -95,12 +95,12 @@ typedef struct h5_job {
     const char *path;
     int64_t     file_size;
     const char *name[H5_ARRAYS];     /* NULL: not asked for */
-    int         out;                 /* file that h5_copy writes to */
-    h5_array    array[H5_ARRAYS];    /* what h5_copy copies: at is the place in out */
+    int         out;                 /* file that data_h5_copy writes to */
+    h5_array    array[H5_ARRAYS];    /* what data_h5_copy copies: at is the place in out */
 } h5_job;
 
 /* Both run in a guarded child: arg is an h5_job, reply an h5_reply. */
-void h5_inspect(void *arg, void *reply);
-void h5_copy(void *arg, void *reply);
+void data_h5_inspect(void *arg, void *reply);
+void data_h5_copy(void *arg, void *reply);
 
 #endif
