@@ -7,6 +7,7 @@
  * difference quotients.
  */
 #include "check.h"
+#include "autograd/base/arena.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -332,6 +333,25 @@ static void addresses_repeat(void **state)
     ag_tape_free(t);
 }
 
+/* Memory that was rewound at once, as scratch is, counts too. */
+static void a_reset_arena_has_room_for_its_peak(void **state)
+{
+    (void)state;
+    enum { LARGE = 1 << 20 };
+    ag_arena a = { .chunk_min = 4096 };
+    const void *at[3] = { NULL };
+    for (int i = 0; i < 3; i++) {
+        assert_non_null(ag_arena_alloc(&a, 1, 64));
+        const ag_mark m = ag_arena_mark(&a);
+        assert_non_null(at[i] = ag_arena_alloc(&a, LARGE, 1));
+        ag_arena_rewind(&a, m);
+        ag_arena_reset(&a);
+        assert_true(ag_arena_reserved(&a) >= a.peak);
+    }
+    assert_ptr_equal(at[1], at[2]);
+    ag_arena_release(&a);
+}
+
 static void rewinding_keeps_what_came_before(void **state)
 {
     (void)state;
@@ -463,6 +483,7 @@ int main(void)
         cmocka_unit_test(parameters_keep_their_gradient),
         cmocka_unit_test(without_grad_nothing_is_recorded),
         cmocka_unit_test(addresses_repeat),
+        cmocka_unit_test(a_reset_arena_has_room_for_its_peak),
         cmocka_unit_test(rewinding_keeps_what_came_before),
         cmocka_unit_test(parts_of_a_batch_have_the_noise_of_the_whole),
         cmocka_unit_test(watching_names_the_first_bad_op),

@@ -140,8 +140,8 @@ void ag_arena_rewind(ag_arena *a, ag_mark m)
 
 void ag_arena_reset(ag_arena *a)
 {
-    if (a->head && a->head->next) {      /* grew: one chunk instead of the chain; none if there is
-                                          * no memory */
+    if (a->head && (a->head->next || a->head->size < a->peak)) {
+        /* it grew: one chunk instead of the chain; none if there is no memory */
         chunks_free(a->head);
         a->head = chunk_new(round_up(a->peak, AG_ALIGN));
     }
