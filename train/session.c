@@ -269,7 +269,7 @@ static int diagnose(train_session *s, double loss, double norm, ag_err *err)
     nn_params_zero_grad(s->model->params);
     if (first.code != AG_EDIVERGED) return ag_err_set(err, first.code, "%s", first.msg);
     return ag_err_set(err, AG_EDIVERGED, "step %" PRId64 ": loss %g, gradient norm %g\n  first: %s\n"
-                      "  a lower optim.lr, a longer schedule.warmup_steps or a smaller optim.clip_norm usually helps",
+                      "  a lower optim.lr, a longer schedule.warmup_steps or optim.clip_norm usually helps",
                       s->step + 1, loss, norm, first.msg);
 }
 

@@ -24,8 +24,8 @@ typedef struct train_progress {
 } train_progress;
 
 void train_status_init(train_status *s, FILE *out, int64_t first_step, int64_t steps, const char *unit);
-/* Redraws the line at most ten times a second, cut to the terminal's width; the last one stays.  Off
- * a terminal it writes a line if `log` is set. */
+/* Redraws the line at most ten times a second, cut to the terminal's width; the last one stays.
+ * Off a terminal it writes a line if `log` is set. */
 void train_status_step(train_status *s, const train_progress *p, bool log);
 /* A line that stays. */
 void train_status_line(train_status *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -369,8 +369,8 @@ static void say_where(run *r, const train_config *was)
     before.decay_steps = was->train.steps;
     if (s->config.schedule.decay_steps || steps == was->train.steps) return;
     if (opt_schedule_lr(&before, s->step) == train_session_lr(s)) return;
-    train_status_line(&r->status, "note    schedule.decay_steps = 0 stands for train.steps, %lld and "
-                      "no longer %lld: the learning rate is now %.3g, not %.3g", (long long)steps,
+    train_status_line(&r->status, "note    schedule.decay_steps = 0 stands for train.steps, %lld "
+                      "and no longer %lld: the learning rate is now %.3g, not %.3g", (long long)steps,
                       (long long)was->train.steps, train_session_lr(s),
                       opt_schedule_lr(&before, s->step));
 }
