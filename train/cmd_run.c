@@ -88,9 +88,11 @@ static int sample(train_session *s, const char *prompt, train_draw *d, ag_err *e
         r = ag_err_set(err, AG_ENOMEM, "out of memory for %" PRId64 " tokens", d->length);
     if (r == AG_OK) {
         for (int64_t i = 0; i < n; i++) print_token(s->tokenizer, ids[i]);
-        const int64_t drawn = train_generate(s->model, s->tape, s->context, d, ids, n, out, print_token, s->tokenizer, err);
+        const int64_t drawn = train_generate(s->model, s->tape, s->context, d, ids, n, out,
+                                             print_token, s->tokenizer, err);
         putchar('\n');
-        r = drawn < 0 ? (int)drawn : train_stop_signal ? ag_err_set(err, AG_EINTR, "interrupted") : AG_OK;
+        r = drawn < 0 ? (int)drawn : train_stop_signal ? ag_err_set(err, AG_EINTR, "interrupted")
+                                                       : AG_OK;
     }
     free(ids);
     free(out);
@@ -129,7 +131,8 @@ int train_cmd_sample(int argc, char **argv, ag_err *err)
     train_session *s = NULL;
     r = open_trained(argv[1], best, false, &s, err);
     if (r == AG_OK && !s->tokenizer)
-        r = ag_err_set(err, AG_ECONFIG, "'%s' has no tokenizer: it was not trained on text", argv[1]);
+        r = ag_err_set(err, AG_ECONFIG, "'%s' has no tokenizer: it was not trained on text",
+                       argv[1]);
     if (r == AG_OK) {
         fill_draw(&d, seed, &s->config);
         r = sample(s, prompt, &d, err);
@@ -169,8 +172,8 @@ int train_cmd_eval(int argc, char **argv, ag_err *err)
     r = open_trained(argv[1], best, true, &s, err);
     if (r == AG_OK) r = train_session_eval(s, split, batches, &e, err);
     if (r == AG_OK && json)
-        printf("{\"step\":%" PRId64 ",\"split\":\"%s\",\"loss\":%.9g,\"accuracy\":%.9g,\"count\":%" PRId64 "}\n", s->step,
-               word, e.loss, e.accuracy, e.count);
+        printf("{\"step\":%" PRId64 ",\"split\":\"%s\",\"loss\":%.9g,\"accuracy\":%.9g,\"count\":%"
+               PRId64 "}\n", s->step, word, e.loss, e.accuracy, e.count);
     else if (r == AG_OK)
         printf("step %" PRId64 ", split %s: %s, over %" PRId64 " %s\n", s->step, word,
                train_eval_text(s, &e, text, sizeof text), e.count, s->d_in ? "images" : "tokens");

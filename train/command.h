@@ -1,6 +1,6 @@
 /*
- * command.h -- the subcommands of the program.  Each returns 0 or an AG_E* code with its message in err; results go to
- * stdout.  main() prints errors and chooses the exit status.
+ * command.h -- the subcommands of the program.  Each returns 0 or an AG_E* code with its message in
+ * err; results go to stdout.  main() prints errors and chooses the exit status.
  */
 #ifndef TRAIN_COMMAND_H
 #define TRAIN_COMMAND_H
@@ -35,7 +35,8 @@ typedef struct train_flag {
     double least, most;              /* of a number */
 } train_flag;
 
-/* Reads the flags out of argv; what is left are the arguments argv[1 .. *ret_argc - 1].  AG_ECONFIG. */
+/* Reads the flags out of argv; what is left are the arguments argv[1 .. *ret_argc - 1].
+ * AG_ECONFIG. */
 int train_flags_read(const train_flag *flags, int *argc, char **argv, ag_err *err);
 
 /* The configuration CONFIG key=value ...: argv[1] is a file, the rest are overrides; checked. */
@@ -43,7 +44,7 @@ int train_config_args(int argc, char **argv, train_config *ret_c, ag_err *err);
 
 /* The checkpoint of a run directory or the file itself. */
 struct train_ckpt_file;
-int train_checkpoint_arg(const char *arg, bool best, struct train_ckpt_file **ret_file, char ret_warning[1024],
-                         ag_err *err);
+int train_checkpoint_arg(const char *arg, bool best, struct train_ckpt_file **ret_file,
+                         char ret_warning[1024], ag_err *err);
 
 #endif

@@ -14,14 +14,14 @@ static const train_command commands[] = {
     { "train", "CONFIG [key=value ...] [--quiet]", "start a run", train_cmd_train, true },
     { "resume", "RUN [key=value ...] [--quiet]", "go on with a run that was stopped or killed",
       train_cmd_resume, true },
-    { "sample", "RUN [--prompt TEXT] [-n N] [--temperature T] [--top-k K] [--top-p P] [--seed S] [--best]",
-      "draw text from a trained model", train_cmd_sample, true },
-    { "eval", "RUN [--split val|test|train] [--batches N] [--best] [--json]", "loss and accuracy of a trained model",
-      train_cmd_eval, false },
-    { "data", "list | get NAME [--to DIR] | verify NAME | import FILE -o FILE.h5 [--tokenizer char|byte]",
-      "find, fetch, check and convert data sets", train_cmd_data, false },
-    { "config", "print [CONFIG] [key=value ...] | explain KEY | reference | diff A B", "show what can be set, and what is",
-      train_cmd_config, false },
+    { "sample", "RUN [--prompt TEXT] [-n N] [--temperature T] [--top-k K] [--top-p P] [--seed S] "
+      "[--best]", "draw text from a trained model", train_cmd_sample, true },
+    { "eval", "RUN [--split val|test|train] [--batches N] [--best] [--json]",
+      "loss and accuracy of a trained model", train_cmd_eval, false },
+    { "data", "list | get NAME [--to DIR] | verify NAME | import FILE -o FILE.h5 [--tokenizer "
+      "char|byte]", "find, fetch, check and convert data sets", train_cmd_data, false },
+    { "config", "print [CONFIG] [key=value ...] | explain KEY | reference | diff A B",
+      "show what can be set, and what is", train_cmd_config, false },
     { "inspect", "RUN|FILE.h5", "what is in a checkpoint", train_cmd_inspect, false },
     { "show", "ops [CONFIG] | memory CONFIG", "the ops of a step, where memory goes",
       train_cmd_show, false },
@@ -34,10 +34,14 @@ static void usage(FILE *out)
 {
     fputs("tulle 0.1.0: trains small sparse networks\n\n", out);
     for (int i = 0; i < COMMANDS; i++)
-        fprintf(out, "  tulle %s %s\n      %s\n", commands[i].name, commands[i].usage, commands[i].help);
-    fputs("\nRUN is the directory of a run, CONFIG a YAML file such as configs/quickstart.yaml; key=value sets one key of it\n"
-          "(`tulle config explain KEY`).  Exit status: 0 fine, 1 failure, 2 usage or config, 3 out of memory, 4 bad input,\n"
-          "5 I/O error, 6 run directory in use, 7 diverged, 75 stopped and resumable, 130 interrupted and resumable.\n", out);
+        fprintf(out, "  tulle %s %s\n      %s\n", commands[i].name, commands[i].usage,
+                commands[i].help);
+    fputs("\nRUN is the directory of a run, CONFIG a YAML file such as configs/quickstart.yaml; "
+          "key=value sets one key of it\n"
+          "(`tulle config explain KEY`).  Exit status: 0 fine, 1 failure, 2 usage or config, 3 out "
+          "of memory, 4 bad input,\n"
+          "5 I/O error, 6 run directory in use, 7 diverged, 75 stopped and resumable, 130 "
+          "interrupted and resumable.\n", out);
 }
 
 /*
@@ -76,17 +80,19 @@ static void catch_signals(bool stops)
             sigaction(signals[i], &stop, NULL);
     if (stops) sigaction(SIGUSR1, &save, NULL);
     sigaction(SIGPIPE, &ignore, NULL);
-    sigaction(SIGXFSZ, &ignore, NULL);           /* a file too large is an error of write(), not a death */
+    sigaction(SIGXFSZ, &ignore, NULL);    /* a file too large is an error of write(), not a death */
 }
 
 /*
- * GCC's OpenMP lets a thread that waits spin for some 20 ms before it sleeps.  Where another program wants the core,
- * that is 20 ms lost at each of the hundreds of waits of a step.  Its patience can only be set in the environment, and
- * only before the program starts: so, unless the user has set it, set it and start again.
+ * GCC's OpenMP lets a thread that waits spin for some 20 ms before it sleeps.  Where another
+ * program wants the core, that is 20 ms lost at each of the hundreds of waits of a step.  Its
+ * patience can only be set in the environment, and only before the program starts: so, unless the
+ * user has set it, set it and start again.
  */
 static void shorten_spinning(char **argv)
 {
-    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY") || setenv("GOMP_SPINCOUNT", "200", 1)) return;
+    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY") || setenv("GOMP_SPINCOUNT", "200", 1))
+        return;
     execv("/proc/self/exe", argv);   /* returns only where it fails: then it spins */
 }
 

@@ -1,12 +1,13 @@
 /*
- * session.h -- a run in memory: configuration, data, model, optimizer and tape, and one step of training.
+ * session.h -- a run in memory: configuration, data, model, optimizer and tape, and one step of
+ * training.
  *
- * What a step computes is a function of (configuration, seed, step, weights): the samples of its batch, the dropout
- * masks, the Gumbel noise.  So the whole state of a run is the weights, the optimizer's slots and a few counters, and
- * a resumed run is the same run.
+ * What a step computes is a function of (configuration, seed, step, weights): the samples of its
+ * batch, the dropout masks, the Gumbel noise.  So the whole state of a run is the weights, the
+ * optimizer's slots and a few counters, and a resumed run is the same run.
  *
- * A batch is cut into micro-batches whose activations stay in the cache; their gradients add up to those of the
- * batch, and their noise is that of the batch (ag_noise_key).
+ * A batch is cut into micro-batches whose activations stay in the cache; their gradients add up to
+ * those of the batch, and their noise is that of the batch (ag_noise_key).
  */
 #ifndef TRAIN_SESSION_H
 #define TRAIN_SESSION_H
@@ -32,12 +33,14 @@ typedef enum train_pending { TRAIN_DONE, TRAIN_SAMPLE_DUE, TRAIN_EVAL_DUE } trai
 typedef struct train_session {
     train_config config;             /* with train.micro_batch filled in */
     data_set    *data;               /* NULL: opened without data (sampling) */
-    data_tokenizer *tokenizer;       /* NULL: images, or tokens without a text; owned unless it is the data's */
+    data_tokenizer *tokenizer;       /* NULL: images, or tokens without a text; owned unless it is
+                                      * the data's */
     nn_model    *model;
     opt_state   *opt;                /* NULL: opened for evaluation */
     opt_schedule schedule;
     ag_tape     *tape;
-    int64_t      context, d_in;      /* tokens of a sample (1: images); features of an image (0: tokens) */
+    int64_t      context, d_in;      /* tokens of a sample (1: images); features of an image
+                                      * (0: tokens) */
     int64_t      step;               /* optimizer steps done */
     int64_t      samples_seen;       /* sequences or images trained on */
     double       best_loss;          /* lowest validation loss, NaN until there is one */
@@ -56,21 +59,25 @@ typedef struct train_open {          /* what a session needs */
     void *progress_arg;
 } train_open;
 
-/* Opens the data, builds the model with its initial weights, the optimizer and the tape.  AG_ECONFIG, AG_EINPUT,
- * AG_EIO, AG_ENOMEM. */
-int  train_session_new(const train_config *c, const train_open *what, train_session **ret_s, ag_err *err);
+/* Opens the data, builds the model with its initial weights, the optimizer and the tape.
+ * AG_ECONFIG, AG_EINPUT, AG_EIO, AG_ENOMEM. */
+int train_session_new(const train_config *c, const train_open *what, train_session **ret_s,
+                      ag_err *err);
 void train_session_free(train_session *s);               /* NULL is fine */
 
-/* One optimizer step.  *ret_loss: the mean loss of the batch, *ret_norm: the norm of its gradient before clipping.
- * AG_EDIVERGED: one of them is not finite; the weights are as before, and the message names the op where it began. */
+/* One optimizer step.  *ret_loss: the mean loss of the batch, *ret_norm: the norm of its gradient
+ * before clipping.  AG_EDIVERGED: one of them is not finite; the weights are as before, and the
+ * message names the op where it began. */
 int train_session_step(train_session *s, double *ret_loss, double *ret_norm, ag_err *err);
 
 /* Loss and accuracy over `batches` random batches of a split that are the same every time, or over
  * the whole split in order (batches = 0).  With averaged weights where there are some.  AG_EINPUT:
  * the split is empty; AG_EDIVERGED: the loss is not finite; AG_EINTR: s->stop was set. */
-int train_session_eval(train_session *s, int split, int64_t batches, train_eval *ret_eval, ag_err *err);
+int train_session_eval(train_session *s, int split, int64_t batches, train_eval *ret_eval,
+                       ag_err *err);
 
-/* Exchanges the weights and their moving average, if there is one: around evaluation and sampling. */
+/* Exchanges the weights and their moving average, if there is one: around evaluation and
+ * sampling. */
 void train_session_swap_ema(train_session *s);
 
 /* SHA-256 of weights, optimizer state and counters, 64 hex digits. */

@@ -6,7 +6,8 @@
 
 #define TULLE_VERSION "0.1.0"
 
-static const char *const opt_names[] = { [OPT_ADAMW] = "adamw", [OPT_ADAM] = "adam", [OPT_SGD] = "sgd" };
+static const char *const opt_names[] = { [OPT_ADAMW] = "adamw", [OPT_ADAM] = "adam",
+                                         [OPT_SGD] = "sgd" };
 
 enum { GROUP_MAX = 64 };
 
@@ -16,11 +17,12 @@ static void slot_group(char buf[GROUP_MAX], opt_type type, const char *slot)
     snprintf(buf, GROUP_MAX, "optimizer/%s%s%s", opt_names[type], slot[0] ? "/" : "", slot);
 }
 
-/* --- to a checkpoint --------------------------------------------------------------------------------- */
+/* --- to a checkpoint -------------------------------------------------------------------------- */
 
 static train_ckpt_tensor tensor_of(const nn_item *p, const char *group, const float *flat)
 {
-    train_ckpt_tensor t = { .group = group, .name = p->name, .ndim = p->tensor->shape.ndim, .data = flat + p->offset };
+    train_ckpt_tensor t = { .group = group, .name = p->name, .ndim = p->tensor->shape.ndim,
+                            .data = flat + p->offset };
     for (int i = 0; i < t.ndim; i++) t.dim[i] = p->tensor->shape.dim[i];
     return t;
 }
@@ -38,40 +40,48 @@ static int collect(const train_session *s, parts *p, ag_err *err)
     const nn_params *np = s->model->params;
     const int slots = s->opt ? s->opt->n_slots : 0;
     int r = train_config_dump(&s->config, TRAIN_DUMP_ANNOTATED, &p->yaml, err);
-    if (r == AG_OK && s->tokenizer) r = data_tokenizer_save(s->tokenizer, &p->table, &p->table_size, err);
+    if (r == AG_OK && s->tokenizer)
+        r = data_tokenizer_save(s->tokenizer, &p->table, &p->table_size, err);
     if (r < 0) return r;
     p->tensor = malloc((size_t)(np->n_items * (1 + slots)) * sizeof *p->tensor);
     if (!p->tensor) return ag_err_set(err, AG_ENOMEM, "out of memory for the checkpoint");
-    for (int i = 0; i < np->n_items; i++) p->tensor[i] = tensor_of(&np->items[i], "model", np->weights);
+    for (int i = 0; i < np->n_items; i++)
+        p->tensor[i] = tensor_of(&np->items[i], "model", np->weights);
     for (int k = 0; k < slots; k++) {
         slot_group(p->group[k], s->opt->config.type, s->opt->slot[k].name);
         for (int i = 0; i < np->n_items; i++)
-            p->tensor[(k + 1) * np->n_items + i] = tensor_of(&np->items[i], p->group[k], s->opt->slot[k].data);
+            p->tensor[(k + 1) * np->n_items + i] = tensor_of(&np->items[i], p->group[k],
+                                                             s->opt->slot[k].data);
     }
     slot_group(p->group[OPT_MAX_SLOTS], s->opt ? s->opt->config.type : OPT_ADAMW, "");
     return AG_OK;
 }
 
-int train_state_save(const train_session *s, int (*save)(void *arg, const train_ckpt *c, ag_err *err), void *arg,
+int train_state_save(const train_session *s,
+                     int (*save)(void *arg, const train_ckpt *c, ag_err *err), void *arg,
                      ag_err *err)
 {
     parts p = { 0 };
     int r = collect(s, &p, err);
     if (r == AG_OK) {
         const train_ckpt_attr attrs[] = {
-            { .group = "model", .name = "classes", .type = TRAIN_CKPT_I64, .value.i = s->model->classes },
+            { .group = "model", .name = "classes", .type = TRAIN_CKPT_I64,
+              .value.i = s->model->classes },
             { .group = "model", .name = "d_in", .type = TRAIN_CKPT_I64, .value.i = s->d_in },
-            { .group = "train", .name = "samples_seen", .type = TRAIN_CKPT_I64, .value.i = s->samples_seen },
+            { .group = "train", .name = "samples_seen", .type = TRAIN_CKPT_I64,
+              .value.i = s->samples_seen },
             { .group = "train", .name = "pending", .type = TRAIN_CKPT_I64, .value.i = s->pending },
             { .group = p.group[OPT_MAX_SLOTS], .name = "step", .type = TRAIN_CKPT_I64,
               .value.i = s->opt ? s->opt->step : 0 },
         };
         const train_ckpt_blob blobs[] = {
-            { .group = "config", .name = "yaml", .data = p.yaml, .size = strlen(p.yaml), .is_text = true },
+            { .group = "config", .name = "yaml", .data = p.yaml, .size = strlen(p.yaml),
+              .is_text = true },
             { .group = "tokenizer", .name = "table", .data = p.table, .size = p.table_size },
         };
         const train_ckpt c = {
-            .head = { .step = s->step, .tokens_seen = s->samples_seen * s->context, .seed = (uint64_t)s->config.run.seed,
+            .head = { .step = s->step, .tokens_seen = s->samples_seen * s->context,
+                      .seed = (uint64_t)s->config.run.seed,
                       .best_metric = s->best_loss, .best_step = s->best_step },
             .framework_version = TULLE_VERSION, .tensor = p.tensor, .attr = attrs, .blob = blobs,
             .n_tensors = s->model->params->n_items * (1 + (s->opt ? s->opt->n_slots : 0)),
@@ -85,7 +95,7 @@ int train_state_save(const train_session *s, int (*save)(void *arg, const train_
     return r;
 }
 
-/* --- from a checkpoint ----------------------------------------------------------------------------------- */
+/* --- from a checkpoint ------------------------------------------------------------------------ */
 
 int train_state_config(const train_ckpt_file *f, train_config *ret_c, ag_err *err)
 {
@@ -102,12 +112,13 @@ int train_state_config(const train_ckpt_file *f, train_config *ret_c, ag_err *er
     return AG_OK;
 }
 
-static int read_flat(const train_ckpt_file *f, const nn_params *p, const char *group, float *flat, ag_err *err)
+static int read_flat(const train_ckpt_file *f, const nn_params *p, const char *group, float *flat,
+                     ag_err *err)
 {
     for (int i = 0; i < p->n_items; i++) {
         const nn_item *it = &p->items[i];
-        const int r = train_ckpt_read(f, group, it->name, it->tensor->shape.ndim, it->tensor->shape.dim, false,
-                                      flat + it->offset, err);
+        const int r = train_ckpt_read(f, group, it->name, it->tensor->shape.ndim,
+                                      it->tensor->shape.dim, false, flat + it->offset, err);
         if (r < 0) return r;
     }
     return AG_OK;
@@ -163,8 +174,8 @@ static int read_all(const train_ckpt_file *f, train_session *s, ag_err *err)
     return r;
 }
 
-int train_state_load(const train_ckpt_file *f, const train_config *c, const train_open *what, train_session **ret_s,
-                     ag_err *err)
+int train_state_load(const train_ckpt_file *f, const train_config *c, const train_open *what,
+                     train_session **ret_s, ag_err *err)
 {
     train_open w = *what;
     data_tokenizer *tok = NULL;

@@ -14,18 +14,20 @@
 #include "train/checkpoint.h"
 #include "train/session.h"
 
-/* Fills *ret_c from a session and calls save(arg, c): the description lives only during the call.  AG_ENOMEM and the
- * codes of save. */
-int train_state_save(const train_session *s, int (*save)(void *arg, const train_ckpt *c, ag_err *err), void *arg,
+/* Fills *ret_c from a session and calls save(arg, c): the description lives only during the call.
+ * AG_ENOMEM and the codes of save. */
+int train_state_save(const train_session *s,
+                     int (*save)(void *arg, const train_ckpt *c, ag_err *err), void *arg,
                      ag_err *err);
 
 /* The configuration stored in a checkpoint.  AG_EINPUT. */
 int train_state_config(const train_ckpt_file *f, train_config *ret_c, ag_err *err);
 
-/* A session with configuration c and the weights of a checkpoint; with what->optimizer its optimizer state and counters
- * too.  what->tokenizer, classes and d_in are taken from the file.  For evaluation the averaged weights are read where
- * there are some.  AG_EINPUT names what is missing or does not fit. */
-int train_state_load(const train_ckpt_file *f, const train_config *c, const train_open *what, train_session **ret_s,
-                     ag_err *err);
+/* A session with configuration c and the weights of a checkpoint; with what->optimizer its
+ * optimizer state and counters too.  what->tokenizer, classes and d_in are taken from the file.
+ * For evaluation the averaged weights are read where there are some.  AG_EINPUT names what is
+ * missing or does not fit. */
+int train_state_load(const train_ckpt_file *f, const train_config *c, const train_open *what,
+                     train_session **ret_s, ag_err *err);
 
 #endif

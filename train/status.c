@@ -8,7 +8,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-void train_status_init(train_status *s, FILE *out, int64_t first_step, int64_t steps, const char *unit)
+void train_status_init(train_status *s, FILE *out, int64_t first_step, int64_t steps,
+                       const char *unit)
 {
     *s = (train_status){ .out = out, .tty = out && isatty(fileno(out)), .began = ag_seconds(),
                          .first_step = first_step, .steps = steps, .unit = unit };
