@@ -2,9 +2,9 @@
  * hdf5.c -- the only file of data/ that calls libhdf5: looks into foreign files, copies out of
  * them, writes ours.
  *
- * data_h5_inspect and data_h5_copy meet files that anybody may have made, and run in a guarded child
- * (guard.c).  They follow hard links only, and take plain integer arrays, contiguous, compact or in
- * chunks with the usual filters.
+ * data_h5_inspect and data_h5_copy meet files that anybody may have made, and run in a guarded
+ * child (guard.c).  They follow hard links only, and take plain integer arrays, contiguous, compact
+ * or in chunks with the usual filters.
  */
 #include "data/internal.h"
 #include <hdf5.h>

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* --- from the configuration ----------------------------------------------------------------------- */
+/* --- from the configuration ------------------------------------------------------------------- */
 
 static int open_data(train_session *s, const train_open *what, ag_err *err)
 {
@@ -17,7 +17,8 @@ static int open_data(train_session *s, const train_open *what, ag_err *err)
     data_options o = data_options_default();
     o.source = train_choice_word(c->data.source);
     o.path = c->data.path;
-    o.tokenizer = c->data.tokenizer == TRAIN_TOKENIZER_AUTO ? "" : train_choice_word(c->data.tokenizer);
+    o.tokenizer = c->data.tokenizer == TRAIN_TOKENIZER_AUTO ? ""
+                                                            : train_choice_word(c->data.tokenizer);
     o.known = what->tokenizer;
     o.val_fraction = c->data.val_fraction;
     o.context = images ? 1 : c->model.context;
@@ -35,8 +36,8 @@ static int open_data(train_session *s, const train_open *what, ag_err *err)
     const int r = data_open(&o, &s->data, err);
     if (r < 0) return r;
     if (images != (s->data->kind == DATA_IMAGES))
-        return ag_err_set(err, AG_ECONFIG, "model.type is %s, but data.source %s holds %s", images ? "mlp" : "gpt",
-                          o.source, images ? "tokens" : "images");
+        return ag_err_set(err, AG_ECONFIG, "model.type is %s, but data.source %s holds %s",
+                          images ? "mlp" : "gpt", o.source, images ? "tokens" : "images");
     if (what->optimizer && data_samples(s->data, DATA_VAL) < 1)
         return ag_err_set(err, AG_EINPUT, "%s: nothing is left for validation", s->data->about);
     s->tokenizer = s->data->tokenizer;
@@ -47,18 +48,23 @@ static nn_ff_config ff_config(const train_config *c)
 {
     static const ag_act acts[] = {
         [TRAIN_ACTIVATION_RELU] = AG_ACT_RELU, [TRAIN_ACTIVATION_GELU] = AG_ACT_GELU_ERF,
-        [TRAIN_ACTIVATION_GELU_TANH] = AG_ACT_GELU_TANH, [TRAIN_ACTIVATION_GELU_QUICK] = AG_ACT_GELU_QUICK,
+        [TRAIN_ACTIVATION_GELU_TANH] = AG_ACT_GELU_TANH,
+        [TRAIN_ACTIVATION_GELU_QUICK] = AG_ACT_GELU_QUICK,
     };
     const bool sparse = c->model.ff.type == TRAIN_FF_SPARSE;
     return (nn_ff_config){
         .sparse = sparse, .d_ff = train_config_d_ff(c), .dropout = c->model.dropout,
         .bias_in = sparse ? c->model.ff.hidden_bias : c->model.bias,
         .bias_out = sparse || c->model.bias,     /* the released sparse layer has b2 and no b1 */
-        .act = acts[c->model.activation], .block = c->model.ff.block, .d_lowrank = train_config_d_lowrank(c),
-        .rank_rule = c->model.ff.lowrank_rule == TRAIN_RANK_D_MODEL ? NN_RANK_D_MODEL : NN_RANK_BLOCKS,
-        .mask_order = c->model.ff.mask_order == TRAIN_MASK_AFTER_RELU ? NN_MASK_AFTER_RELU : NN_MASK_BEFORE_RELU,
+        .act = acts[c->model.activation], .block = c->model.ff.block,
+        .d_lowrank = train_config_d_lowrank(c),
+        .rank_rule = c->model.ff.lowrank_rule == TRAIN_RANK_D_MODEL ? NN_RANK_D_MODEL
+                                                                    : NN_RANK_BLOCKS,
+        .mask_order = c->model.ff.mask_order == TRAIN_MASK_AFTER_RELU ? NN_MASK_AFTER_RELU
+                                                                      : NN_MASK_BEFORE_RELU,
         .quant_prob = c->model.ff.quant_prob, .temperature = c->model.ff.temperature,
-        .controller_bias = c->model.ff.controller_bias, .controller_relu = c->model.ff.controller_relu,
+        .controller_bias = c->model.ff.controller_bias,
+        .controller_relu = c->model.ff.controller_relu,
         .relaxed = c->model.ff.relaxed, .kernel_scaling = c->model.ff.kernel_scaling,
     };
 }
@@ -67,9 +73,10 @@ static int build_gpt(train_session *s, int64_t vocab, ag_err *err)
 {
     const train_config *c = &s->config;
     const nn_gpt_config g = {
-        .vocab = vocab, .context = c->model.context, .n_layers = c->model.n_layers, .n_heads = c->model.n_heads,
-        .d_model = c->model.d_model, .d_qk = c->model.d_qk, .d_v = c->model.d_v, .bias = c->model.bias,
-        .tied = c->model.tied_embeddings, .dropout = c->model.dropout, .init_std = c->model.init_std,
+        .vocab = vocab, .context = c->model.context, .n_layers = c->model.n_layers,
+        .n_heads = c->model.n_heads, .d_model = c->model.d_model, .d_qk = c->model.d_qk,
+        .d_v = c->model.d_v, .bias = c->model.bias, .tied = c->model.tied_embeddings,
+        .dropout = c->model.dropout, .init_std = c->model.init_std,
         .norm_eps = c->model.layer_norm_eps, .ff = ff_config(c),
     };
     s->context = c->model.context;
@@ -80,10 +87,11 @@ static int build_mlp(train_session *s, int64_t d_in, int64_t classes, ag_err *er
 {
     const train_config *c = &s->config;
     if (c->model.d_in && c->model.d_in != d_in)
-        return ag_err_set(err, AG_ECONFIG, "model.d_in is %" PRId64 ", but an image has %" PRId64 " features",
-                          c->model.d_in, d_in);
+        return ag_err_set(err, AG_ECONFIG, "model.d_in is %" PRId64 ", but an image has %" PRId64
+                          " features", c->model.d_in, d_in);
     const nn_mlp_config m = {
-        .d_in = d_in, .d_hidden = c->model.d_hidden, .classes = classes, .n_layers = c->model.n_layers,
+        .d_in = d_in, .d_hidden = c->model.d_hidden, .classes = classes,
+        .n_layers = c->model.n_layers,
         .bias = c->model.bias, .init_std = c->model.init_std, .ff = ff_config(c),
     };
     s->context = 1;
@@ -97,21 +105,23 @@ static int build_model(train_session *s, const train_open *what, ag_err *err)
     if (s->config.model.type == TRAIN_MODEL_GPT) {
         const int64_t vocab = d ? d->vocab : what->classes;
         if (what->classes && vocab != what->classes)
-            return ag_err_set(err, AG_EINPUT, "the data have %" PRId64 " tokens, the checkpoint %" PRId64
-                              ": other data than it was trained on?", vocab, what->classes);
+            return ag_err_set(err, AG_EINPUT, "the data have %" PRId64 " tokens, the checkpoint %"
+                              PRId64 ": other data than it was trained on?", vocab, what->classes);
         return build_gpt(s, vocab, err);
     }
-    const int64_t d_in = d ? d->h * d->w * d->c : what->d_in, classes = d ? d->n_classes : what->classes;
+    const int64_t d_in = d ? d->h * d->w * d->c : what->d_in,
+        classes = d ? d->n_classes : what->classes;
     if (what->classes && (classes != what->classes || d_in != what->d_in))
-        return ag_err_set(err, AG_EINPUT, "the data have %" PRId64 " features and %" PRId64 " classes, the checkpoint %"
-                          PRId64 " and %" PRId64 ": other data than it was trained on?", d_in, classes, what->d_in,
-                          what->classes);
+        return ag_err_set(err, AG_EINPUT, "the data have %" PRId64 " features and %" PRId64
+                          " classes, the checkpoint %" PRId64 " and %" PRId64 ": other data than "
+                          "it was trained on?", d_in, classes, what->d_in, what->classes);
     return build_mlp(s, d_in, classes, err);
 }
 
 /*
- * Samples of a micro-batch, where train.micro_batch leaves it open: the largest divisor of the batch for which what one
- * layer works on fits a quarter of the last-level cache, but enough rows to keep the matrix product busy.
+ * Samples of a micro-batch, where train.micro_batch leaves it open: the largest divisor of the
+ * batch for which what one layer works on fits a quarter of the last-level cache, but enough rows
+ * to keep the matrix product busy.
  */
 static int64_t choose_micro_batch(const train_session *s)
 {
@@ -131,19 +141,23 @@ static int64_t choose_micro_batch(const train_session *s)
 
 static int build_optimizer(train_session *s, ag_err *err)
 {
-    static const opt_type types[] = { [TRAIN_OPTIM_ADAMW] = OPT_ADAMW, [TRAIN_OPTIM_ADAM] = OPT_ADAM,
-                                      [TRAIN_OPTIM_SGD] = OPT_SGD };
-    static const opt_shape shapes[] = { [TRAIN_SCHEDULE_COSINE] = OPT_COSINE, [TRAIN_SCHEDULE_LINEAR] = OPT_LINEAR,
+    static const opt_type types[] = { [TRAIN_OPTIM_ADAMW] = OPT_ADAMW,
+                                      [TRAIN_OPTIM_ADAM] = OPT_ADAM, [TRAIN_OPTIM_SGD] = OPT_SGD };
+    static const opt_shape shapes[] = { [TRAIN_SCHEDULE_COSINE] = OPT_COSINE,
+                                        [TRAIN_SCHEDULE_LINEAR] = OPT_LINEAR,
                                         [TRAIN_SCHEDULE_INVERSE_SQRT] = OPT_INVERSE_SQRT,
                                         [TRAIN_SCHEDULE_CONSTANT] = OPT_CONSTANT };
     const train_config *c = &s->config;
-    const opt_config o = { .type = types[c->optim.type], .beta1 = c->optim.beta1, .beta2 = c->optim.beta2,
-                           .eps = c->optim.eps, .momentum = c->optim.momentum, .nesterov = c->optim.nesterov,
+    const opt_config o = { .type = types[c->optim.type], .beta1 = c->optim.beta1,
+                           .beta2 = c->optim.beta2, .eps = c->optim.eps,
+                           .momentum = c->optim.momentum, .nesterov = c->optim.nesterov,
                            .weight_decay = c->optim.weight_decay, .clip_norm = c->optim.clip_norm,
                            .ema_decay = c->optim.ema_decay };
-    s->schedule = (opt_schedule){ .shape = shapes[c->schedule.type], .lr = c->optim.lr, .min_lr = c->schedule.min_lr,
+    s->schedule = (opt_schedule){ .shape = shapes[c->schedule.type], .lr = c->optim.lr,
+                                  .min_lr = c->schedule.min_lr,
                                   .warmup_steps = c->schedule.warmup_steps,
-                                  .decay_steps = c->schedule.decay_steps ? c->schedule.decay_steps : c->train.steps };
+                                  .decay_steps = c->schedule.decay_steps ? c->schedule.decay_steps
+                                                                         : c->train.steps };
     int r = opt_schedule_check(&s->schedule, err);
     if (r < 0) return r;
     const nn_params *p = s->model->params;
@@ -174,7 +188,8 @@ static int build_buffers(train_session *s, ag_err *err)
     return AG_OK;
 }
 
-int train_session_new(const train_config *c, const train_open *what, train_session **ret_s, ag_err *err)
+int train_session_new(const train_config *c, const train_open *what, train_session **ret_s,
+                      ag_err *err)
 {
     train_session *s = calloc(1, sizeof *s);
     if (!s) return ag_err_set(err, AG_ENOMEM, "out of memory for the run");
@@ -207,7 +222,7 @@ void train_session_free(train_session *s)
     free(s);
 }
 
-/* --- a step ------------------------------------------------------------------------------------------- */
+/* --- a step ----------------------------------------------------------------------------------- */
 
 /* Samples i0 .. i0+n-1 of a batch on a fresh tape; returns how many there were. */
 static int64_t fetch(train_session *s, const data_draw *w, int64_t i0, int64_t n, ag_tensor **ret_x,
@@ -245,7 +260,8 @@ static int run_batch(train_session *s, double *ret_loss, ag_err *err)
         const double share = (double)n / (double)batch;
         ag_tensor *x, *targets;
         fetch(s, &w, i, n, &x, &targets);
-        ag_tape_noise(s->tape, &(ag_noise_key){ (uint64_t)s->config.run.seed, (uint32_t)s->step, i, n });
+        ag_tape_noise(s->tape,
+                      &(ag_noise_key){ (uint64_t)s->config.run.seed, (uint32_t)s->step, i, n });
         ag_tensor *part = nn_model_loss(s->model, s->tape, x, targets, NN_TRAIN);
         loss += share * scalar_of(part);
         ag_backward(s->tape, part, share);
@@ -263,14 +279,16 @@ static int diagnose(train_session *s, double loss, double norm, ag_err *err)
     double again;
     nn_params_zero_grad(s->model->params);
     ag_tape_watch(s->tape, true);
-    if (run_batch(s, &again, &first) == AG_OK) ag_err_set(&first, AG_EDIVERGED, "no op alone is to blame: the sum over "
-        "micro-batches overflowed");
+    if (run_batch(s, &again, &first) == AG_OK)
+        ag_err_set(&first, AG_EDIVERGED, "no op alone is to blame: the sum over "
+                   "micro-batches overflowed");
     ag_tape_watch(s->tape, false);
     nn_params_zero_grad(s->model->params);
     if (first.code != AG_EDIVERGED) return ag_err_set(err, first.code, "%s", first.msg);
-    return ag_err_set(err, AG_EDIVERGED, "step %" PRId64 ": loss %g, gradient norm %g\n  first: %s\n"
-                      "  a lower optim.lr, a longer schedule.warmup_steps or optim.clip_norm usually helps",
-                      s->step + 1, loss, norm, first.msg);
+    return ag_err_set(err, AG_EDIVERGED, "step %" PRId64
+                      ": loss %g, gradient norm %g\n  first: %s\n"
+                      "  a lower optim.lr, a longer schedule.warmup_steps or optim.clip_norm "
+                      "usually helps", s->step + 1, loss, norm, first.msg);
 }
 
 int train_session_step(train_session *s, double *ret_loss, double *ret_norm, ag_err *err)
@@ -281,7 +299,8 @@ int train_session_step(train_session *s, double *ret_loss, double *ret_norm, ag_
     ag_err why = { 0 };
     int done = isfinite(loss) ? AG_OK : AG_EDIVERGED;
     if (done == AG_OK)
-        done = opt_step(s->opt, train_session_lr(s), s->model->params->weights, s->model->params->grads, &norm, &why);
+        done = opt_step(s->opt, train_session_lr(s), s->model->params->weights,
+                        s->model->params->grads, &norm, &why);
     if (done == AG_EDIVERGED) return diagnose(s, loss, norm, err);
     if (done < 0) return ag_err_set(err, done, "%s", why.msg);
     s->step++;
@@ -293,7 +312,7 @@ int train_session_step(train_session *s, double *ret_loss, double *ret_norm, ag_
 
 double train_session_lr(const train_session *s) { return opt_schedule_lr(&s->schedule, s->step); }
 
-/* --- evaluation ------------------------------------------------------------------------------------------ */
+/* --- evaluation ------------------------------------------------------------------------------- */
 
 static int64_t count_right(const float *logits, const int32_t *targets, int64_t rows, int64_t n)
 {
@@ -307,9 +326,10 @@ static int64_t count_right(const float *logits, const int32_t *targets, int64_t 
     return right;
 }
 
-/* Adds a part of a batch to the sums; *ret_n: its samples, 0 behind the end of a sequential pass. */
-static int eval_part(train_session *s, const data_draw *w, int64_t i0, int64_t n, double *loss, double *right,
-                     int64_t *ret_n, ag_err *err)
+/* Adds a part of a batch to the sums; *ret_n: its samples, 0 behind the end of a sequential
+ * pass. */
+static int eval_part(train_session *s, const data_draw *w, int64_t i0, int64_t n, double *loss,
+                     double *right, int64_t *ret_n, ag_err *err)
 {
     ag_tensor *x, *targets;
     *ret_n = n = fetch(s, w, i0, n, &x, &targets);
@@ -324,13 +344,15 @@ static int eval_part(train_session *s, const data_draw *w, int64_t i0, int64_t n
     return AG_OK;
 }
 
-int train_session_eval(train_session *s, int split, int64_t batches, train_eval *ret_eval, ag_err *err)
+int train_session_eval(train_session *s, int split, int64_t batches, train_eval *ret_eval,
+                       ag_err *err)
 {
     const int64_t micro = s->config.train.micro_batch;
     const int64_t samples = data_samples(s->data, split), all = (samples + micro - 1) / micro;
     const int64_t parts = batches ? batches * ((s->config.train.batch + micro - 1) / micro) : all;
     const data_draw w = { .split = split, .order = batches ? DATA_RANDOM : DATA_SEQUENTIAL,
-                          .seed = (uint64_t)s->config.run.seed ^ 0x6576616Cull, .batch = parts * micro };
+                          .seed = (uint64_t)s->config.run.seed ^ 0x6576616Cull,
+                          .batch = parts * micro };
     double loss = 0, right = 0;
     int64_t count = 0;
     int r = AG_OK;
@@ -374,7 +396,8 @@ void train_session_hash(const train_session *s, char ret_hex[65])
     const size_t bytes = (size_t)s->model->params->n * sizeof(float);
     ag_sha256_init(&h);
     ag_sha256_add(&h, s->model->params->weights, bytes);
-    for (int i = 0; s->opt && i < s->opt->n_slots; i++) ag_sha256_add(&h, s->opt->slot[i].data, bytes);
+    for (int i = 0; s->opt && i < s->opt->n_slots; i++)
+        ag_sha256_add(&h, s->opt->slot[i].data, bytes);
     const int64_t counters[] = { s->step, s->samples_seen };
     ag_sha256_add(&h, counters, sizeof counters);
     ag_sha256_end(&h, digest);

@@ -1,5 +1,6 @@
 /*
- * status.h -- what a run shows while it goes: one line that is redrawn on a terminal, plain lines elsewhere.
+ * status.h -- what a run shows while it goes: one line that is redrawn on a terminal, plain lines
+ * elsewhere.
  */
 #ifndef TRAIN_STATUS_H
 #define TRAIN_STATUS_H
@@ -23,7 +24,8 @@ typedef struct train_progress {
     size_t  memory;                  /* bytes of the process, resident */
 } train_progress;
 
-void train_status_init(train_status *s, FILE *out, int64_t first_step, int64_t steps, const char *unit);
+void train_status_init(train_status *s, FILE *out, int64_t first_step, int64_t steps,
+                       const char *unit);
 /* Redraws the line at most ten times a second, cut to the terminal's width; the last one stays.
  * Off a terminal it writes a line if `log` is set. */
 void train_status_step(train_status *s, const train_progress *p, bool log);

@@ -35,15 +35,15 @@ const char *train_eval_text(const train_session *s, const train_eval *e, char *b
     if (s->d_in)
         snprintf(buf, size, "val loss %.4f, accuracy %.2f %%", e->loss, 100 * e->accuracy);
     else if (s->data && isfinite(s->data->entropy_rate))
-        snprintf(buf, size, "val loss %.4f (best possible %.4f), %.3f bits per token", e->loss, s->data->entropy_rate,
-                 e->loss / log(2));
+        snprintf(buf, size, "val loss %.4f (best possible %.4f), %.3f bits per token", e->loss,
+                 s->data->entropy_rate, e->loss / log(2));
     else
-        snprintf(buf, size, "val loss %.4f, perplexity %.2f, %.3f bits per token", e->loss, exp(e->loss),
-                 e->loss / log(2));
+        snprintf(buf, size, "val loss %.4f, perplexity %.2f, %.3f bits per token", e->loss,
+                 exp(e->loss), e->loss / log(2));
     return buf;
 }
 
-/* --- saving --------------------------------------------------------------------------------------------- */
+/* --- saving ----------------------------------------------------------------------------------- */
 
 static int save_last(void *arg, const train_ckpt *c, ag_err *err)
 {
@@ -61,13 +61,17 @@ static int save(run *r, const char *why, ag_err *err)
     const int code = train_state_save(r->s, save_last, &r->dir, err);
     if (code < 0) return code;
     r->saved_step = r->s->step;
-    train_status_line(&r->status, "saved %s/last.h5 at step %lld (%s)", r->dir.dir, (long long)r->s->step, why);
+    train_status_line(&r->status, "saved %s/last.h5 at step %lld (%s)", r->dir.dir,
+                      (long long)r->s->step, why);
     return AG_OK;
 }
 
-/* --- what happens every so many steps ------------------------------------------------------------------------ */
+/* --- what happens every so many steps --------------------------------------------------------- */
 
-static bool due(int64_t step, int64_t every, int64_t last) { return (every && step % every == 0) || step == last; }
+static bool due(int64_t step, int64_t every, int64_t last)
+{
+    return (every && step % every == 0) || step == last;
+}
 
 static double per_second(const run *r, double now)
 {
@@ -89,9 +93,11 @@ static int log_step(run *r, double loss, double lr, double norm, ag_err *err)
     }
     if (!log) return AG_OK;
     char line[512];
-    snprintf(line, sizeof line, "{\"step\":%lld,\"loss\":%.9g,\"lr\":%.9g,\"grad_norm\":%.9g,\"samples\":%lld,"
-             "\"seconds\":%.3f,\"%s_per_second\":%.1f,\"memory\":%zu}", (long long)r->s->step, loss, lr, norm,
-             (long long)r->s->samples_seen, now - r->began, r->status.unit, rate, p.memory);
+    snprintf(line, sizeof line,
+             "{\"step\":%lld,\"loss\":%.9g,\"lr\":%.9g,\"grad_norm\":%.9g,\"samples\":%lld,"
+             "\"seconds\":%.3f,\"%s_per_second\":%.1f,\"memory\":%zu}", (long long)r->s->step, loss,
+             lr, norm, (long long)r->s->samples_seen, now - r->began, r->status.unit, rate,
+             p.memory);
     r->shown = now;
     r->shown_step = r->s->step;
     return train_rundir_metrics_line(&r->dir, line, err);
@@ -109,12 +115,14 @@ static int evaluate(run *r, ag_err *err)
         s->best_step = s->step;
     }
     char line[512], text[128];
-    snprintf(line, sizeof line, "{\"step\":%lld,\"val_loss\":%.9g,\"val_accuracy\":%.9g,\"val_count\":%lld,"
+    snprintf(line, sizeof line,
+             "{\"step\":%lld,\"val_loss\":%.9g,\"val_accuracy\":%.9g,\"val_count\":%lld,"
              "\"best\":%s,\"eval_seconds\":%.3f}", (long long)s->step, r->val.loss, r->val.accuracy,
              (long long)r->val.count, best ? "true" : "false", ag_seconds() - before);
     if ((code = train_rundir_metrics_line(&r->dir, line, err)) < 0) return code;
     train_status_line(&r->status, "step %lld: %s%s", (long long)s->step,
-                      train_eval_text(s, &r->val, text, sizeof text), best ? ", the best so far" : "");
+                      train_eval_text(s, &r->val, text, sizeof text),
+                      best ? ", the best so far" : "");
     if (best && s->config.checkpoint.keep_best) code = train_state_save(s, save_best, &r->dir, err);
     r->shown += ag_seconds() - before;           /* speed is that of training alone */
     return code;
@@ -139,7 +147,8 @@ static int draw_sample(run *r, ag_err *err)
 {
     train_session *s = r->s;
     const double before = ag_seconds();
-    const train_draw d = { .length = s->config.sample.length, .temperature = s->config.sample.temperature,
+    const train_draw d = { .length = s->config.sample.length,
+                           .temperature = s->config.sample.temperature,
                            .top_k = s->config.sample.top_k, .top_p = s->config.sample.top_p,
                            .seed = (uint64_t)s->config.sample.seed };
     const size_t all = (size_t)(r->n_prompt + d.length);
@@ -153,7 +162,8 @@ static int draw_sample(run *r, ag_err *err)
                                tokens + r->n_prompt, ask_to_stop, NULL, err);
     train_session_swap_ema(s);
     if (n >= 0 && n < d.length) n = ag_err_set(err, AG_EINTR, "interrupted in a sample");
-    int code = n < 0 ? (int)n : data_decode(s->tokenizer, tokens, r->n_prompt + n, &text, &size, err);
+    int code = n < 0 ? (int)n
+                     : data_decode(s->tokenizer, tokens, r->n_prompt + n, &text, &size, err);
     if (code == AG_OK) code = train_rundir_sample(&r->dir, s->step, text, size, err);
     if (code == AG_OK) {
         make_printable(text, size);
@@ -165,14 +175,16 @@ static int draw_sample(run *r, ag_err *err)
     return code;
 }
 
-/* The prompt of samples; the default one gives way to a token of the data where the data do not know it. */
+/* The prompt of samples; the default one gives way to a token of the data where the data do not
+ * know it. */
 static int read_prompt(run *r, ag_err *err)
 {
     const train_session *s = r->s;
     if (s->d_in || !s->tokenizer || !s->config.sample.every) return AG_OK;
     ag_err why = { 0 };
     const char *prompt = s->config.sample.prompt;
-    const int code = data_encode(s->tokenizer, prompt, strlen(prompt), "sample.prompt", &r->prompt, &r->n_prompt, &why);
+    const int code = data_encode(s->tokenizer, prompt, strlen(prompt), "sample.prompt", &r->prompt,
+                                 &r->n_prompt, &why);
     if (code == AG_OK && r->n_prompt > 0) return AG_OK;
     train_config plain;
     train_config_init(&plain);
@@ -184,7 +196,7 @@ static int read_prompt(run *r, ag_err *err)
     return r->prompt ? AG_OK : ag_err_set(err, AG_ENOMEM, "out of memory for the prompt");
 }
 
-/* --- the loop ----------------------------------------------------------------------------------------------- */
+/* --- the loop --------------------------------------------------------------------------------- */
 
 static int stop(run *r, ag_err *err)
 {
@@ -225,7 +237,9 @@ static int one_step(run *r, ag_err *err)
     double loss, norm;
     int code = train_session_step(s, &loss, &norm, err);
     if (code < 0) {
-        if (code == AG_EDIVERGED) ag_err_prefix(err, "the run diverged; to see it again: tulle resume %s\n  ", r->dir.dir);
+        if (code == AG_EDIVERGED)
+            ag_err_prefix(err, "the run diverged; to see it again: tulle resume %s\n  ",
+                          r->dir.dir);
         return code;
     }
     s->pending = TRAIN_EVAL_DUE;
@@ -253,15 +267,16 @@ static void describe(run *r)
     const train_session *s = r->s;
     const nn_cost *k = &s->model->cost;
     if (s->data) train_status_line(&r->status, "data    %s", s->data->about);
-    train_status_line(&r->status, "model   %s, %lld parameters; feed-forward %lld, of which %lld are read per %s",
-                      s->model->kind, (long long)k->params, (long long)k->ff_params, (long long)k->ff_touched,
+    train_status_line(&r->status, "model   %s, %lld parameters; feed-forward %lld, of which %lld "
+                      "are read per %s", s->model->kind, (long long)k->params,
+                      (long long)k->ff_params, (long long)k->ff_touched,
                       s->d_in ? "image" : "token");
-    train_status_line(&r->status, "run     %s, %s kernels, %d threads, batch %lld in parts of %lld", r->dir.dir,
-                      ag_tape_kernels(s->tape)->name, train_threads(), (long long)s->config.train.batch,
-                      (long long)s->config.train.micro_batch);
+    train_status_line(&r->status, "run     %s, %s kernels, %d threads, batch %lld in parts of %lld",
+                      r->dir.dir, ag_tape_kernels(s->tape)->name, train_threads(),
+                      (long long)s->config.train.batch, (long long)s->config.train.micro_batch);
     if (s->data && isfinite(s->data->entropy_rate))
-        train_status_line(&r->status, "        entropy rate of the source: %.4f nats per token, the best loss there is",
-                          s->data->entropy_rate);
+        train_status_line(&r->status, "        entropy rate of the source: %.4f nats per token, "
+                          "the best loss there is", s->data->entropy_rate);
 }
 
 static int show_transfer(void *arg, const char *file, int64_t done, int64_t total)
@@ -285,7 +300,8 @@ static int begin(run *r, FILE *out, int64_t keep_metrics, ag_err *err)
 {
     train_session *s = r->s;
     train_status_end(&r->status);
-    train_status_init(&r->status, out, s->step, s->config.train.steps, s->d_in ? "images" : "tokens");
+    train_status_init(&r->status, out, s->step, s->config.train.steps,
+                      s->d_in ? "images" : "tokens");
     describe(r);
     int code = read_prompt(r, err);
     char *text = NULL;
@@ -303,8 +319,8 @@ static int begin(run *r, FILE *out, int64_t keep_metrics, ag_err *err)
 static int finish(run *r, int code, train_result *ret_result)
 {
     if (r->s) {
-        *ret_result = (train_result){ .step = r->s->step, .val = r->val, .best_loss = r->s->best_loss,
-                                      .best_step = r->s->best_step };
+        *ret_result = (train_result){ .step = r->s->step, .val = r->val,
+                                      .best_loss = r->s->best_loss, .best_step = r->s->best_step };
         train_session_hash(r->s, ret_result->hash);
     }
     train_status_end(&r->status);
@@ -322,29 +338,34 @@ int train_run(const train_config *c, FILE *out, train_result *ret_result, ag_err
     train_run_dir(c, dir, sizeof dir);
     int code = train_threads_set(c->train.threads, err);
     const train_open what = everything(&r, out);
-    if (code == AG_OK) code = train_session_new(c, &what, &r.s, err);     /* bad input leaves no directory behind */
+    /* bad input leaves no directory behind */
+    if (code == AG_OK) code = train_session_new(c, &what, &r.s, err);
     if (code == AG_OK)
-        code = train_rundir_open(&r.dir, dir, c->run.overwrite ? TRAIN_RUNDIR_OVERWRITE : TRAIN_RUNDIR_NEW, err);
+        code = train_rundir_open(&r.dir, dir,
+                                 c->run.overwrite ? TRAIN_RUNDIR_OVERWRITE : TRAIN_RUNDIR_NEW, err);
     if (code == AG_OK) code = begin(&r, out, -1, err);
     if (code == AG_OK) code = loop(&r, err);
     return finish(&r, code, ret_result);
 }
 
 /* The configuration of a run, `was`, with the arguments on top, if they may change. */
-static int resumed_config(const train_config *was, char *const *overrides, int n, train_config *ret_c, ag_err *err)
+static int resumed_config(const train_config *was, char *const *overrides, int n,
+                          train_config *ret_c, ag_err *err)
 {
     train_config now = *was;
     int code = AG_OK;
-    for (int i = 0; i < n && code == AG_OK; i++) code = train_config_override(&now, overrides[i], err);
+    for (int i = 0; i < n && code == AG_OK; i++)
+        code = train_config_override(&now, overrides[i], err);
     if (code == AG_OK) code = train_config_check(&now, err);
     if (code == AG_OK) code = train_config_resumable(was, &now, err);
     *ret_c = now;
     return code;
 }
 
-/* What the run's configuration is: the checkpoint's, or config.yaml where it was killed before the first one (*ret_file
- * NULL then). */
-static int stored_config(run *r, train_ckpt_file **ret_file, char warning[1024], train_config *ret_c, ag_err *err)
+/* What the run's configuration is: the checkpoint's, or config.yaml where it was killed before the
+ * first one (*ret_file NULL then). */
+static int stored_config(run *r, train_ckpt_file **ret_file, char warning[1024],
+                         train_config *ret_c, ag_err *err)
 {
     if (train_rundir_has_checkpoint(r->dir.dir)) {
         const int code = train_rundir_resume(&r->dir, ret_file, warning, err);
@@ -370,12 +391,13 @@ static void say_where(run *r, const train_config *was)
     if (s->config.schedule.decay_steps || steps == was->train.steps) return;
     if (opt_schedule_lr(&before, s->step) == train_session_lr(s)) return;
     train_status_line(&r->status, "note    schedule.decay_steps = 0 stands for train.steps, %lld "
-                      "and no longer %lld: the learning rate is now %.3g, not %.3g", (long long)steps,
-                      (long long)was->train.steps, train_session_lr(s),
+                      "and no longer %lld: the learning rate is now %.3g, not %.3g",
+                      (long long)steps, (long long)was->train.steps, train_session_lr(s),
                       opt_schedule_lr(&before, s->step));
 }
 
-int train_resume(const char *dir, char *const *overrides, int n, FILE *out, train_result *ret_result, ag_err *err)
+int train_resume(const char *dir, char *const *overrides, int n, FILE *out,
+                 train_result *ret_result, ag_err *err)
 {
     run r = { .dir = { .lock.fd = -1, .metrics_fd = -1 } };
     train_ckpt_file *f = NULL;
@@ -386,7 +408,9 @@ int train_resume(const char *dir, char *const *overrides, int n, FILE *out, trai
     if (code == AG_OK) code = stored_config(&r, &f, warning, &was, err);
     if (code == AG_OK) code = resumed_config(&was, overrides, n, &c, err);
     if (code == AG_OK) code = train_threads_set(c.train.threads, err);
-    if (code == AG_OK) code = f ? train_state_load(f, &c, &what, &r.s, err) : train_session_new(&c, &what, &r.s, err);
+    if (code == AG_OK)
+        code = f ? train_state_load(f, &c, &what, &r.s, err)
+                 : train_session_new(&c, &what, &r.s, err);
     if (code == AG_OK) code = begin(&r, out, r.s->step ? r.s->step : -1, err);
     train_ckpt_close(f);
     if (code == AG_OK && warning[0]) train_status_line(&r.status, "warning: %s", warning);

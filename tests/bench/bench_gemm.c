@@ -235,7 +235,8 @@ static void bench_m(int64_t m, float *const x[2], float *const w[2], float *cons
     printf("  peak %.1f: %.1f %% of it\n\n", top * 1e-9, top > 0 ? 100 * flop / total[0] / top : 0);
 }
 
-/* bench_gemm --peak: GFLOP/s of register-only multiply-adds on all threads, the best of ten turns */
+/* bench_gemm --peak: GFLOP/s of register-only multiply-adds on all threads, the best of ten
+ * turns */
 static int print_peak(void)
 {
     double best = 0;
