@@ -1,6 +1,7 @@
 #include "train/environment.h"
 
 #include <sched.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,14 +20,35 @@ int train_threads(void)
 #endif
 }
 
+#ifdef _OPENMP
+/*
+ * Where the threads are as many as the processors, each gets one of its own: left to itself, Linux
+ * may keep two threads that wake each other on one processor for seconds while another is idle.
+ */
+static void bind_threads(const cpu_set_t *mine)
+{
+    if (getenv("OMP_PROC_BIND") || omp_get_max_threads() != CPU_COUNT(mine)) return;
+#pragma omp parallel
+    {
+        int skip = omp_get_thread_num(), cpu = 0;
+        while (!CPU_ISSET(cpu, mine) || skip-- > 0) cpu++;
+        cpu_set_t one;
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        sched_setaffinity(0, sizeof one, &one);  /* a wish: refused, the thread goes where it may */
+    }
+}
+#endif
+
 int train_threads_set(int64_t n, ag_err *err)
 {
 #ifdef _OPENMP
     (void)err;
     cpu_set_t mine;
+    const bool known = sched_getaffinity(0, sizeof mine, &mine) == 0;
     if (n > 0) omp_set_num_threads((int)n);
-    else if (!getenv("OMP_NUM_THREADS") && sched_getaffinity(0, sizeof mine, &mine) == 0)
-        omp_set_num_threads(CPU_COUNT(&mine));
+    else if (!getenv("OMP_NUM_THREADS") && known) omp_set_num_threads(CPU_COUNT(&mine));
+    if (known) bind_threads(&mine);
     return AG_OK;
 #else
     return n > 1 ? ag_err_set(err, AG_ECONFIG, "train.threads is %lld, but this tulle was built "

@@ -7,7 +7,7 @@
 
 int train_threads(void);             /* that parallel loops use */
 /* n threads; 0: as many as this process may use processors, unless OMP_NUM_THREADS says
- * otherwise. */
+ * otherwise.  If that makes one thread for each processor, every thread is bound to its own. */
 int train_threads_set(int64_t n, ag_err *err);
 
 /* A JSON object (malloc): version, compiler, kernels (instruction set), processor, threads, system.
