@@ -6,7 +6,7 @@ program as a user would.  A crash or a sanitizer's report is a failure whatever 
 """
 import gzip, os, pathlib, shutil, struct, subprocess, sys, tempfile
 
-tulle, source = str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(sys.argv[2])
+tulle, source = str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(sys.argv[2]).resolve()
 passed, failed = 0, []
 
 

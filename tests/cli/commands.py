@@ -6,7 +6,7 @@ says where it went wrong.
 """
 import json, os, pathlib, re, signal, subprocess, sys, tempfile, time
 
-tulle, source = str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(sys.argv[2])
+tulle, source = str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(sys.argv[2]).resolve()
 quick = str(source / 'configs/quickstart.yaml')
 tiny = ['data.size=20000', 'model.context=16', 'model.d_model=16', 'model.n_heads=2', 'train.batch=4', 'sample.length=20',
         'train.eval_batches=2', 'train.log_every=1', 'schedule.warmup_steps=2', 'schedule.decay_steps=40']

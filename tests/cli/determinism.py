@@ -6,7 +6,7 @@ OMP_NUM_THREADS 1, 2, 3 and 7 and compares the hashes of weights, optimizer stat
 """
 import json, os, pathlib, subprocess, sys, tempfile
 
-tulle, source = sys.argv[1], pathlib.Path(sys.argv[2])
+tulle, source = str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(sys.argv[2]).resolve()
 steps = sys.argv[3] if len(sys.argv) > 3 else '50'
 common = [f'train.steps={steps}', 'train.eval_every=25', 'train.eval_batches=2', 'sample.every=25', 'sample.length=40',
           'schedule.warmup_steps=10', 'checkpoint.every=0']
