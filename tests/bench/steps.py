@@ -29,8 +29,8 @@ def shim():
     return dict(malloc, LD_PRELOAD=str(out)) if done.returncode == 0 else malloc
 
 
-def tulle(config, steps):
-    return [build / 'train/tulle', 'bench', *config, '--json', '--steps', str(steps)], clean
+def tulle(config, steps, warm):
+    return [build / 'train/tulle', 'bench', *config, '--json', '--steps', str(steps), '--warm', str(warm)], clean
 
 
 def torch(script, env, **flags):
@@ -41,19 +41,19 @@ def torch(script, env, **flags):
 best = shim()
 tables = {
     'gpt': ('GPT 6 x 384, 6 heads, context 256, batch 64, AdamW', {
-        'tulle': tulle(GPT + ['model.dropout=0'], 3),
+        'tulle': tulle(GPT + ['model.dropout=0'], 3, 1),
         'PyTorch as installed': torch('torch_gpt.py', clean),
         'PyTorch, best settings': torch('torch_gpt.py', best, best=True)}),
     'gpt-dropout': ('the same with dropout 0.2', {
-        'tulle': tulle(GPT, 3),
+        'tulle': tulle(GPT, 3, 1),
         'PyTorch as installed': torch('torch_gpt.py', clean, dropout=0.2),
         'PyTorch, best settings': torch('torch_gpt.py', best, best=True, dropout=0.2)}),
     'cpu': ('configs/shakespeare-cpu.yaml', {
-        'tulle': tulle(['configs/shakespeare-cpu.yaml'], 200),
+        'tulle': tulle(['configs/shakespeare-cpu.yaml'], 200, 20),
         'PyTorch as installed': torch('torch_gpt.py', clean, **CPU),
         'PyTorch, best settings': torch('torch_gpt.py', best, best=True, **CPU)}),
     'mnist': ('configs/mnist-dense.yaml', {
-        'tulle': tulle(['configs/mnist-dense.yaml'], 2000),
+        'tulle': tulle(['configs/mnist-dense.yaml'], 2000, 100),
         'PyTorch as installed': torch('torch_mnist.py', clean)}),
 }
 
