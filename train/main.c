@@ -92,7 +92,7 @@ static void catch_signals(bool stops)
 static void shorten_spinning(char **argv)
 {
     if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
-    if (setenv("GOMP_SPINCOUNT", "1000", 1)) return;
+    if (setenv("GOMP_SPINCOUNT", "3000", 1)) return;
     execv("/proc/self/exe", argv);   /* returns only where it fails: then it spins */
 }
 

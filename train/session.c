@@ -120,7 +120,7 @@ static int build_model(train_session *s, const train_open *what, ag_err *err)
 
 /*
  * Samples of a micro-batch, where train.micro_batch leaves it open: the largest divisor of the
- * batch for which what one layer works on fits a quarter of the last-level cache, but enough rows
+ * batch for which what one layer works on fits half of the last-level cache, but enough rows
  * to keep the matrix product busy.
  */
 static int64_t choose_micro_batch(const train_session *s)
@@ -131,7 +131,7 @@ static int64_t choose_micro_batch(const train_session *s)
     const int64_t width = s->d_in ? s->d_in + 2 * d_ff : 8 * c->model.d_model + 2 * d_ff;
     long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
     if (cache <= 0) cache = 32l << 20;
-    const int64_t fit = cache / 4 / (width * s->context * (int64_t)sizeof(float));
+    const int64_t fit = cache / 2 / (width * s->context * (int64_t)sizeof(float));
     const int64_t least = (LEAST_ROWS + s->context - 1) / s->context;
     int64_t want = fit > least ? fit : least;
     if (want > batch) want = batch;

@@ -15,7 +15,7 @@ rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
 only = sys.argv[3:]
 clean = {k: v for k, v in os.environ.items() if k not in ('OPENBLAS_CORETYPE', 'OPENBLAS_L2_SIZE')}
 malloc = dict(clean, GLIBC_TUNABLES='glibc.malloc.hugetlb=1', MALLOC_MMAP_THRESHOLD_='4294967296',
-              MALLOC_TRIM_THRESHOLD_='1099511627776', MALLOC_TOP_PAD_='268435456')
+              MALLOC_TRIM_THRESHOLD_='1099511627776', MALLOC_TOP_PAD_='268435456', OMP_PROC_BIND='true')
 
 GPT = ['configs/shakespeare-dense.yaml', 'model.bias=false', 'model.activation=gelu', 'model.tied_embeddings=true',
        'optim.type=adamw', 'optim.weight_decay=0.1', 'optim.clip_norm=0']
@@ -42,12 +42,12 @@ best = shim()
 tables = {
     'gpt': ('GPT 6 x 384, 6 heads, context 256, batch 64, AdamW', {
         'tulle': tulle(GPT + ['model.dropout=0'], 3, 1),
-        'PyTorch as installed': torch('torch_gpt.py', clean),
-        'PyTorch, best settings': torch('torch_gpt.py', best, best=True)}),
+        'PyTorch as installed': torch('torch_gpt.py', clean, steps=2),
+        'PyTorch, best settings': torch('torch_gpt.py', best, best=True, steps=2)}),
     'gpt-dropout': ('the same with dropout 0.2', {
         'tulle': tulle(GPT, 3, 1),
-        'PyTorch as installed': torch('torch_gpt.py', clean, dropout=0.2),
-        'PyTorch, best settings': torch('torch_gpt.py', best, best=True, dropout=0.2)}),
+        'PyTorch as installed': torch('torch_gpt.py', clean, dropout=0.2, steps=2),
+        'PyTorch, best settings': torch('torch_gpt.py', best, best=True, dropout=0.2, steps=2)}),
     'cpu': ('configs/shakespeare-cpu.yaml', {
         'tulle': tulle(['configs/shakespeare-cpu.yaml'], 200, 20),
         'PyTorch as installed': torch('torch_gpt.py', clean, **CPU),
@@ -70,7 +70,7 @@ def peak():
     tool = build / 'tests/bench_gemm'
     if not tool.exists():
         return None
-    out = subprocess.run([tool, '--peak'], env=clean, capture_output=True, text=True)
+    out = subprocess.run([tool, '--peak'], env=dict(clean, OMP_PROC_BIND='true'), capture_output=True, text=True)
     return float(out.stdout.split()[0]) if out.returncode == 0 else None
 
 
