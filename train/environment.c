@@ -80,7 +80,7 @@ int train_environment(const char *kernels, char **ret_json, ag_err *err)
     processor(cpu);
     uname(&u);
     char *json = NULL;
-    if (asprintf(&json, "{\n  \"version\": \"0.1.0\",\n  \"compiler\": \"%s\",\n"
+    if (asprintf(&json, "{\n  \"version\": \"" TULLE_VERSION "\",\n  \"compiler\": \"%s\",\n"
                  "  \"kernels\": \"%s\",\n"
                  "  \"processor\": \"%s\",\n  \"threads\": %d,\n  \"system\": \"%s %s %s\"\n}\n",
                  __VERSION__, kernels, cpu, train_threads(), u.sysname, u.release, u.machine) < 0)

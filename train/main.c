@@ -32,7 +32,7 @@ enum { COMMANDS = sizeof commands / sizeof *commands };
 
 static void usage(FILE *out)
 {
-    fputs("tulle 0.1.0: trains small sparse networks\n\n", out);
+    fputs("tulle " TULLE_VERSION ": trains small sparse networks\n\n", out);
     for (int i = 0; i < COMMANDS; i++)
         fprintf(out, "  tulle %s %s\n      %s\n", commands[i].name, commands[i].usage,
                 commands[i].help);
@@ -107,7 +107,7 @@ static int run(int argc, char **argv, ag_err *err)
         return AG_OK;
     }
     if (!strcmp(argv[1], "version") || !strcmp(argv[1], "--version")) {
-        puts("tulle 0.1.0");
+        puts("tulle " TULLE_VERSION);
         return AG_OK;
     }
     for (int i = 0; i < COMMANDS; i++) {

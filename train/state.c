@@ -4,8 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TULLE_VERSION "0.1.0"
-
 static const char *const opt_names[] = { [OPT_ADAMW] = "adamw", [OPT_ADAM] = "adam",
                                          [OPT_SGD] = "sgd" };
 
