@@ -104,6 +104,38 @@ typedef struct ag_controller {
     ag_noise noise;                  /* matrix [rows, blocks*n] */
 } ag_controller;
 
+/*
+ * The same controller with its last matrix: z = low @ c2 + cb, which is never stored.  Its gate is
+ * what a block's output is multiplied with.
+ */
+typedef enum ag_gate {
+    AG_GATE_ONE,                     /* 1; gradient as if it were p: straight-through (1308.3432) */
+    AG_GATE_P,                       /* p of the choice, with its gradient (Switch) */
+    AG_GATE_SCALED,                  /* p of the choice as a constant, times AG_GATE_ONE */
+    AG_GATE_COUNT
+} ag_gate;
+
+typedef struct ag_chooser {
+    ag_controller c;                 /* hard is not looked at */
+    int64_t rank;
+    const void *low, *c2, *cb;       /* [rows,rank], [rank,blocks*n], [blocks*n] or NULL */
+    ag_gate gate;
+    int64_t picks;                   /* listed per block: the choice, then the other n with the
+                                      * highest p */
+    bool    all;                     /* a gate for each of the n; picks is 1 */
+} ag_chooser;
+
+/*
+ * Feed-forward units of which few are live.  They form blocks of n choices, a choice is `width`
+ * units in a row: choice k of block b has the units u = (b*n + k)*width + 0 .. width-1, and w
+ * [blocks*n*width, d] a row for each.  A listed unit is one of a row's picks.
+ */
+typedef struct ag_live {
+    int64_t rows, d;
+    int64_t blocks, n, width, picks;
+    const int32_t *choice;           /* [rows,blocks,picks], each 0 .. n-1 */
+} ag_live;
+
 typedef struct ag_kernels {
     const char *name;                /* "ref", "base", "avx2", "avx512" */
     ag_dtype    dtype;
@@ -181,7 +213,34 @@ typedef struct ag_kernels {
     /* dz (+)= p * (dmask - sum(p dmask)) per block, times 1/temperature when relaxed with noise */
     void (*controller_bwd)(const ag_controller *c, const void *p, const void *dmask, void *dz,
                            bool acc);
+
+    /* choice[rows,blocks,picks]; gate[rows,blocks,picks], 0 but for the first pick, or, with
+     * c->all, gate[rows,blocks,n], 0 but for the choice.  scratch: ag_choose_scratch(c) bytes. */
+    void (*choose_fwd)(const ag_chooser *c, int32_t *choice, void *gate, void *scratch);
+    /* From dgate, which is 0 for units that are not listed:  dp = dgate (times p of the choice for
+     * AG_GATE_SCALED), dz as controller_bwd, dlow (+)= dz c2^T, dc2 += low^T dz, dcb += column sums
+     * of dz.  Each of the three may be NULL. */
+    void (*choose_bwd)(const ag_chooser *c, const int32_t *choice, const void *dgate, void *dlow,
+                       bool acc, void *dc2, void *dcb, void *scratch);
+
+    /* Over the listed units, a and h [rows,blocks,picks,width]:  a = x[r] . w[u] + bias[u] */
+    void (*live_dot)(const ag_live *l, const void *x, const void *w, const void *bias, void *a);
+    /* y[r] (+)= sum of h w[u] over the row's listed units, + bias[d] + residual[rows,d], which may
+     * be NULL; the weights of units with h = 0 are not read */
+    void (*live_sum)(const ag_live *l, const void *h, const void *w, const void *bias,
+                     const void *residual, void *y, bool acc);
+    /* dw[u] += sum over the rows that list u of h x[r]; dbias[u] += sum of h; either may be NULL */
+    void (*live_grad)(const ag_live *l, const void *h, const void *x, void *dw, void *dbias);
+    /* h[m,width] = gate[m] max(a, 0), gate NULL: 1 */
+    void (*gate_fwd)(int64_t m, int64_t width, const void *a, const void *gate, void *h);
+    /* da = dh gate (a > 0), may be dh itself; dgate[m] (+)= sum over width of dh max(a, 0); either
+     * may be NULL */
+    void (*gate_bwd)(int64_t m, int64_t width, const void *a, const void *gate, const void *dh,
+                     void *da, void *dgate, bool acc);
 } ag_kernels;
+
+/* Bytes that choose_fwd and choose_bwd need for a while, on any CPU table. */
+size_t ag_choose_scratch(const ag_chooser *c, ag_dtype dtype);
 
 /* Plain C, one thread: the specification. */
 const ag_kernels *ag_kernels_ref(ag_dtype dtype);

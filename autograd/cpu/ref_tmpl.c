@@ -430,6 +430,8 @@ static void controller_bwd(const ag_controller *c, const void *pp, const void *p
     }
 }
 
+#include "autograd/cpu/ref_live_tmpl.h"
+
 extern const ag_kernels TABLE;
 
 const ag_kernels TABLE = {
@@ -453,4 +455,7 @@ const ag_kernels TABLE = {
     .attention_fwd = attention_fwd, .attention_bwd = attention_bwd,
     .xent_fwd = xent_fwd, .xent_bwd = xent_bwd,
     .controller_fwd = controller_fwd, .controller_bwd = controller_bwd,
+    .choose_fwd = choose_fwd, .choose_bwd = choose_bwd,
+    .live_dot = live_dot, .live_sum = live_sum, .live_grad = live_grad,
+    .gate_fwd = gate_fwd, .gate_bwd = gate_bwd,
 };
