@@ -183,6 +183,15 @@ typedef struct ag_kernels {
     void (*embedding_bwd)(int64_t m, int64_t d, const int32_t *ids, const void *dy, int64_t t,
                           int64_t pos0, void *dtable, void *dpos);
 
+    /* y[r*ldy ..] (+)= x[r*ldx ..], m rows of n; ldx may be 0: the same row m times */
+    void (*copy_rows)(int64_t m, int64_t n, const void *x, int64_t ldx, void *y, int64_t ldy,
+                      bool acc);
+    /* y[a,b,n] = p[a,n] * q[b,n]: each row of p times each row of q, elementwise; backward
+     * dp[i] += sum_j q[j] dy[i,j], dq[j] += sum_i p[i] dy[i,j]; either may be NULL */
+    void (*outer_fwd)(int64_t a, int64_t b, int64_t n, const void *p, const void *q, void *y);
+    void (*outer_bwd)(int64_t a, int64_t b, int64_t n, const void *p, const void *q, const void *dy,
+                      void *dp, void *dq);
+
     /* y[r] = x[idx[r]] over rows of n; backward dx[idx[r]] += dy[r] in the order of r */
     void (*gather_fwd)(int64_t m, int64_t n, const int32_t *idx, const void *x, void *y);
     void (*gather_bwd)(int64_t m, int64_t n, const int32_t *idx, const void *dy, void *dx);

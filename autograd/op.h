@@ -29,6 +29,11 @@ typedef union ag_attr {              /* the parameters of a call that are no ten
     struct { int64_t heads, d_qk, d_v, q_pos0; bool causal;
              double drop; uint32_t site; struct ag_kv_cache *cache; int layer; } attention;
     struct { int64_t n; bool relaxed, hard; double temperature; uint32_t site; } control;
+    struct { int64_t width; } multiplicative;                /* of the output; 0: all of it */
+    struct { int64_t modules, taps, span; bool past; } module_conv;
+    struct { int64_t modules, span; } module_linear;
+    struct { int64_t modules; } module_concat;
+    struct { int64_t rows; struct ag_kv_cache *cache; int layer, slot; } recall;
     ag_shape reshape;
 } ag_attr;
 

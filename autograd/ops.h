@@ -50,15 +50,23 @@ typedef struct ag_kv_cache ag_kv_cache;
 /* For `layers` layers, batch sequences of at most `capacity` positions; NULL: out of memory. */
 ag_kv_cache *ag_kv_cache_new(ag_dtype dtype, int layers, int64_t batch, int64_t capacity,
                              int64_t d_k, int64_t d_v);
+/* Room for the last `rows` inputs, `width` numbers wide, of `slots` places in each layer that look
+ * back over time (ag_recall); such a cache can only be reset to 0.  AG_ENOMEM. */
+int     ag_kv_cache_keep(ag_kv_cache *c, int slots, int64_t rows, int64_t width);
 void    ag_kv_cache_free(ag_kv_cache *c);
 void    ag_kv_cache_reset(ag_kv_cache *c, int64_t length);   /* keep the first `length` positions */
 int64_t ag_kv_cache_length(const ag_kv_cache *c);
 void    ag_kv_cache_advance(ag_kv_cache *c, int64_t n);   /* after all layers saw n new positions */
-/* Causal attention of the new positions qkv [b,t,..] over the cache and themselves; stores their
- * keys and values in the cache at ag_kv_cache_length.  No gradient.  AG_ERANGE when the cache is
+/* Causal attention of the new positions q, k, v [b,t,..] over the cache and themselves; stores
+ * their keys and values in the cache at ag_kv_cache_length.  Or q alone holds q, k and v side by
+ * side as for ag_attend_qkv, and k and v are NULL.  No gradient.  AG_ERANGE when the cache is
  * full. */
-ag_tensor *ag_attend_cached(ag_tape *t, ag_tensor *qkv, const ag_attention_options *o,
-                            ag_kv_cache *cache, int layer);
+ag_tensor *ag_attend_cached(ag_tape *t, ag_tensor *q, ag_tensor *k, ag_tensor *v,
+                            const ag_attention_options *o, ag_kv_cache *cache, int layer);
+/* [b,rows+t,d]: the last `rows` inputs of place `slot` of the layer, zeros where there were none,
+ * then x [b,t,d]; keeps the last rows of that.  No gradient. */
+ag_tensor *ag_recall(ag_tape *t, ag_tensor *x, int64_t rows, ag_kv_cache *cache, int layer,
+                     int slot);
 
 /* mean over the rows with target >= 0 of -log softmax(logits)[target] -> scalar, in nats; targets
  * int32, one per row.  AG_ERANGE for a target beyond the logits. */
@@ -77,6 +85,29 @@ typedef struct ag_controller_options {
 } ag_controller_options;
 ag_tensor *ag_control(ag_tape *t, ag_tensor *z, const ag_controller_options *o,
                       ag_tensor **ret_choice);
+
+/* The multiplicative layer (2111.12763 section 3.2): x [..,d], gates [S,d], w [M,d] (out,in) ->
+ * y[..,s*M+m] = sum_i x_i gates[s,i] w[m,i] + bias[s*M+m], of which the first `width` outputs exist
+ * (0: all S*M); bias [width] or NULL. */
+ag_tensor *ag_multiplicative(ag_tape *t, ag_tensor *x, ag_tensor *gates, ag_tensor *w,
+                             ag_tensor *bias, int64_t width);
+
+/* Convolution over time, causally, and over modules: x [b,t,modules*p], w [o,taps*span*p],
+ * bias [o] or NULL -> [b,t,modules*o]; all modules share the weights (ops/module_conv.c). */
+typedef struct ag_module_conv_options {
+    int64_t modules;
+    int64_t taps;                    /* positions of time: this one and taps - 1 before it */
+    int64_t span;                    /* modules, odd */
+    bool    past;                    /* the first taps - 1 rows of x come before those of y */
+} ag_module_conv_options;
+ag_tensor *ag_module_conv(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *bias,
+                          const ag_module_conv_options *o);
+/* Each module with weights of its own: x [..,modules*p], w [modules*o,span*p], bias [modules*o] or
+ * NULL -> [..,modules*o]; module s sees the span around it, in a ring. */
+ag_tensor *ag_module_linear(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *bias,
+                            int64_t modules, int64_t span);
+/* Module by module side by side: a [..,modules*p], b [..,modules*q] -> [..,modules*(p+q)] */
+ag_tensor *ag_module_concat(ag_tape *t, ag_tensor *a, ag_tensor *b, int64_t modules);
 
 ag_tensor *ag_gather(ag_tape *t, ag_tensor *x, ag_tensor *idx);   /* x[v,n], idx[..] -> [..,n]:
                                                                    * rows */

@@ -24,7 +24,8 @@ ag_tensor *nn_attention_forward(const nn_attention *l, ag_tape *t, ag_tensor *x,
     };
     ag_scope(t, "attention", -1);
     ag_tensor *qkv = nn_linear_forward(&l->qkv, t, x, AG_ACT_NONE, NULL);
-    ag_tensor *a = cache ? ag_attend_cached(t, qkv, &o, cache, layer) : ag_attend_qkv(t, qkv, &o);
+    ag_tensor *a = cache ? ag_attend_cached(t, qkv, NULL, NULL, &o, cache, layer)
+                         : ag_attend_qkv(t, qkv, &o);
     ag_tensor *y = nn_branch_end(&l->out, &l->drop, t, a, residual, mode);
     ag_scope_end(t);
     return y;

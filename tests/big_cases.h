@@ -23,6 +23,13 @@
 #define CONTROL(r, h, size, t)                                                                     \
     BIG(control, -2, 2, IN(S2(401, 4 * size)), .surrogate = h,                                     \
         .attr.control = { .n = size, .relaxed = r, .hard = h, .temperature = t, .site = 2 })
+#define MULT(m, d, modules, each, w)                                                               \
+    BIG(multiplicative, -1, 1,                                                                     \
+        IN(S2(m, d), S2(modules, d), S2(each, d), S1((w) ? (w) : (modules) * (each))),             \
+        .attr.multiplicative = { w })
+#define CONV(t, modules, taps, span, p, o, past)                                                   \
+    BIG(module_conv, -1, 1, IN(S3(2, t, modules * p), S2(o, taps * span * p), S1(o)),              \
+        .attr.module_conv = { modules, taps, span, past })
 
 static const struct big { const ag_op *op; ag_sample s; } big[] = {
 #define AG_UNARY(name, f, df, lo, hi, g) BIG(name, lo, hi, .gap = g, IN(S2(70, 1001))),
@@ -69,6 +76,15 @@ static const struct big { const ag_op *op; ag_sample s; } big[] = {
     BIG(mean, 1, 1.1, IN(S1(200003))),
     BIG(row_sum, 0, 1, IN(S2(33, 5003))),
     BIG(scale, -1, 1, IN(S1(70001)), .attr.scale.alpha = 0.3),
+    MULT(300, 130, 9, 31, 0),                            /* two groups of modules, the last cut */
+    MULT(300, 515, 7, 80, 7 * 80 - 33),
+    MULT(3, 515, 7, 80, 7 * 80 - 33),                    /* few rows */
+    CONV(140, 9, 3, 3, 24, 17, false),
+    CONV(35, 17, 2, 3, 33, 65, true),
+    CONV(600, 33, 3, 1, 16, 16, false),                  /* several tiles */
+    BIG(module_linear, -1, 1, IN(S2(301, 9 * 33), S2(9 * 17, 3 * 33), S1(9 * 17)),
+        .attr.module_linear = { 9, 3 }),
+    BIG(module_concat, -1, 1, IN(S2(301, 9 * 33), S2(301, 9 * 17)), .attr.module_concat = { 9 }),
 };
 enum { N_BIG = sizeof big / sizeof *big };
 

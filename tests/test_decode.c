@@ -57,7 +57,8 @@ static void decode(ag_tape *t, const ag_kernels *k, ag_kv_cache *cache, int64_t 
                    uint64_t seed, ag_tensor *const whole[LAYERS])
 {
     for (int layer = 0; layer < LAYERS; layer++) {
-        ag_tensor *y = ag_attend_cached(t, qkv(t, layer, from, n, seed), &options, cache, layer);
+        ag_tensor *y = ag_attend_cached(t, qkv(t, layer, from, n, seed), NULL, NULL, &options,
+                                        cache, layer);
         if (ag_error(t)) fail_msg("%s: %s", k->name, ag_error_message(t));
         compare(k->name, y, from, whole[layer], from, n);
     }
@@ -118,12 +119,13 @@ static void a_cache_that_does_not_fit_is_refused(void **state)
         { single, 1, 0, AG_ESHAPE }, { narrow, 1, 0, AG_ESHAPE }, { fewer, 1, 0, AG_ESHAPE },
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        ag_attend_cached(t, qkv(t, 0, 0, bad[i].n, 1), &options, bad[i].cache, bad[i].layer);
+        ag_attend_cached(t, qkv(t, 0, 0, bad[i].n, 1), NULL, NULL, &options, bad[i].cache,
+                         bad[i].layer);
         assert_int_equal(ag_error(t), bad[i].code);
         assert_non_null(strstr(ag_error_message(t), "attend_cached: "));
         ag_tape_reset(t);
     }
-    ag_attend_cached(t, qkv(t, 0, 0, 4, 1), &options, cache, 0);
+    ag_attend_cached(t, qkv(t, 0, 0, 4, 1), NULL, NULL, &options, cache, 0);
     assert_int_equal(ag_error(t), AG_OK);
     ag_kv_cache_free(cache);
     ag_kv_cache_free(single);

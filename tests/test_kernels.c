@@ -41,7 +41,7 @@ static void result_release(result *r)
 /* A tape whose memory is full of NaN: one chunk, so that it stays so over resets. */
 enum { POISON_MAX = 64 << 20 };
 
-static void poison(ag_tape *t, size_t bytes)
+static void nan_input(ag_tape *t, size_t bytes)
 {
     static float *nan;
     enum { COUNT = POISON_MAX / sizeof(float) };
@@ -51,9 +51,25 @@ static void poison(ag_tape *t, size_t bytes)
         for (int64_t i = 0; i < COUNT; i++) nan[i] = NAN;
     }
     assert_true(bytes <= POISON_MAX);
-    ag_tape_reset(t);
     ag_input(t, AG_SHAPE((int64_t)(bytes / sizeof(float))), nan, false);
+}
+
+static void poison(ag_tape *t, size_t bytes)
+{
     ag_tape_reset(t);
+    nan_input(t, bytes);
+    ag_tape_reset(t);
+}
+
+/* Where the gradients of the case will lie: its forward may have had scratch there. */
+static void poison_ahead(ag_tape *t, const op_case *c, const ag_tensor *y)
+{
+    size_t bytes = 4 * (size_t)y->size + 64 * (AG_MAX_IN + 2);
+    for (int i = 0; i < c->op->n_in; i++) bytes += 4 * (size_t)ag_shape_size(&c->s.in[i]);
+    const ag_tape_mark *m = ag_tape_mark_here(t);
+    assert_non_null(m);
+    nan_input(t, bytes);
+    ag_tape_rewind(t, m);
 }
 
 static ag_tape *poisoned_tape(const ag_kernels *k)
@@ -101,6 +117,7 @@ static result run(ag_tape *t, const op_case *c)
         if (f32 && !c->op->alias)
             check_guard(c, "an output", out[i]->data, (size_t)out[i]->size * 4);
     }
+    if (back && f32) poison_ahead(t, c, out[0]);
     if (back && case_backward(t, c, out[0]))
         fail_msg("%s: %s", case_text(c, 0, text), ag_error_message(t));
     for (int i = 0; back && i < c->op->n_in; i++) {
@@ -202,7 +219,10 @@ static double least_scale(const op_case *c, int i)
  * few hundred terms one by one in registers before they go over to the next block. */
 static double allowance(const ag_op *op)
 {
-    return op == &ag_op_matmul || op == &ag_op_linear ? 24 : is_sum_of_products(op) ? 4 : 8;
+    const bool product = op == &ag_op_matmul || op == &ag_op_linear ||
+                         op == &ag_op_multiplicative || op == &ag_op_module_conv ||
+                         op == &ag_op_module_linear;
+    return product ? 24 : is_sum_of_products(op) ? 4 : 8;
 }
 
 static void compare(const op_case *c, const char *name, int i, int64_t n, const double *got,
@@ -329,8 +349,8 @@ static void every_op_has_a_large_case(void **state)
     (void)state;
     for (int o = 0; o < ag_op_count; o++) {
         op_case c;
-        bool found = ag_op_table[o] == &ag_op_attend_cached ||
-                     ag_op_table[o]->alias; /* test_decode; no kernel */
+        const ag_op *op = ag_op_table[o];        /* test_decode, test_qkv; no kernel */
+        bool found = op == &ag_op_attend_cached || op == &ag_op_recall || op->alias;
         for (int i = 0; i < N_BIG; i++) found |= big_at(ag_op_table[o], i, &c);
         if (!found) fail_msg("%s has no large case", ag_op_table[o]->name);
     }

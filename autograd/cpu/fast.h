@@ -66,6 +66,11 @@ void AG_NAME(xent_fwd)(int64_t m, int64_t n, const void *x, const int32_t *targe
                        void *loss);
 void AG_NAME(xent_bwd)(int64_t m, int64_t n, const void *x, const int32_t *target, const void *lse,
                        const void *dloss, void *dx, bool acc);
+void AG_NAME(copy_rows)(int64_t m, int64_t n, const void *x, int64_t ldx, void *y, int64_t ldy,
+                        bool acc);
+void AG_NAME(outer_fwd)(int64_t a, int64_t b, int64_t n, const void *p, const void *q, void *y);
+void AG_NAME(outer_bwd)(int64_t a, int64_t b, int64_t n, const void *p, const void *q,
+                        const void *dy, void *dp, void *dq);
 void AG_NAME(controller_fwd)(const ag_controller *c, const void *z, void *mask, int32_t *choice,
                              void *p);
 void AG_NAME(controller_bwd)(const ag_controller *c, const void *p, const void *dmask, void *dz,

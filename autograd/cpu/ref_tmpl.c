@@ -431,6 +431,7 @@ static void controller_bwd(const ag_controller *c, const void *pp, const void *p
 }
 
 #include "autograd/cpu/ref_live_tmpl.h"
+#include "autograd/cpu/ref_modules_tmpl.h"
 
 extern const ag_kernels TABLE;
 
@@ -451,6 +452,7 @@ const ag_kernels TABLE = {
     .softmax_fwd = softmax_fwd, .softmax_bwd = softmax_bwd,
     .embedding_fwd = embedding_fwd, .embedding_bwd = embedding_bwd,
     .gather_fwd = gather_fwd, .gather_bwd = gather_bwd, .pick_fwd = pick_fwd, .pick_bwd = pick_bwd,
+    .copy_rows = copy_rows, .outer_fwd = outer_fwd, .outer_bwd = outer_bwd,
     .argmax = argmax, .dropout_fwd = dropout_fwd, .dropout_bwd = dropout_bwd,
     .attention_fwd = attention_fwd, .attention_bwd = attention_bwd,
     .xent_fwd = xent_fwd, .xent_bwd = xent_bwd,

@@ -29,15 +29,17 @@ static inline void vtree_add(vtree *t, vf run)
     t->level[l] = run;
 }
 
-static inline float vtree_total(const vtree *t)
+static inline vf vtree_lanes(const vtree *t)
 {
     vf s = { 0 };
     int l = 0;
     for (int64_t c = t->runs; c; c >>= 1, l++)
         if (c & 1)
             s = t->level[l] + s;
-    return vsum(s);
+    return s;
 }
+
+static inline float vtree_total(const vtree *t) { return vsum(vtree_lanes(t)); }
 
 /* for (run starting at b) for (vector at j): the loops of a sum over n numbers */
 #define FOR_RUNS(b, n) for (int64_t b = 0; b < (n); b += RUN * VL)

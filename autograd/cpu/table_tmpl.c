@@ -1,6 +1,7 @@
 /*
  * table_tmpl.c -- the f32 table of one instruction set, ag_kernels_<isa>_f32; the kernels are in
- * gemm_tmpl.c, attention_tmpl.c, map_tmpl.c and rows_tmpl.c, compiled with the same -DAG_ISA.
+ * gemm_tmpl.c, attention_tmpl.c, map_tmpl.c, rows_tmpl.c and modules_tmpl.c, compiled with the
+ * same -DAG_ISA.
  */
 #include "autograd/cpu/fast.h"
 
@@ -24,6 +25,7 @@ const ag_kernels TABLE = {
     K(gemm), K(act_bwd), K(fill), K(add), K(scale), K(add_scalar), K(sum), K(row_sum), K(row_add),
     K(layernorm_fwd), K(layernorm_bwd), K(softmax_fwd), K(softmax_bwd),
     K(embedding_fwd), K(embedding_bwd), K(gather_fwd), K(gather_bwd), K(pick_fwd), K(pick_bwd),
+    K(copy_rows), K(outer_fwd), K(outer_bwd),
     K(argmax), K(dropout_fwd), K(dropout_bwd), K(attention_fwd), K(attention_bwd),
     K(xent_fwd), K(xent_bwd), K(controller_fwd), K(controller_bwd),
 };

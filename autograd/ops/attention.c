@@ -15,13 +15,15 @@
 typedef struct view { char *p; int64_t row, batch; } view;   /* elements between positions, between
                                                               * sequences */
 
-/* Where q, k, v (i = 0, 1, 2) begin in their tensors: three inputs, or slices of the one packed
- * qkv. */
+/* Are q, k, v three inputs, or slices of the one packed qkv? */
+static bool is_apart(const ag_call *c) { return c->in[1] != NULL; }
+
+/* Where q, k, v (i = 0, 1, 2) begin in their tensors. */
 static view part(const ag_call *c, int i, void *const base[3])
 {
     const int64_t h = c->attr.attention.heads, dk = h * c->attr.attention.d_qk,
         dv = h * c->attr.attention.d_v;
-    if (c->op == &ag_op_attend) {
+    if (is_apart(c)) {
         const int64_t w = i < 2 ? dk : dv;
         return (view){ base[i], w, w * c->in[i]->shape.dim[1] };
     }
@@ -32,7 +34,7 @@ static view part(const ag_call *c, int i, void *const base[3])
 
 static ag_attention setup(const ag_call *c)
 {
-    const ag_tensor *q = c->in[0], *k = c->op == &ag_op_attend ? c->in[1] : q;
+    const ag_tensor *q = c->in[0], *k = is_apart(c) ? c->in[1] : q;
     void *base[3];
     for (int i = 0; i < 3; i++) base[i] = c->in[i] ? c->in[i]->data : NULL;
     const view vq = part(c, 0, base), vk = part(c, 1, base), vv = part(c, 2, base);
@@ -79,8 +81,8 @@ static int attend_shape(ag_call *c, ag_shape *out)
         v->dim[2] != dv || k->dim[1] != v->dim[1] || q->dim[0] != k->dim[0] ||
         q->dim[0] != v->dim[0]) {
         char a[96], b[96], d[96];
-        return ag_fail(c->tape, AG_ESHAPE, "attend: wanted q [b,tq,%lld], k [b,tk,%lld], "
-                       "v [b,tk,%lld], got %s, %s, %s", (long long)dk, (long long)dk,
+        return ag_fail(c->tape, AG_ESHAPE, "%s: wanted q [b,tq,%lld], k [b,tk,%lld], "
+                       "v [b,tk,%lld], got %s, %s, %s", c->op->name, (long long)dk, (long long)dk,
                        (long long)dv, ag_shape_text(q, a), ag_shape_text(k, b),
                        ag_shape_text(v, d));
     }
@@ -240,7 +242,12 @@ ag_tensor *ag_attend_qkv(ag_tape *t, ag_tensor *qkv, const ag_attention_options 
 
 static int cached_shape(ag_call *c, ag_shape *out)
 {
-    const int r = qkv_shape(c, out);
+    const ag_tensor *q = c->in[0], *k = c->in[1], *v = c->in[2];
+    if (!k != !v || (k && k->shape.ndim > 1 && q->shape.ndim > 1 &&
+                     k->shape.dim[1] != q->shape.dim[1]))
+        return ag_fail(c->tape, AG_ESHAPE, "attend_cached: wanted q, k and v of the same new "
+                       "positions, or all three in one tensor");
+    const int r = k ? attend_shape(c, out) : qkv_shape(c, out);
     const ag_kv_cache *kv = c->attr.attention.cache;
     if (r < 0 || !kv) return r;      /* without a cache (samples): the new positions alone */
     const ag_shape *x = &c->in[0]->shape;
@@ -294,26 +301,35 @@ static bool cached_sample(int64_t i, ag_sample *s)
 {
     static const int64_t T[] = { 1, 2, 11 }, DK[] = { 1, 17 };
     const int64_t t = T[ag_digit(&i, 3)], dk = DK[ag_digit(&i, 2)];
+    const bool apart = ag_digit(&i, 2);
     *s = (ag_sample){ .in = { AG_SHAPE(2, t, 3 * (2 * dk + 8)) }, .lo = -1.5, .hi = 1.5,
+                      .absent = apart ? 0 : 6,
                       .attr.attention = { .heads = 3, .d_qk = dk, .d_v = 8, .causal = true } };
+    if (apart) {
+        s->in[0] = s->in[1] = AG_SHAPE(2, t, 3 * dk);
+        s->in[2] = AG_SHAPE(2, t, 3 * 8);
+    }
     if (i == 1) s->in[0].dim[2]++, s->bad = AG_ESHAPE;
-    return i < 2;
+    if (i == 2 && !apart) s->in[1] = s->in[0], s->absent = 4, s->bad = AG_ESHAPE;
+    if (i == 2 && apart) s->in[1].dim[1] = s->in[2].dim[1] = t + 1, s->bad = AG_ESHAPE;
+    return i < 3;
 }
 
 const ag_op ag_op_attend_cached = {
-    .name = "attend_cached", .doc = "attend_qkv of new positions over a cache of earlier ones",
-    .n_in = 1, .n_out = 1, .shape = cached_shape, .saved_bytes = attend_saved,
+    .name = "attend_cached",
+    .doc = "attend of new positions, or attend_qkv, over a cache of earlier ones",
+    .n_in = 3, .n_out = 1, .optional = 6, .shape = cached_shape, .saved_bytes = attend_saved,
     .forward = cached_forward, .nondiff = "it is for decoding: the cache holds no gradient",
     .flops = attend_flops, .sample = cached_sample,
 };
 
-ag_tensor *ag_attend_cached(ag_tape *t, ag_tensor *qkv, const ag_attention_options *o,
-                            ag_kv_cache *cache, int layer)
+ag_tensor *ag_attend_cached(ag_tape *t, ag_tensor *q, ag_tensor *k, ag_tensor *v,
+                            const ag_attention_options *o, ag_kv_cache *cache, int layer)
 {
     ag_attr a = attr_of(o);
     a.attention.causal = true;
     a.attention.drop = 0;
     a.attention.cache = cache;
     a.attention.layer = layer;
-    return ag_apply(t, &ag_op_attend_cached, (ag_tensor *[AG_MAX_IN]){ qkv }, &a, NULL);
+    return ag_apply(t, &ag_op_attend_cached, (ag_tensor *[AG_MAX_IN]){ q, k, v }, &a, NULL);
 }

@@ -25,16 +25,34 @@ ag_kv_cache *ag_kv_cache_new(ag_dtype dtype, int layers, int64_t batch, int64_t 
     return c;
 }
 
+int ag_kv_cache_keep(ag_kv_cache *c, int slots, int64_t rows, int64_t width)
+{
+    assert(!c->past[0] && slots >= 0 && rows >= 0);
+    const int64_t n = ag_shape_size(&AG_SHAPE((int64_t)c->layers * slots, c->batch, rows, width));
+    c->past_slots = slots;
+    c->past_rows = rows;
+    c->past_width = width;
+    if (n == 0) return AG_OK;
+    if (n > INT64_MAX / 16) return AG_ENOMEM;
+    c->past_bytes = 2 * (size_t)n * ag_dtype_size(c->dtype);
+    c->past[0] = ag_block_alloc(c->past_bytes);
+    if (!c->past[0]) return AG_ENOMEM;
+    c->past[1] = c->past[0] + c->past_bytes / 2;
+    return AG_OK;
+}
+
 void ag_kv_cache_free(ag_kv_cache *c)
 {
     if (!c) return;
     ag_block_free(c->k, c->bytes);
+    ag_block_free(c->past[0], c->past_bytes);
     free(c);
 }
 
 void ag_kv_cache_reset(ag_kv_cache *c, int64_t length)
 {
     assert(length >= 0 && length <= c->length);
+    assert(length == 0 || length == c->length || !c->past[0]);
     c->length = length;
 }
 
@@ -44,4 +62,5 @@ void ag_kv_cache_advance(ag_kv_cache *c, int64_t n)
 {
     assert(c->length + n <= c->capacity);
     c->length += n;
+    c->side = !c->side;
 }
