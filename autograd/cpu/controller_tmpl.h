@@ -3,24 +3,7 @@
  *
  * Small blocks (up to a vector) lie side by side in a vector; larger ones go one by one.
  */
-
-/* g[n] = -log(-log u) for one row of the noise */
-static void gumbel_row(const ag_noise *z, int64_t row, int64_t n, float *g)
-{
-    const uint64_t group = ag_noise_group(z, row, n);
-    for (int64_t j = 0; j < n; j += 64) {
-        uint32_t bits[64];
-        vnoise64(z, group + (uint64_t)j / 64, bits);
-        for (int64_t i = j; i < n && i < j + 64; i += VL) {
-            vi k;
-            memcpy(&k, bits + (i - j), sizeof k);
-            /* ag_uniform */
-            vf u = (__builtin_convertvector((vi)((vu)k >> 8), vf) + 0.5f) * 0x1p-24f;
-            u = vmax(vmin(u, vset(1.0f - 1e-6f)), vset(1e-6f));
-            vstore_to(g + i, -vlog_normal(-vlog_normal(u)), n - i);
-        }
-    }
-}
+#include "autograd/cpu/controller.h"
 
 /*
  * One block: on entry g[n] holds the noise (has_noise), which p replaces; mask first serves for
@@ -66,26 +49,6 @@ static void controller_block(const ag_controller *c, bool has_noise, const float
         mask[*choice] = 1.0f;
 }
 
-/* Blocks of 1, 2, 4, .. VL numbers lie side by side in a vector: no lane is idle. */
-static bool is_packed(int64_t n) { return n <= VL && VL % n == 0; }
-
-/* Each lane takes the lane whose number differs in the bits of h. */
-static inline vf vswap(vf x, int h) { return __builtin_shuffle(x, vlane() ^ h); }
-
-/* The sum, and the largest, of each run of n lanes, in all of its lanes. */
-static inline vf vpacked_sum(vf x, int64_t n)
-{
-    for (int h = 1; h < n; h *= 2)
-        x += vswap(x, h);
-    return x;
-}
-static inline vf vpacked_max(vf x, int64_t n)
-{
-    for (int h = 1; h < n; h *= 2)
-        x = vmax(x, vswap(x, h));
-    return x;
-}
-
 /* controller_block() for all blocks of a row of `size` numbers, where they are packed. */
 static void controller_packed(const ag_controller *c, bool has_noise, int64_t size, const float *z,
                               float *mask, int32_t *choice, float *p)
@@ -121,7 +84,7 @@ void AG_NAME(controller_fwd)(const ag_controller *c, const void *pz, void *pmask
         const float *z = (const float *)pz + i * n;
         float *mask = (float *)pmask + i * n, *p = (float *)pp + i * n;
         if (has_noise)
-            gumbel_row(&c->noise, i, n, p);
+            gumbel_columns(&c->noise, i, n, 0, n, p);
         if (is_packed(c->n)) {
             controller_packed(c, has_noise, n, z, mask, choice + i * c->blocks, p);
             continue;

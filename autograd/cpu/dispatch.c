@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "autograd/cpu/choose.h"
 #include "autograd/kernels.h"
 
 extern const ag_kernels ag_kernels_ref_f32, ag_kernels_ref_f64;
@@ -19,6 +20,13 @@ extern const ag_kernels ag_kernels_avx2_f32;
 #if defined(AG_HAVE_AVX512)
 extern const ag_kernels ag_kernels_avx512_f32;
 #endif
+
+size_t ag_choose_scratch(const ag_chooser *c, ag_dtype dtype)
+{
+    const int64_t ref = 4 * c->c.n, fast = choose_scratch_numbers(c);
+    return dtype == AG_F64 ? (size_t)ref * sizeof(double)
+        : (size_t)(fast > ref ? fast : ref) * sizeof(float);
+}
 
 const ag_kernels *ag_kernels_ref(ag_dtype dtype)
 {

@@ -75,5 +75,15 @@ void AG_NAME(controller_fwd)(const ag_controller *c, const void *z, void *mask, 
                              void *p);
 void AG_NAME(controller_bwd)(const ag_controller *c, const void *p, const void *dmask, void *dz,
                              bool acc);
+void AG_NAME(choose_fwd)(const ag_chooser *c, int32_t *choice, void *gate, void *scratch);
+void AG_NAME(choose_bwd)(const ag_chooser *c, const int32_t *choice, const void *dgate, void *dlow,
+                         bool acc, void *dc2, void *dcb, void *scratch);
+void AG_NAME(live_dot)(const ag_live *l, const void *x, const void *w, const void *bias, void *a);
+void AG_NAME(live_sum)(const ag_live *l, const void *h, const void *w, const void *bias,
+                       const void *residual, void *y, bool acc);
+void AG_NAME(live_grad)(const ag_live *l, const void *h, const void *x, void *dw, void *dbias);
+void AG_NAME(gate_fwd)(int64_t m, int64_t width, const void *a, const void *gate, void *h);
+void AG_NAME(gate_bwd)(int64_t m, int64_t width, const void *a, const void *gate, const void *dh,
+                       void *da, void *dgate, bool acc);
 
 #endif
