@@ -11,16 +11,17 @@
 #define AG_OP_H
 
 #include "kernels.h"
+#include "ops.h"
 #include "tape.h"
 #include "tensor.h"
 
-enum { AG_MAX_IN = 4, AG_MAX_OUT = 2 };
+enum { AG_MAX_IN = 8, AG_MAX_OUT = 2 };
 
 struct ag_kv_cache;
 
 typedef union ag_attr {              /* the parameters of a call that are no tensors, by op */
     struct { bool ta, tb; } matmul;
-    struct { ag_act act; } linear;
+    struct { ag_act act; bool in_out; } linear;            /* w is [k,n] */
     struct { double eps; } layernorm;
     struct { bool log; } softmax;
     struct { double alpha; } scale;                          /* scale, add_scalar, sum */
@@ -29,6 +30,9 @@ typedef union ag_attr {              /* the parameters of a call that are no ten
     struct { int64_t heads, d_qk, d_v, q_pos0; bool causal;
              double drop; uint32_t site; struct ag_kv_cache *cache; int layer; } attention;
     struct { int64_t n; bool relaxed, hard; double temperature; uint32_t site; } control;
+    struct ag_choose_options choose;
+    struct ag_live_options live;
+    struct { int64_t times; } repeat;
     struct { int64_t width; } multiplicative;                /* of the output; 0: all of it */
     struct { int64_t modules, taps, span; bool past; } module_conv;
     struct { int64_t modules, span; } module_linear;

@@ -22,6 +22,9 @@ ag_tensor *ag_matmul(ag_tape *t, ag_tensor *a, bool ta, ag_tensor *b, bool tb);
 /* act(x[..,k] @ w[n,k]^T + bias[n]) + residual[..,n] -> [..,n]; bias and residual may be NULL */
 ag_tensor *ag_linear(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *bias, ag_act act,
                      ag_tensor *residual);
+/* The same with the weight stored [k,n], a row for each input: x[..,k] @ w[k,n] + ... */
+ag_tensor *ag_linear_in_out(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *bias, ag_act act,
+                            ag_tensor *residual);
 /* rows of x[..,n] to zero mean and unit variance, times gain[n], plus bias[n] (each may be NULL) */
 ag_tensor *ag_layernorm(ag_tape *t, ag_tensor *x, ag_tensor *gain, ag_tensor *bias, double eps);
 /* table[ids[b,t]] + pos[pos0 + t] -> [b,t,d]; table [v,d], pos [p,d] or NULL, ids int32 [b,t].
@@ -86,6 +89,33 @@ typedef struct ag_controller_options {
 ag_tensor *ag_control(ag_tape *t, ag_tensor *z, const ag_controller_options *o,
                       ag_tensor **ret_choice);
 
+/* The controller with its last matrix (kernels.h: ag_chooser): low [..,rank], c2 [rank,blocks*n],
+ * cb [blocks*n] or NULL -> the gates [..,blocks*picks], or [..,blocks*n] with `all`, and the
+ * choices int32 [..,blocks*picks] through ret_choice, each 0 .. n-1. */
+typedef struct ag_choose_options {
+    int64_t  n, picks;               /* choices of a block, listed ones */
+    bool     relaxed, all;
+    ag_gate  gate;
+    double   temperature;            /* 0: no noise */
+    uint32_t site;
+} ag_choose_options;
+ag_tensor *ag_choose(ag_tape *t, ag_tensor *low, ag_tensor *c2, ag_tensor *cb,
+                     const ag_choose_options *o, ag_tensor **ret_choice);
+
+/* Feed-forward over the listed units of each row: sum of gate relu(x w1[u] + b1[u]) w2[u] + b2 +
+ * residual, x [..,d] -> [..,d_out].  gate and choice as ag_choose gives them; gate NULL: 1.
+ * AG_ERANGE for a choice beyond n. */
+typedef struct ag_live_weights {
+    ag_tensor *w1, *b1;              /* [units,d], [units] or NULL */
+    ag_tensor *w2, *b2;              /* [units,d_out], [d_out] or NULL */
+} ag_live_weights;
+typedef struct ag_live_options {
+    int64_t n, width, picks;         /* choices of a block, units of a choice, listed choices */
+    bool    all;                     /* gate has all n choices, and wants a gradient for each */
+} ag_live_options;
+ag_tensor *ag_live_ff(ag_tape *t, ag_tensor *x, const ag_live_weights *w, ag_tensor *gate,
+                      ag_tensor *choice, ag_tensor *residual, const ag_live_options *o);
+
 /* The multiplicative layer (2111.12763 section 3.2): x [..,d], gates [S,d], w [M,d] (out,in) ->
  * y[..,s*M+m] = sum_i x_i gates[s,i] w[m,i] + bias[s*M+m], of which the first `width` outputs exist
  * (0: all S*M); bias [width] or NULL. */
@@ -118,6 +148,8 @@ ag_tensor *ag_argmax(ag_tape *t, ag_tensor *x);                   /* [..,n] -> i
 ag_tensor *ag_sum(ag_tape *t, ag_tensor *x);                      /* -> scalar */
 ag_tensor *ag_mean(ag_tape *t, ag_tensor *x);                     /* -> scalar */
 ag_tensor *ag_row_sum(ag_tape *t, ag_tensor *x);                  /* [..,n] -> [..] */
+ag_tensor *ag_repeat(ag_tape *t, ag_tensor *x, int64_t times);    /* [..,n] -> [..,n*times]: each
+                                                                   * number so many times */
 ag_tensor *ag_scale(ag_tape *t, ag_tensor *x, double alpha);      /* alpha x */
 ag_tensor *ag_reshape(ag_tape *t, ag_tensor *x, ag_shape shape);  /* the same numbers in another
                                                                    * shape */

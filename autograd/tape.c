@@ -76,7 +76,12 @@ void ag_tape_reset(ag_tape *t)
 const ag_kernels *ag_tape_kernels(const ag_tape *t) { return t->k; }
 ag_dtype ag_tape_dtype(const ag_tape *t) { return t->k->dtype; }
 void ag_tape_noise(ag_tape *t, const ag_noise_key *key) { t->noise = *key; }
-void ag_tape_no_grad(ag_tape *t, bool on) { t->no_grad = on; }
+bool ag_tape_no_grad(ag_tape *t, bool on)
+{
+    const bool was = t->no_grad;
+    t->no_grad = on;
+    return was;
+}
 void ag_tape_watch(ag_tape *t, bool on) { t->watch = on; }
 int ag_error(const ag_tape *t) { return t->error; }
 const char *ag_error_message(const ag_tape *t) { return t->message; }

@@ -51,7 +51,7 @@ int ag_backward(ag_tape *t, ag_tensor *loss, double scale);
 int ag_backward_from(ag_tape *t, ag_tensor *y, const void *dy);
 
 /* While on, ops run without being recorded (evaluation, decoding). */
-void ag_tape_no_grad(ag_tape *t, bool on);
+bool ag_tape_no_grad(ag_tape *t, bool on);   /* returns what it was */
 
 /* Everything computed since the mark is forgotten; what was computed before stays.  For evaluation
  * in parts and for decoding; also recorded calls are dropped. */

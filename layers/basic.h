@@ -12,8 +12,9 @@
 #include "autograd/ops.h"
 #include "layers/params.h"
 
-/* Training draws noise (dropout, controllers); evaluation draws none. */
-typedef enum nn_mode { NN_EVAL, NN_TRAIN } nn_mode;
+/* Training draws noise (dropout, controllers); evaluation draws none, and takes the mixtures of
+ * sparse layers for what they choose only in the soft form. */
+typedef enum nn_mode { NN_EVAL, NN_TRAIN, NN_EVAL_SOFT } nn_mode;
 
 typedef struct nn_linear {
     ag_tensor *weight;               /* [d_out,d_in], as PyTorch's Linear */

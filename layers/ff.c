@@ -1,7 +1,5 @@
 #include "layers/ff.h"
 
-#include "autograd/op.h"
-
 #include <math.h>
 
 static bool is_share(double v) { return v >= 0 && v <= 1; }      /* false for NaN */
@@ -11,6 +9,33 @@ int64_t nn_ff_rank(const nn_ff_config *c, int64_t d_model)
     if (c->d_lowrank > 0) return c->d_lowrank;
     const int64_t r = (c->rank_rule == NN_RANK_BLOCKS ? c->d_ff : d_model) / c->block;
     return r > 0 ? r : 1;
+}
+
+static int check_sparse(const nn_ff_config *c, ag_err *err)
+{
+    if (c->block < 1 || c->d_ff % c->block)
+        return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.block = %lld must divide d_ff = %lld",
+                          (long long)c->block, (long long)c->d_ff);
+    if (c->d_lowrank < 0)
+        return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.d_lowrank = %lld must not be negative",
+                          (long long)c->d_lowrank);
+    if (!is_share(c->quant_prob))
+        return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.quant_prob = %g must be in [0, 1]",
+                          c->quant_prob);
+    if (!(c->temperature >= 0 && isfinite(c->temperature)))
+        return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.temperature = %g must not be negative",
+                          c->temperature);
+    if (c->candidates < 0 || c->candidates > c->block || c->quant_ramp < 0)
+        return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.candidates = %lld must be in [0, "
+                          "ff.block = %lld], ff.quant_ramp = %lld not negative",
+                          (long long)c->candidates, (long long)c->block, (long long)c->quant_ramp);
+    if (c->chooser == NN_CHOOSE_ORACLE && c->kind != NN_FF_SPARSE)
+        return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.choice: oracle takes the largest unit "
+                          "of a block; it goes with ff.type: sparse only");
+    if (c->chooser != NN_CHOOSE_CONTROLLER && (c->scaled || c->kind == NN_FF_SWITCH))
+        return ag_err_set(err, AG_ECONFIG, "feed-forward: only ff.choice: controller has a "
+                          "probability to multiply with (ff.scaled, ff.type: switch)");
+    return AG_OK;
 }
 
 int nn_ff_check(const nn_ff_config *c, int64_t d_model, ag_err *err)
@@ -25,52 +50,15 @@ int nn_ff_check(const nn_ff_config *c, int64_t d_model, ag_err *err)
     if (c->act < 0 || c->act >= AG_ACT_COUNT)
         return ag_err_set(err, AG_ECONFIG, "feed-forward: activation %d does not exist",
                           (int)c->act);
-    if (!c->sparse) return AG_OK;
-    if (c->block < 1 || c->d_ff % c->block)
-        return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.block = %lld must divide d_ff = %lld",
-                          (long long)c->block, (long long)c->d_ff);
-    if (c->d_lowrank < 0)
-        return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.d_lowrank = %lld must not be negative",
-                          (long long)c->d_lowrank);
-    if (!is_share(c->quant_prob))
-        return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.quant_prob = %g must be in [0, 1]",
-                          c->quant_prob);
-    if (!(c->temperature >= 0 && isfinite(c->temperature)))
-        return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.temperature = %g must not be negative",
-                          c->temperature);
-    return AG_OK;
-}
-
-/* Glorot uniform matrices on their two-dimensional shapes; biases start at N(0, 1e-6), as the
- * released code. */
-static void sparse_linear(nn_linear *l, nn_params *p, const char *name, int64_t d_in, int64_t d_out,
-                          bool bias, double gain)
-{
-    const size_t at = nn_push(p, "%s", name);
-    l->weight = nn_param(p, "weight", AG_SHAPE(d_out, d_in), nn_glorot(d_in, d_out, gain));
-    l->bias = bias ? nn_param(p, "bias", AG_SHAPE(d_out), nn_normal(1e-6)) : NULL;
-    nn_pop(p, at);
-}
-
-static void sparse_build(nn_ff *l, nn_params *p)
-{
-    const nn_ff_config *c = &l->config;
-    const double gain = c->kernel_scaling ? sqrt((double)c->block) : 1;
-    sparse_linear(&l->c1, p, "c1", l->d_model, c->d_lowrank, false, 1);
-    sparse_linear(&l->c2, p, "c2", c->d_lowrank, c->d_ff, c->controller_bias, 1);
-    sparse_linear(&l->in, p, "in", l->d_model, c->d_ff, c->bias_in, 1);
-    sparse_linear(&l->out, p, "out", c->d_ff, l->d_model, c->bias_out, gain);
-    l->noise_site = nn_site(p);
-    l->coin_site = nn_site(p);
+    return c->kind == NN_FF_DENSE ? AG_OK : check_sparse(c, err);
 }
 
 void nn_ff_build(nn_ff *l, nn_params *p, const char *name, int64_t d_model, const nn_ff_config *c)
 {
     const size_t at = nn_push(p, "%s", name);
     *l = (nn_ff){ .config = *c, .d_model = d_model };
-    if (c->sparse) {
-        l->config.d_lowrank = nn_ff_rank(c, d_model);
-        sparse_build(l, p);
+    if (c->kind != NN_FF_DENSE) {
+        nn_sparse_ff_build(l, p);
     } else {
         const double gain = c->out_gain > 0 ? c->out_gain : 1;
         nn_linear_build(&l->in, p, "in", d_model, c->d_ff, c->bias_in,
@@ -82,41 +70,17 @@ void nn_ff_build(nn_ff *l, nn_params *p, const char *name, int64_t d_model, cons
     nn_pop(p, at);
 }
 
-/* Heads or tails of this layer in this step. */
-static bool step_is_hard(const nn_ff *l, const ag_tape *t)
-{
-    const ag_noise z = ag_noise_for(t, l->coin_site, 0);
-    return (double)ag_uniform(ag_noise_bits(z.seed, z.step, z.site, 0)) < l->config.quant_prob;
-}
-
-static ag_tensor *mask_make(const nn_ff *l, ag_tape *t, ag_tensor *x, nn_mode mode)
-{
-    const nn_ff_config *c = &l->config;
-    const bool train = mode == NN_TRAIN;
-    const ag_controller_options o = {
-        .n = c->block, .relaxed = c->relaxed, .hard = !train || step_is_hard(l, t),
-        .temperature = train ? c->temperature : 0, .site = l->noise_site,
-    };
-    ag_tensor *low =
-        nn_linear_forward(&l->c1, t, x, c->controller_relu ? AG_ACT_RELU : AG_ACT_NONE, NULL);
-    return ag_control(t, nn_linear_forward(&l->c2, t, low, AG_ACT_NONE, NULL), &o, NULL);
-}
-
 ag_tensor *nn_ff_forward(const nn_ff *l, ag_tape *t, ag_tensor *x, ag_tensor *residual,
                          nn_mode mode)
 {
-    const nn_ff_config *c = &l->config;
-    ag_tensor *h;
+    ag_tensor *y;
     ag_scope(t, "feed-forward", -1);
-    if (c->sparse) {
-        ag_tensor *mask = mask_make(l, t, x, mode);
-        ag_tensor *a = nn_linear_forward(&l->in, t, x, AG_ACT_NONE, NULL);
-        h = c->mask_order == NN_MASK_BEFORE_RELU ? ag_mask_relu(t, a, mask)
-                                                 : ag_relu_mask(t, a, mask);
+    if (l->config.kind != NN_FF_DENSE) {
+        y = nn_sparse_ff_forward(l, t, x, residual, mode);
     } else {
-        h = nn_linear_forward(&l->in, t, x, c->act, NULL);
+        ag_tensor *h = nn_linear_forward(&l->in, t, x, l->config.act, NULL);
+        y = nn_branch_end(&l->out, &l->drop, t, h, residual, mode);
     }
-    ag_tensor *y = nn_branch_end(&l->out, &l->drop, t, h, residual, mode);
     ag_scope_end(t);
     return y;
 }
@@ -125,9 +89,8 @@ ag_tensor *nn_ff_forward(const nn_ff *l, ag_tape *t, ag_tensor *x, ag_tensor *re
 
 static int64_t controller_params(const nn_ff *l)
 {
-    const nn_ff_config *c = &l->config;
-    if (!c->sparse) return 0;
-    return c->d_lowrank * (l->d_model + c->d_ff) + (c->controller_bias ? c->d_ff : 0);
+    return (l->c1.weight ? l->c1.weight->size : 0) + (l->c2.weight ? l->c2.weight->size : 0) +
+           (l->c2.bias ? l->c2.bias->size : 0);
 }
 
 /* Of W1, b1, W2, b2, with `units` of the units. */
@@ -137,6 +100,19 @@ static int64_t main_params(const nn_ff *l, int64_t units)
     return 2 * l->d_model * units + (c->bias_in ? units : 0) + (c->bias_out ? l->d_model : 0);
 }
 
+static int64_t live_units(const nn_ff *l)
+{
+    const nn_ff_config *c = &l->config;
+    return c->kind == NN_FF_DENSE ? c->d_ff : c->d_ff / c->block;
+}
+
+/* Units whose W1 is read for nothing but the choice. */
+static int64_t tried_units(const nn_ff *l)
+{
+    const nn_ff_config *c = &l->config;
+    return c->kind != NN_FF_DENSE && c->chooser == NN_CHOOSE_ORACLE ? c->d_ff : 0;
+}
+
 int64_t nn_ff_params(const nn_ff *l)
 {
     return controller_params(l) + main_params(l, l->config.d_ff);
@@ -144,12 +120,13 @@ int64_t nn_ff_params(const nn_ff *l)
 
 int64_t nn_ff_touched(const nn_ff *l)
 {
-    const nn_ff_config *c = &l->config;
-    return controller_params(l) + main_params(l, c->sparse ? c->d_ff / c->block : c->d_ff);
+    const int64_t live = live_units(l), tried = tried_units(l);
+    return controller_params(l) + main_params(l, live) +
+           (tried ? (tried - live) * (l->d_model + l->config.bias_in) : 0);
 }
 
 int64_t nn_ff_products(const nn_ff *l)
 {
-    const nn_ff_config *c = &l->config;
-    return 2 * l->d_model * c->d_ff + (c->sparse ? c->d_lowrank * (l->d_model + c->d_ff) : 0);
+    return l->d_model * (2 * live_units(l) + tried_units(l)) +
+           (l->c1.weight ? l->c1.weight->size : 0) + (l->c2.weight ? l->c2.weight->size : 0);
 }

@@ -65,6 +65,12 @@ static ag_kv_cache *gpt_cache_new(const nn_model *m, int64_t batch)
                            c->n_heads * c->d_qk, c->n_heads * c->d_v);
 }
 
+static nn_ff *gpt_ff_layer(const nn_model *m, int i)
+{
+    const nn_gpt *g = (const nn_gpt *)m;
+    return i < g->config.n_layers ? &g->block[i].ff : NULL;
+}
+
 static void gpt_release(nn_model *m) { free(((nn_gpt *)m)->block); }
 
 static void gpt_build(nn_gpt *g, nn_params *p)
@@ -121,7 +127,8 @@ int nn_gpt_new(const nn_gpt_config *config, ag_dtype dtype, uint64_t seed, nn_mo
         return ag_err_set(err, AG_ENOMEM, "out of memory for the model");
     }
     *g = (nn_gpt){ .config = *config, .block = block };
-    g->model = (nn_model){ "gpt", p, config->vocab, { 0 }, gpt_logits, gpt_cache_new, gpt_release };
+    g->model = (nn_model){ "gpt", p, config->vocab, { 0 }, gpt_logits, gpt_cache_new,
+                             gpt_ff_layer, gpt_release };
     nn_gpt_config *c = &g->config;
     if (!c->d_qk) c->d_qk = c->d_model / c->n_heads;
     if (!c->d_v) c->d_v = c->d_model / c->n_heads;

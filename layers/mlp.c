@@ -34,6 +34,12 @@ static ag_tensor *mlp_logits(const nn_model *model, ag_tape *t, ag_tensor *x, nn
     return nn_linear_forward(&m->out, t, x, AG_ACT_NONE, NULL);
 }
 
+static nn_ff *mlp_ff_layer(const nn_model *model, int i)
+{
+    const nn_mlp *m = (const nn_mlp *)model;
+    return i < m->config.n_layers ? &m->ff[i] : NULL;
+}
+
 static void mlp_release(nn_model *m) { free(((nn_mlp *)m)->ff); }
 
 static void mlp_build(nn_mlp *m, nn_params *p)
@@ -73,7 +79,8 @@ int nn_mlp_new(const nn_mlp_config *config, ag_dtype dtype, uint64_t seed, nn_mo
         nn_params_free(p);
         return ag_err_set(err, AG_ENOMEM, "out of memory for the model");
     }
-    *m = (nn_mlp){ .model = { "mlp", p, config->classes, { 0 }, mlp_logits, NULL, mlp_release },
+    *m = (nn_mlp){ .model = { "mlp", p, config->classes, { 0 }, mlp_logits, NULL, mlp_ff_layer,
+                             mlp_release },
                    .config = *config, .ff = ff };
     m->config.ff.init_std = config->init_std;
     m->config.ff.out_gain = 1;

@@ -23,6 +23,7 @@ struct nn_model {
     ag_tensor *(*logits)(const nn_model *m, ag_tape *t, ag_tensor *x, nn_mode mode,
                          ag_kv_cache *cache);
     ag_kv_cache *(*cache_new)(const nn_model *m, int64_t batch); /* NULL: the model has none */
+    nn_ff *(*ff_layer)(const nn_model *m, int i);    /* the i-th feed-forward; NULL: no more */
     void (*release)(nn_model *m);    /* frees what the model has besides params and itself */
 };
 

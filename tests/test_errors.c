@@ -197,7 +197,7 @@ static ag_tensor *network(ag_tape *t, ag_tensor *ret_w[8])
         ag_tensor *mask =
             ag_control(t, z, &(ag_controller_options){ .n = 4, .temperature = 0.1, .site = 3 },
                        &choice);
-        ag_tensor *h = ag_mask_relu(t, ag_linear(t, x, ret_w[5], NULL, AG_ACT_NONE, NULL), mask);
+        ag_tensor *h = ag_relu_mask(t, ag_linear(t, x, ret_w[5], NULL, AG_ACT_NONE, NULL), mask);
         x = ag_linear(t, h, ret_w[6], NULL, AG_ACT_RELU, x);
         ag_scope_end(t);
     }

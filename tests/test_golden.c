@@ -53,12 +53,17 @@ static double fill(uint32_t i, uint32_t e)
 static nn_ff_config ff_of(const char *name)
 {
     const bool sparse = !strstr(name, "dense"), after = strstr(name, "after");
-    nn_ff_config c = { .sparse = sparse, .d_ff = 24, .bias_in = true, .bias_out = true,
+    nn_ff_config c = { .kind = sparse ? NN_FF_SPARSE : NN_FF_DENSE, .d_ff = 24, .bias_in = true,
+                       .bias_out = true,
                        .act = strstr(name, "mlp") ? AG_ACT_RELU : AG_ACT_GELU_ERF };
     if (!sparse) return c;
     c.block = 4;
     c.d_lowrank = 3;
     c.temperature = 0.1;
+    if (strstr(name, "block")) c.kind = NN_FF_BLOCK;
+    if (strstr(name, "switch")) c.kind = NN_FF_SWITCH;
+    c.candidates = strstr(name, "candidates") ? 2 : 0;
+    c.scaled = strstr(name, "scaled");
     c.controller_bias = strcmp(name, "gpt_hard_after") != 0;
     c.controller_relu = strcmp(name, "gpt_soft_after") == 0;
     c.mask_order = after ? NN_MASK_AFTER_RELU : NN_MASK_BEFORE_RELU;
@@ -66,6 +71,7 @@ static nn_ff_config ff_of(const char *name)
                    : strstr(name, "soft") ? 0
                    : strstr(name, "mlp")  ? 0.4
                                           : 0.5;
+    if (strstr(name, "block")) c.temperature = 0.7;
     if (strstr(name, "relaxed")) {
         c.relaxed = true;
         c.temperature = 0.7;
@@ -96,7 +102,7 @@ static nn_model *model_new(const golden *g, ag_dtype dtype)
                                                            .d_qk = 5,
                                                            .d_v = 7,
                                                            .bias = true,
-                                                           .tied = !ff.sparse,
+                                                           .tied = ff.kind == NN_FF_DENSE,
                                                            .norm_eps = 1e-5,
                                                            .ff = ff },
                                          dtype, 1, &m, &err);

@@ -136,7 +136,7 @@ static void attention(void **state)
     }
 }
 
-static const nn_ff_config SPARSE = { .sparse = true,
+static const nn_ff_config SPARSE = { .kind = NN_FF_SPARSE,
                                      .d_ff = 24,
                                      .bias_out = true,
                                      .block = 4,
@@ -196,8 +196,8 @@ static void soft_sparse_ff(void **state)
 enum { D = 12, DFF = 24, N = 4, R = 3, ROWS = 5 };
 
 typedef struct written_out {         /* gradients are of <v, y> */
-    double y[ROWS][D], dx[ROWS][D], dw1[DFF][D], db1[DFF], dw2[D][DFF], db2[D], dc1[R][D],
-        dc2[DFF][R], dcb[DFF];
+    double y[ROWS][D], dx[ROWS][D], dw1[DFF][D], db1[DFF], dw2[DFF][D], db2[D], dc1[R][D],
+        dc2[R][DFF], dcb[DFF];
 } written_out;
 
 /* mask and p of one row, from z */
@@ -232,7 +232,7 @@ static void hard_row(const nn_ff *l, int64_t row, const double *x, const double 
     }
     for (int u = 0; u < DFF; u++) {
         z[u] = at(l->c2.bias, u);
-        for (int r = 0; r < R; r++) z[u] += at(l->c2.weight, u * R + r) * low[r];
+        for (int r = 0; r < R; r++) z[u] += at(l->c2.weight, r * DFF + u) * low[r];
         a[u] = at(l->in.bias, u);
         for (int i = 0; i < D; i++) a[u] += at(l->in.weight, u * D + i) * x[i];
     }
@@ -245,9 +245,9 @@ static void hard_row(const nn_ff *l, int64_t row, const double *x, const double 
         h[u] = fmax(mask[u] * a[u], 0);
         double gh = 0;
         for (int i = 0; i < D; i++) {
-            o->y[row][i] += at(l->out.weight, i * DFF + u) * h[u];
-            gh += v[i] * at(l->out.weight, i * DFF + u);
-            o->dw2[i][u] += h[u] * v[i];
+            o->y[row][i] += at(l->out.weight, u * D + i) * h[u];
+            gh += v[i] * at(l->out.weight, u * D + i);
+            o->dw2[u][i] += h[u] * v[i];
         }
         const double open = (before ? mask[u] * a[u] : a[u]) > 0, ga = gh * open * mask[u];
         gp[u] = gh * open * a[u];
@@ -263,8 +263,8 @@ static void hard_row(const nn_ff *l, int64_t row, const double *x, const double 
         gz[u] = p[u] * (gp[u] - mean);
         o->dcb[u] += gz[u];
         for (int r = 0; r < R; r++) {
-            o->dc2[u][r] += low[r] * gz[u];
-            dlow[r] += at(l->c2.weight, u * R + r) * gz[u];
+            o->dc2[r][u] += low[r] * gz[u];
+            dlow[r] += at(l->c2.weight, r * DFF + u) * gz[u];
         }
     }
     for (int r = 0; r < R; r++)

@@ -16,7 +16,7 @@
 #include <cmocka.h>
 
 static const nn_ff_config DENSE = { .d_ff = 12, .act = AG_ACT_GELU_ERF };
-static const nn_ff_config SPARSE = { .sparse = true,
+static const nn_ff_config SPARSE = { .kind = NN_FF_SPARSE,
                                      .d_ff = 12,
                                      .bias_out = true,
                                      .block = 4,
@@ -287,7 +287,7 @@ static void known_sizes(void **state)
     assert_true(m->cost.flops == 2 * (78400 + 40000 + 40000 + 1000));
     nn_model_free(m);
     mlp.ff = (nn_ff_config){
-        .sparse = true, .d_ff = 400, .bias_out = true, .block = 50, .controller_bias = true
+        .kind = NN_FF_SPARSE, .d_ff = 400, .bias_out = true, .block = 50, .controller_bias = true
     };
     m = mlp_new(&mlp);                           /* 8 blocks: d_lowrank 8 */
     assert_int_equal(m->cost.ff_params, 8 * 100 + 8 * 400 + 400 + 80000 + 100);
@@ -392,7 +392,7 @@ static void initial_scales(void **state)
     about(rms(m, "blocks/1/ff/out/weight"), 0.02 / 2);
     nn_model_free(m);
 
-    c.ff = (nn_ff_config){ .sparse = true, .d_ff = 256, .block = 16, .d_lowrank = 64 };
+    c.ff = (nn_ff_config){ .kind = NN_FF_SPARSE, .d_ff = 256, .block = 16, .d_lowrank = 64 };
     for (int scaling = 0; scaling < 2; scaling++) {
         c.ff.kernel_scaling = scaling;
         assert_int_equal(nn_gpt_new(&c, AG_F32, 3, &m, NULL), AG_OK);

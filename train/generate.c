@@ -134,6 +134,7 @@ int64_t train_generate(const nn_model *m, ag_tape *t, int64_t context, const tra
         memcpy(dec.text, prompt, (size_t)n_prompt * sizeof *prompt);
         if (n_prompt > context) dec.fed = n_prompt - context;    /* the model sees the last part of
                                                                   * a long prompt */
+        ag_tape_noise(t, &(ag_noise_key){ .step = UINT32_MAX, .n_samples = 1 });
         ag_tape_no_grad(t, true);
         r = draw_all(&dec, d, work, ret_tokens, told, arg, err);
         ag_tape_no_grad(t, false);

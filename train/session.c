@@ -51,21 +51,32 @@ static nn_ff_config ff_config(const train_config *c)
         [TRAIN_ACTIVATION_GELU_TANH] = AG_ACT_GELU_TANH,
         [TRAIN_ACTIVATION_GELU_QUICK] = AG_ACT_GELU_QUICK,
     };
-    const bool sparse = c->model.ff.type == TRAIN_FF_SPARSE;
+    static const nn_ff_kind kinds[] = {
+        [TRAIN_FF_DENSE] = NN_FF_DENSE, [TRAIN_FF_SPARSE] = NN_FF_SPARSE,
+        [TRAIN_FF_BLOCK] = NN_FF_BLOCK, [TRAIN_FF_SWITCH] = NN_FF_SWITCH,
+    };
+    static const nn_chooser choosers[] = {
+        [TRAIN_CHOICE_CONTROLLER] = NN_CHOOSE_CONTROLLER, [TRAIN_CHOICE_RANDOM] = NN_CHOOSE_RANDOM,
+        [TRAIN_CHOICE_FIRST] = NN_CHOOSE_FIRST, [TRAIN_CHOICE_ORACLE] = NN_CHOOSE_ORACLE,
+    };
+    const bool sparse = c->model.ff.type != TRAIN_FF_DENSE;
     return (nn_ff_config){
-        .sparse = sparse, .d_ff = train_config_d_ff(c), .dropout = c->model.dropout,
+        .kind = kinds[c->model.ff.type], .d_ff = train_config_d_ff(c), .dropout = c->model.dropout,
         .bias_in = sparse ? c->model.ff.hidden_bias : c->model.bias,
         .bias_out = sparse || c->model.bias,     /* the released sparse layer has b2 and no b1 */
         .act = acts[c->model.activation], .block = c->model.ff.block,
+        .chooser = choosers[c->model.ff.choice], .candidates = c->model.ff.candidates,
         .d_lowrank = train_config_d_lowrank(c),
         .rank_rule = c->model.ff.lowrank_rule == TRAIN_RANK_D_MODEL ? NN_RANK_D_MODEL
                                                                     : NN_RANK_BLOCKS,
         .mask_order = c->model.ff.mask_order == TRAIN_MASK_AFTER_RELU ? NN_MASK_AFTER_RELU
                                                                       : NN_MASK_BEFORE_RELU,
-        .quant_prob = c->model.ff.quant_prob, .temperature = c->model.ff.temperature,
+        .quant_prob = c->model.ff.quant_prob, .quant_ramp = c->model.ff.quant_ramp,
+        .temperature = c->model.ff.temperature,
         .controller_bias = c->model.ff.controller_bias,
         .controller_relu = c->model.ff.controller_relu,
         .relaxed = c->model.ff.relaxed, .kernel_scaling = c->model.ff.kernel_scaling,
+        .scaled = c->model.ff.scaled,
     };
 }
 
@@ -200,6 +211,7 @@ int train_session_new(const train_config *c, const train_open *what, train_sessi
     if (r == AG_OK) r = build_model(s, what, err);
     if (r == AG_OK && what->optimizer) r = build_optimizer(s, err);
     if (r == AG_OK) r = build_buffers(s, err);
+    if (r == AG_OK && s->opt && s->data) r = train_probe_new(s, &s->probe, err);
     if (r < 0) {
         train_session_free(s);
         return r;
@@ -213,6 +225,7 @@ void train_session_free(train_session *s)
     if (!s) return;
     if (!s->data || s->tokenizer != s->data->tokenizer) data_tokenizer_free(s->tokenizer);
     data_close(s->data);
+    train_probe_free(s->probe);
     nn_model_free(s->model);
     opt_free(s->opt);
     ag_tape_free(s->tape);
@@ -326,56 +339,80 @@ static int64_t count_right(const float *logits, const int32_t *targets, int64_t 
     return right;
 }
 
+typedef struct sums { double loss, right; int64_t count; } sums;
+
 /* Adds a part of a batch to the sums; *ret_n: its samples, 0 behind the end of a sequential
- * pass. */
-static int eval_part(train_session *s, const data_draw *w, int64_t i0, int64_t n, double *loss,
-                     double *right, int64_t *ret_n, ag_err *err)
+ * pass.  What noise there is, of a random choice, is the same in every evaluation. */
+static int eval_part(train_session *s, const data_draw *w, int64_t i0, int64_t n, nn_mode mode,
+                     sums *sum, int64_t *ret_n, ag_err *err)
 {
     ag_tensor *x, *targets;
     *ret_n = n = fetch(s, w, i0, n, &x, &targets);
     if (n == 0) return AG_OK;
-    ag_tensor *logits = nn_model_logits(s->model, s->tape, x, NN_EVAL);
+    ag_tape_noise(s->tape,
+                  &(ag_noise_key){ (uint64_t)s->config.run.seed, UINT32_MAX, i0, n });
+    ag_tensor *logits = nn_model_logits(s->model, s->tape, x, mode);
     ag_tensor *part = ag_cross_entropy(s->tape, logits, targets);
     const int r = ag_tape_status(s->tape, err);
     if (r < 0) return r;
     const int64_t rows = n * s->context;
-    *loss += scalar_of(part) * (double)rows;
-    *right += (double)count_right(logits->data, s->targets, rows, s->model->classes);
+    sum->loss += scalar_of(part) * (double)rows;
+    sum->right += (double)count_right(logits->data, s->targets, rows, s->model->classes);
+    sum->count += rows;
+    if (s->stop && *s->stop) return ag_err_set(err, AG_EINTR, "interrupted in an evaluation");
+    return AG_OK;
+}
+
+/* The first `samples` samples of a draw, or as many as there are. */
+static int eval_samples(train_session *s, const data_draw *w, int64_t samples, nn_mode mode,
+                        sums *ret_sum, ag_err *err)
+{
+    const int64_t micro = s->config.train.micro_batch;
+    sums sum = { 0 };
+    int r = AG_OK;
+    train_session_swap_ema(s);
+    ag_tape_no_grad(s->tape, true);
+    for (int64_t i = 0, n = 1; i < samples && n > 0 && r == AG_OK; i += micro)
+        r = eval_part(s, w, i, samples - i < micro ? samples - i : micro, mode, &sum, &n, err);
+    ag_tape_no_grad(s->tape, false);
+    ag_tape_reset(s->tape);
+    train_session_swap_ema(s);
+    if (r < 0) return r;
+    if (!isfinite(sum.loss))
+        return ag_err_set(err, AG_EDIVERGED, "step %" PRId64 ": the loss of the evaluation is %g, "
+                          "though that of training was finite; a lower optim.lr usually helps",
+                          s->step, sum.loss / (double)sum.count);
+    *ret_sum = sum;
     return AG_OK;
 }
 
 int train_session_eval(train_session *s, int split, int64_t batches, train_eval *ret_eval,
                        ag_err *err)
 {
-    const int64_t micro = s->config.train.micro_batch;
-    const int64_t samples = data_samples(s->data, split), all = (samples + micro - 1) / micro;
-    const int64_t parts = batches ? batches * ((s->config.train.batch + micro - 1) / micro) : all;
+    const int64_t micro = s->config.train.micro_batch, have = data_samples(s->data, split);
+    const int64_t samples =
+        batches ? batches * ((s->config.train.batch + micro - 1) / micro) * micro : have;
     const data_draw w = { .split = split, .order = batches ? DATA_RANDOM : DATA_SEQUENTIAL,
                           .seed = (uint64_t)s->config.run.seed ^ 0x6576616Cull,
-                          .batch = parts * micro };
-    double loss = 0, right = 0;
-    int64_t count = 0;
-    int r = AG_OK;
-    if (samples < 1)
+                          .batch = samples };
+    sums sum;
+    if (have < 1)
         return ag_err_set(err, AG_EINPUT, "nothing to evaluate on: the split is empty");
-    train_session_swap_ema(s);
-    ag_tape_no_grad(s->tape, true);
-    for (int64_t i = 0, n = 1; i < parts && n > 0 && r == AG_OK; i++) {
-        r = eval_part(s, &w, i * micro, micro, &loss, &right, &n, err);
-        count += n * s->context;
-        if (r == AG_OK && s->stop && *s->stop)
-            r = ag_err_set(err, AG_EINTR, "interrupted in an evaluation");
-    }
-    ag_tape_no_grad(s->tape, false);
-    ag_tape_reset(s->tape);
-    train_session_swap_ema(s);
+    const int r = eval_samples(s, &w, samples, NN_EVAL, &sum, err);
     if (r < 0) return r;
-    if (!isfinite(loss))
-        return ag_err_set(err, AG_EDIVERGED, "step %" PRId64 ": the loss of the evaluation is %g, "
-                          "though that of training was finite; a lower optim.lr usually helps",
-                          s->step, loss / (double)count);
-    *ret_eval = (train_eval){ loss / (double)count, right / (double)count, count };
+    *ret_eval = (train_eval){ sum.loss / (double)sum.count, sum.right / (double)sum.count,
+                              sum.count };
     return AG_OK;
+}
+
+int train_session_first_loss(train_session *s, int64_t samples, nn_mode mode, double *ret_loss,
+                             ag_err *err)
+{
+    const data_draw w = { .split = DATA_VAL, .order = DATA_SEQUENTIAL, .batch = samples };
+    sums sum;
+    const int r = eval_samples(s, &w, samples, mode, &sum, err);
+    if (r == AG_OK) *ret_loss = sum.loss / (double)sum.count;
+    return r;
 }
 
 void train_session_swap_ema(train_session *s)

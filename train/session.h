@@ -18,6 +18,7 @@
 #include "optim/optim.h"
 #include "optim/schedule.h"
 #include "train/config.h"
+#include "train/probe.h"
 
 #include <signal.h>
 
@@ -49,6 +50,7 @@ typedef struct train_session {
     const volatile sig_atomic_t *stop;           /* set to 1: evaluation breaks off; may be NULL */
     int32_t     *ids, *targets;      /* [micro_batch, context] */
     float       *pixels;             /* [micro_batch, d_in]; NULL: tokens */
+    train_probe *probe;              /* of its sparse layers; NULL: none, or no optimizer */
 } train_session;
 
 typedef struct train_open {          /* what a session needs */
@@ -75,6 +77,11 @@ int train_session_step(train_session *s, double *ret_loss, double *ret_norm, ag_
  * the split is empty; AG_EDIVERGED: the loss is not finite; AG_EINTR: s->stop was set. */
 int train_session_eval(train_session *s, int split, int64_t batches, train_eval *ret_eval,
                        ag_err *err);
+
+/* Mean loss of the first `samples` of the validation split, in one mode, with averaged weights
+ * where there are some.  As train_session_eval. */
+int train_session_first_loss(train_session *s, int64_t samples, nn_mode mode, double *ret_loss,
+                             ag_err *err);
 
 /* Exchanges the weights and their moving average, if there is one: around evaluation and
  * sampling. */

@@ -31,6 +31,8 @@ typedef struct parts {               /* what a description points to */
     char   *yaml;
     uint8_t *table;
     size_t  table_size;
+    int32_t *choices;                /* of the probe */
+    size_t  choices_size;
 } parts;
 
 static int collect(const train_session *s, parts *p, ag_err *err)
@@ -43,6 +45,10 @@ static int collect(const train_session *s, parts *p, ag_err *err)
     if (r < 0) return r;
     p->tensor = malloc((size_t)(np->n_items * (1 + slots)) * sizeof *p->tensor);
     if (!p->tensor) return ag_err_set(err, AG_ENOMEM, "out of memory for the checkpoint");
+    p->choices_size = train_probe_size(s->probe);
+    if (p->choices_size && !(p->choices = malloc(p->choices_size)))
+        return ag_err_set(err, AG_ENOMEM, "out of memory for the checkpoint");
+    if (p->choices) train_probe_save(s->probe, p->choices);
     for (int i = 0; i < np->n_items; i++)
         p->tensor[i] = tensor_of(&np->items[i], "model", np->weights);
     for (int k = 0; k < slots; k++) {
@@ -72,24 +78,29 @@ int train_state_save(const train_session *s,
             { .group = p.group[OPT_MAX_SLOTS], .name = "step", .type = TRAIN_CKPT_I64,
               .value.i = s->opt ? s->opt->step : 0 },
         };
-        const train_ckpt_blob blobs[] = {
-            { .group = "config", .name = "yaml", .data = p.yaml, .size = strlen(p.yaml),
-              .is_text = true },
-            { .group = "tokenizer", .name = "table", .data = p.table, .size = p.table_size },
-        };
+        train_ckpt_blob blobs[3] = { { .group = "config", .name = "yaml", .data = p.yaml,
+                                       .size = strlen(p.yaml), .is_text = true } };
+        int n_blobs = 1;
+        if (p.table)
+            blobs[n_blobs++] = (train_ckpt_blob){ .group = "tokenizer", .name = "table",
+                                                  .data = p.table, .size = p.table_size };
+        if (p.choices)
+            blobs[n_blobs++] = (train_ckpt_blob){ .group = "train", .name = "choices",
+                                                  .data = p.choices, .size = p.choices_size };
         const train_ckpt c = {
             .head = { .step = s->step, .tokens_seen = s->samples_seen * s->context,
                       .seed = (uint64_t)s->config.run.seed,
                       .best_metric = s->best_loss, .best_step = s->best_step },
             .framework_version = TULLE_VERSION, .tensor = p.tensor, .attr = attrs, .blob = blobs,
             .n_tensors = s->model->params->n_items * (1 + (s->opt ? s->opt->n_slots : 0)),
-            .n_attrs = s->opt ? 5 : 4, .n_blobs = p.table ? 2 : 1,
+            .n_attrs = s->opt ? 5 : 4, .n_blobs = n_blobs,
         };
         r = save(arg, &c, err);
     }
     free(p.tensor);
     free(p.yaml);
     free(p.table);
+    free(p.choices);
     return r;
 }
 
@@ -159,6 +170,18 @@ static int read_tokenizer(const train_ckpt_file *f, data_tokenizer **ret_tok, ag
     return r;
 }
 
+static int read_choices(const train_ckpt_file *f, train_session *s, ag_err *err)
+{
+    if (!s->probe || !train_ckpt_has(f, "train/choices")) return AG_OK;
+    char *bytes;
+    size_t size;
+    int r = train_ckpt_read_bytes(f, "train", "choices", &bytes, &size, err);
+    if (r < 0) return r;
+    r = train_probe_load(s->probe, (const int32_t *)(const void *)bytes, size, err);
+    free(bytes);
+    return r;
+}
+
 static int read_all(const train_ckpt_file *f, train_session *s, ag_err *err)
 {
     const train_ckpt_head *head = train_ckpt_file_head(f);
@@ -166,6 +189,7 @@ static int read_all(const train_ckpt_file *f, train_session *s, ag_err *err)
     if (r == AG_OK && s->opt) r = read_optimizer(f, s, err);
     if (r == AG_OK) r = train_ckpt_get_i64(f, "train", "samples_seen", &s->samples_seen, err);
     if (r == AG_OK) r = train_ckpt_get_i64(f, "train", "pending", &s->pending, err);
+    if (r == AG_OK) r = read_choices(f, s, err);
     s->step = head->step;
     s->best_loss = head->best_metric;
     s->best_step = head->best_step;

@@ -108,18 +108,25 @@ static int evaluate(run *r, ag_err *err)
     train_session *s = r->s;
     const double before = ag_seconds();
     int code = train_session_eval(s, DATA_VAL, s->config.train.eval_batches, &r->val, err);
+    char *sparse = NULL;
+    if (code == AG_OK && s->probe) code = train_probe_look(s->probe, s, &sparse, err);
     if (code < 0) return code;
     const bool best = isnan(s->best_loss) || r->val.loss < s->best_loss;
     if (best) {
         s->best_loss = r->val.loss;
         s->best_step = s->step;
     }
-    char line[512], text[128];
-    snprintf(line, sizeof line,
-             "{\"step\":%lld,\"val_loss\":%.9g,\"val_accuracy\":%.9g,\"val_count\":%lld,"
-             "\"best\":%s,\"eval_seconds\":%.3f}", (long long)s->step, r->val.loss, r->val.accuracy,
-             (long long)r->val.count, best ? "true" : "false", ag_seconds() - before);
-    if ((code = train_rundir_metrics_line(&r->dir, line, err)) < 0) return code;
+    char *line = NULL, text[128];
+    const int n = asprintf(&line, "{\"step\":%lld,\"val_loss\":%.9g,\"val_accuracy\":%.9g,"
+                           "\"val_count\":%lld,\"best\":%s,\"eval_seconds\":%.3f%s%s}",
+                           (long long)s->step, r->val.loss, r->val.accuracy,
+                           (long long)r->val.count, best ? "true" : "false", ag_seconds() - before,
+                           sparse ? ",\"sparse\":" : "", sparse ? sparse : "");
+    free(sparse);
+    if (n < 0) return ag_err_set(err, AG_ENOMEM, "out of memory for a line of metrics");
+    code = train_rundir_metrics_line(&r->dir, line, err);
+    free(line);
+    if (code < 0) return code;
     train_status_line(&r->status, "step %lld: %s%s", (long long)s->step,
                       train_eval_text(s, &r->val, text, sizeof text),
                       best ? ", the best so far" : "");

@@ -6,6 +6,8 @@
  *                              residual hides it
  *     ds = dy * act'(s)        dx = ds @ w     dw = ds^T @ x
  *     db = column sums of ds   dresidual = dy
+ *
+ * The weight is [out,in] as PyTorch's, or, with in_out, [in,out]: a row for each input.
  */
 #include "../op.h"
 #include "../ops.h"
@@ -16,22 +18,25 @@ typedef struct mnk { int64_t m, n, k; } mnk;
 
 static mnk sizes(const ag_call *c)
 {
-    return (mnk){ .m = ag_rows(c->in[X]), .n = c->in[W]->shape.dim[0],
-                  .k = c->in[W]->shape.dim[1] };
+    const int out = c->attr.linear.in_out;
+    return (mnk){ .m = ag_rows(c->in[X]), .n = c->in[W]->shape.dim[out],
+                  .k = c->in[W]->shape.dim[!out] };
 }
 
 static int linear_shape(ag_call *c, ag_shape *out)
 {
     const ag_shape *x = &c->in[X]->shape, *w = &c->in[W]->shape;
+    const bool in_out = c->attr.linear.in_out;
+    const char *order = in_out ? "[in,out]" : "[out,in]";
     char sx[96], sw[96];
-    if (x->ndim < 1 || w->ndim != 2 || x->dim[x->ndim - 1] != w->dim[1])
-        return ag_fail(c->tape, AG_ESHAPE, "linear: x %s does not fit the weight %s [out,in]",
-                       ag_shape_text(x, sx), ag_shape_text(w, sw));
-    if (c->in[B] && (c->in[B]->shape.ndim != 1 || c->in[B]->size != w->dim[0]))
-        return ag_fail(c->tape, AG_ESHAPE, "linear: bias %s does not fit the weight %s [out,in]",
-                       ag_shape_text(&c->in[B]->shape, sx), ag_shape_text(w, sw));
+    if (x->ndim < 1 || w->ndim != 2 || x->dim[x->ndim - 1] != w->dim[!in_out])
+        return ag_fail(c->tape, AG_ESHAPE, "linear: x %s does not fit the weight %s %s",
+                       ag_shape_text(x, sx), ag_shape_text(w, sw), order);
+    if (c->in[B] && (c->in[B]->shape.ndim != 1 || c->in[B]->size != w->dim[in_out]))
+        return ag_fail(c->tape, AG_ESHAPE, "linear: bias %s does not fit the weight %s %s",
+                       ag_shape_text(&c->in[B]->shape, sx), ag_shape_text(w, sw), order);
     out[0] = *x;
-    out[0].dim[x->ndim - 1] = w->dim[0];
+    out[0].dim[x->ndim - 1] = w->dim[in_out];
     if (c->in[R] && !ag_shape_equal(&c->in[R]->shape, out))
         return ag_fail(c->tape, AG_ESHAPE, "linear: residual %s, result %s",
                        ag_shape_text(&c->in[R]->shape, sx), ag_shape_text(out, sw));
@@ -56,8 +61,9 @@ static void linear_forward(ag_call *c)
 {
     const mnk s = sizes(c);
     c->k->gemm(&(ag_gemm){
-        .tb = true, .m = s.m, .n = s.n, .k = s.k, .a = c->in[X]->data, .lda = s.k,
-        .b = c->in[W]->data, .ldb = s.k, .c = c->out[0]->data, .ldc = s.n,
+        .tb = !c->attr.linear.in_out, .m = s.m, .n = s.n, .k = s.k, .a = c->in[X]->data,
+        .lda = s.k, .b = c->in[W]->data, .ldb = c->attr.linear.in_out ? s.n : s.k,
+        .c = c->out[0]->data, .ldc = s.n,
         .bias = c->in[B] ? c->in[B]->data : NULL, .pre = keeps_pre(c) ? c->saved : NULL,
         .act = c->attr.linear.act, .residual = c->in[R] ? c->in[R]->data : NULL });
 }
@@ -79,20 +85,32 @@ static const void *pre_grad(ag_call *c, const mnk *s)
     return ds;
 }
 
+/* dw (+)= ds^T x, or its transpose */
+static void weight_grad(ag_call *c, const mnk *s, const void *ds, void *dw, bool acc)
+{
+    ag_gemm g = { .ta = true, .acc = acc, .m = s->n, .n = s->k, .k = s->m, .a = ds, .lda = s->n,
+                  .b = c->in[X]->data, .ldb = s->k, .c = dw, .ldc = s->k };
+    if (c->attr.linear.in_out)
+        g = (ag_gemm){ .ta = true, .acc = acc, .m = s->k, .n = s->n, .k = s->m,
+                       .a = c->in[X]->data, .lda = s->k, .b = ds, .ldb = s->n, .c = dw,
+                       .ldc = s->n };
+    c->k->gemm(&g);
+}
+
 static void linear_backward(ag_call *c)
 {
     const mnk s = sizes(c);
+    const bool in_out = c->attr.linear.in_out;
     const void *ds = pre_grad(c, &s);
     if (!ds) return;
     bool acc;
     void *dw = ag_grad_of(c, W, &acc);
-    if (dw)
-        c->k->gemm(&(ag_gemm){ .ta = true, .acc = acc, .m = s.n, .n = s.k, .k = s.m, .a = ds,
-                               .lda = s.n, .b = c->in[X]->data, .ldb = s.k, .c = dw, .ldc = s.k });
+    if (dw) weight_grad(c, &s, ds, dw, acc);
     void *dx = ag_grad_of(c, X, &acc);
     if (dx)
-        c->k->gemm(&(ag_gemm){ .acc = acc, .m = s.m, .n = s.k, .k = s.n, .a = ds, .lda = s.n,
-                               .b = c->in[W]->data, .ldb = s.k, .c = dx, .ldc = s.k });
+        c->k->gemm(&(ag_gemm){ .tb = in_out, .acc = acc, .m = s.m, .n = s.k, .k = s.n, .a = ds,
+                               .lda = s.n, .b = c->in[W]->data, .ldb = in_out ? s.n : s.k,
+                               .c = dx, .ldc = s.k });
     ag_grad_pass(c, R);
 }
 
@@ -107,12 +125,14 @@ static bool linear_sample(int64_t i, ag_sample *s)
     static const int64_t M[] = { 1, 5, 0 }, N[] = { 1, 6, 33 }, K[] = { 1, 7 };
     const ag_act act = (ag_act)ag_digit(&i, AG_ACT_COUNT);
     const unsigned absent = (unsigned)ag_digit(&i, 4) << B;
+    const bool in_out = ag_digit(&i, 2);
     const int64_t m = M[ag_digit(&i, 3)], n = N[ag_digit(&i, 3)], k = K[ag_digit(&i, 2)];
     /* ReLU has a kink at 0: positive inputs keep s away from it, and a negative weight side is in
      * relu's samples */
     const double lo = act == AG_ACT_RELU ? 0.1 : -1;
-    *s = (ag_sample){ .in = { AG_SHAPE(m, k), AG_SHAPE(n, k), AG_SHAPE(n), AG_SHAPE(m, n) },
-                      .absent = absent, .lo = lo, .hi = 1, .attr.linear.act = act };
+    const ag_shape w = in_out ? AG_SHAPE(k, n) : AG_SHAPE(n, k);
+    *s = (ag_sample){ .in = { AG_SHAPE(m, k), w, AG_SHAPE(n), AG_SHAPE(m, n) },
+                      .absent = absent, .lo = lo, .hi = 1, .attr.linear = { act, in_out } };
     if (i == 1) {                    /* a second round: a batch dimension */
         s->in[X] = AG_SHAPE(2, m, k);
         s->in[R] = AG_SHAPE(2, m, n);
@@ -139,5 +159,12 @@ ag_tensor *ag_linear(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *bias, ag
                      ag_tensor *residual)
 {
     return ag_apply(t, &ag_op_linear, (ag_tensor *[AG_MAX_IN]){ x, w, bias, residual },
-                    &(ag_attr){ .linear = { act } }, NULL);
+                    &(ag_attr){ .linear = { act, false } }, NULL);
+}
+
+ag_tensor *ag_linear_in_out(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *bias, ag_act act,
+                            ag_tensor *residual)
+{
+    return ag_apply(t, &ag_op_linear, (ag_tensor *[AG_MAX_IN]){ x, w, bias, residual },
+                    &(ag_attr){ .linear = { act, true } }, NULL);
 }

@@ -98,6 +98,54 @@ ag_tensor *ag_row_sum(ag_tape *t, ag_tensor *x)
     return ag_apply(t, &ag_op_row_sum, (ag_tensor *[AG_MAX_IN]){ x }, NULL, NULL);
 }
 
+static int repeat_shape(ag_call *c, ag_shape *out)
+{
+    const ag_shape *x = &c->in[0]->shape;
+    if (x->ndim < 1 || c->attr.repeat.times < 1)
+        return ag_fail(c->tape, AG_ESHAPE, "repeat: %lld times, of %d dimensions",
+                       (long long)c->attr.repeat.times, x->ndim);
+    out[0] = *x;
+    out[0].dim[x->ndim - 1] *= c->attr.repeat.times;
+    return AG_OK;
+}
+
+static void repeat_forward(ag_call *c)
+{
+    c->k->row_add(c->in[0]->size, c->attr.repeat.times, c->in[0]->data, c->out[0]->data, false);
+}
+
+static void repeat_backward(ag_call *c)
+{
+    const ag_tensor *x = c->in[0];
+    bool acc;
+    void *dx = ag_grad_of(c, 0, &acc);
+    void *sums = acc ? ag_scratch(c->tape, (size_t)x->size * ag_real_size(c)) : dx;
+    if (!sums) return;
+    c->k->row_sum(x->size, c->attr.repeat.times, c->out[0]->grad, sums);
+    if (acc) c->k->add(x->size, sums, dx);
+}
+
+static bool repeat_sample(int64_t i, ag_sample *s)
+{
+    static const int64_t M[] = { 1, 5, 0 }, N[] = { 1, 17 }, TIMES[] = { 1, 3, 40 };
+    const int64_t m = M[ag_digit(&i, 3)], n = N[ag_digit(&i, 2)], times = TIMES[ag_digit(&i, 3)];
+    *s = (ag_sample){ .in = { AG_SHAPE(m, n) }, .lo = -1, .hi = 1, .attr.repeat.times = times };
+    if (i == 1) s->attr.repeat.times = 0, s->bad = AG_ESHAPE;
+    return i < 2;
+}
+
+const ag_op ag_op_repeat = {
+    .name = "repeat", .doc = "y[..,n*times]: each number of x[..,n] so many times", .n_in = 1,
+    .n_out = 1, .shape = repeat_shape, .forward = repeat_forward, .backward = repeat_backward,
+    .sample = repeat_sample,
+};
+
+ag_tensor *ag_repeat(ag_tape *t, ag_tensor *x, int64_t times)
+{
+    return ag_apply(t, &ag_op_repeat, (ag_tensor *[AG_MAX_IN]){ x },
+                    &(ag_attr){ .repeat = { times } }, NULL);
+}
+
 static int scale_shape(ag_call *c, ag_shape *out)
 {
     out[0] = c->in[0]->shape;

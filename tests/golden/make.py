@@ -74,12 +74,13 @@ class Store:
 
 
 class Linear:
-    def __init__(self, p, name, d_in, d_out, bias=True):
-        self.w = p.get(name + '/weight', d_out, d_in)
+    def __init__(self, p, name, d_in, d_out, bias=True, in_out=False):
+        self.in_out = in_out
+        self.w = p.get(name + '/weight', *((d_in, d_out) if in_out else (d_out, d_in)))
         self.b = p.get(name + '/bias', d_out) if bias else None
 
     def __call__(self, x):
-        return x @ self.w.T + (0 if self.b is None else self.b)
+        return x @ (self.w if self.in_out else self.w.T) + (0 if self.b is None else self.b)
 
 
 class Norm:
@@ -111,30 +112,40 @@ class Attention:
 
 class FeedForward:
     def __init__(self, p, name, d, d_ff, o):
-        self.o, self.d_ff = o, d_ff
+        self.o, self.kind = o, o.get('kind', 'sparse')
+        self.width = 1 if self.kind == 'sparse' else d_ff // BLOCK
+        self.choices = d_ff // self.width
         if o['sparse']:
-            self.c1 = Linear(p, name + '/c1', d, RANK, False)
-            self.c2 = Linear(p, name + '/c2', RANK, d_ff, o['cbias'])
+            if self.kind == 'sparse':
+                self.c1 = Linear(p, name + '/c1', d, RANK, False)
+            self.c2 = Linear(p, name + '/c2', RANK if self.kind == 'sparse' else d, self.choices, o['cbias'], True)
         self.inner = Linear(p, name + '/in', d, d_ff)
-        self.outer = Linear(p, name + '/out', d_ff, d)
+        self.outer = Linear(p, name + '/out', d_ff, d, True, o['sparse'])
         if o['sparse']:
             self.noise, self.coin = p.site(), p.site()
         p.site()                                # dropout
 
     def mask(self, x, step):
-        low = self.c1(x)
+        low = self.c1(x) if self.kind == 'sparse' else x
         z = self.c2(torch.relu(low) if self.o['crelu'] else low)
-        flat = z.reshape(-1, self.d_ff // BLOCK, BLOCK)
-        g, temperature = gumbel(step, self.noise, flat.shape[0], self.d_ff).reshape(flat.shape), self.o['temperature']
+        flat = z.reshape(-1, self.choices // BLOCK, BLOCK)
+        g = gumbel(step, self.noise, flat.shape[0], self.choices).reshape(flat.shape)
+        temperature = self.o['temperature']
         if self.o['relaxed']:
             p, score = torch.softmax((flat + g) / temperature, -1), flat + g
         else:
             p = torch.softmax(flat, -1)
             score = torch.log(p) + temperature * g
-        if uniform(bits(step, self.coin, 0)) < self.o['quant']:
+        if self.kind == 'switch' or uniform(bits(step, self.coin, 0)) < self.o['quant']:
             hard = torch.nn.functional.one_hot(score.argmax(-1), BLOCK).to(p.dtype)
-            p = hard + (p - p.detach())         # straight-through
-        return p.reshape(z.shape)
+            chosen = (hard * p).sum(-1, keepdim=True).detach()
+            told = torch.ones_like(p)           # the units whose gradient reaches the controller
+            if self.o.get('candidates'):
+                told = torch.zeros_like(p).scatter(-1, (p + 2 * hard).topk(self.o['candidates'], -1).indices, 1.0)
+            p = hard * p if self.kind == 'switch' else hard + told * (p - p.detach())   # straight-through
+            if self.o.get('scaled'):
+                p = p * chosen
+        return p.reshape(z.shape).repeat_interleave(self.width, -1)
 
     def __call__(self, x, step):
         a = self.inner(x)
@@ -230,6 +241,10 @@ CASES = [
     ('gpt_relaxed', Gpt, {**SPARSE, 'quant': 0.5, 'before': False, 'relaxed': True, 'temperature': 0.7}, GPT_FULL),
     ('mlp_dense', Mlp, {**DENSE, 'act': torch.relu}, 'layers/0/ff/in/weight'),
     ('mlp_sparse', Mlp, {**SPARSE, 'quant': 0.4}, MLP_FULL),
+    ('gpt_hard_candidates', Gpt, {**SPARSE, 'quant': 1, 'before': False, 'candidates': 2}, GPT_FULL),
+    ('gpt_hard_scaled_after', Gpt, {**SPARSE, 'quant': 1, 'before': False, 'scaled': True}, GPT_FULL),
+    ('gpt_block', Gpt, {**SPARSE, 'kind': 'block', 'quant': 0.5, 'temperature': 0.7}, 'blocks/0/ff/c2/weight'),
+    ('mlp_switch', Mlp, {**SPARSE, 'kind': 'switch', 'quant': 0}, 'layers/0/ff/c2/weight'),
 ]
 
 print('/* values.inc -- written by make.py (PyTorch, float64).  Do not edit. */')
