@@ -2,12 +2,36 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 static int check_field(const char *name, int64_t value, int64_t most, ag_err *err)
 {
     if (value >= 1 && value <= most) return AG_OK;
     return ag_err_set(err, AG_ECONFIG, "gpt: %s = %lld must be in [1, %lld]", name,
                       (long long)value, (long long)most);
+}
+
+/* With the zeros filled in, and what the parts share. */
+static nn_gpt_config filled(const nn_gpt_config *config)
+{
+    nn_gpt_config c = *config;
+    if (!c.d_qk) c.d_qk = c.d_model / c.n_heads;
+    if (!c.d_v) c.d_v = c.d_model / c.n_heads;
+    c.ff.init_std = c.init_std;
+    c.ff.out_gain = 1 / sqrt(2 * (double)c.n_layers);
+    nn_attention_config *a = &c.attention;
+    a->d_model = c.d_model;
+    a->n_heads = c.n_heads;
+    a->d_qk = c.d_qk;
+    a->d_v = c.d_v;
+    a->bias = c.bias;
+    a->dropout = c.dropout;
+    a->init_std = c.init_std;
+    a->out_gain = c.ff.out_gain;
+    c.head.d_model = c.d_model;
+    c.head.vocab = c.vocab;
+    c.head.init_std = c.init_std;
+    return c;
 }
 
 int nn_gpt_check(const nn_gpt_config *c, ag_err *err)
@@ -32,7 +56,13 @@ int nn_gpt_check(const nn_gpt_config *c, ag_err *err)
         return ag_err_set(err, AG_ECONFIG,
                           "gpt: layer_norm_eps = %g must be positive, init_std = %g not negative",
                           c->norm_eps, c->init_std);
-    return nn_ff_check(&c->ff, c->d_model, err);
+    if (c->tied && c->head.type != NN_HEAD_DENSE)
+        return ag_err_set(err, AG_ECONFIG, "gpt: a sparse head has weights of its own: set "
+                          "tied_embeddings = false, or head.type = dense");
+    const nn_gpt_config f = filled(c);
+    r = nn_attention_check(&f.attention, err);
+    if (!r) r = nn_head_check(&f.head, err);
+    return r ? r : nn_ff_check(&c->ff, c->d_model, err);
 }
 
 static ag_tensor *block_forward(const nn_block *b, ag_tape *t, ag_tensor *x, nn_mode mode,
@@ -55,14 +85,20 @@ static ag_tensor *gpt_logits(const nn_model *m, ag_tape *t, ag_tensor *ids, nn_m
     x = nn_dropout_forward(&g->drop, t, x, mode);
     for (int i = 0; i < (int)g->config.n_layers; i++)
         x = block_forward(&g->block[i], t, x, mode, cache, i);
-    return nn_linear_forward(&g->head, t, nn_norm_forward(&g->norm, t, x), AG_ACT_NONE, NULL);
+    return nn_head_forward(&g->head, t, nn_norm_forward(&g->norm, t, x), mode);
 }
 
 static ag_kv_cache *gpt_cache_new(const nn_model *m, int64_t batch)
 {
-    const nn_gpt_config *c = &((const nn_gpt *)m)->config;
-    return ag_kv_cache_new(m->params->dtype, (int)c->n_layers, batch, c->context,
-                           c->n_heads * c->d_qk, c->n_heads * c->d_v);
+    const nn_gpt *g = (const nn_gpt *)m;
+    const nn_gpt_config *c = &g->config;
+    ag_kv_cache *cache = ag_kv_cache_new(m->params->dtype, (int)c->n_layers, batch, c->context,
+                                         c->n_heads * c->d_qk, c->n_heads * c->d_v);
+    if (cache && nn_attention_keep(&g->block[0].attention, cache)) {
+        ag_kv_cache_free(cache);
+        return NULL;
+    }
+    return cache;
 }
 
 static nn_ff *gpt_ff_layer(const nn_model *m, int i)
@@ -77,43 +113,54 @@ static void gpt_build(nn_gpt *g, nn_params *p)
 {
     const nn_gpt_config *c = &g->config;
     const int64_t d = c->d_model;
-    const nn_attention_config attention = {
-        .d_model = d, .n_heads = c->n_heads, .d_qk = c->d_qk, .d_v = c->d_v, .bias = c->bias,
-        .dropout = c->dropout, .init_std = c->init_std, .out_gain = c->ff.out_gain,
-    };
     nn_embedding_build(&g->embedding, p, "embedding", c->vocab, c->context, d, c->init_std);
     nn_dropout_build(&g->drop, p, c->dropout);
     for (int i = 0; i < (int)c->n_layers; i++) {
         nn_block *b = &g->block[i];
         const size_t at = nn_push(p, "blocks/%d", i);
         nn_norm_build(&b->norm1, p, "norm1", d, c->bias, c->norm_eps);
-        nn_attention_build(&b->attention, p, "attention", &attention);
+        nn_attention_build(&b->attention, p, "attention", &c->attention);
         nn_norm_build(&b->norm2, p, "norm2", d, c->bias, c->norm_eps);
         nn_ff_build(&b->ff, p, "ff", d, &c->ff);
         nn_pop(p, at);
     }
     nn_norm_build(&g->norm, p, "norm", d, c->bias, c->norm_eps);
-    if (c->tied) g->head = (nn_linear){ .weight = g->embedding.token };
-    else
-        nn_linear_build(&g->head, p, "head", d, c->vocab, false,
-                        nn_matrix_init(c->init_std, d, c->vocab, 1));
+    nn_head_build(&g->head, p, "head", &c->head, c->tied ? g->embedding.token : NULL);
 }
 
-/* A query sees (context + 1) / 2 keys on average. */
-static nn_cost gpt_cost(const nn_gpt *g)
+/* Parameters whose names begin so. */
+static int64_t params_below(const nn_params *p, const char *prefix)
+{
+    int64_t n = 0;
+    for (int i = 0; i < p->n_items; i++)
+        if (!strncmp(p->items[i].name, prefix, strlen(prefix))) n += p->items[i].count;
+    return n;
+}
+
+/* A query sees (context + 1) / 2 keys on average; one row of each embedding table is read, but for
+ * the output all of a shared one. */
+static nn_cost cost_of(const nn_gpt *g)
 {
     const nn_gpt_config *c = &g->config;
-    const nn_ff *ff = &g->block[0].ff;
-    const int64_t heads = c->n_heads * (c->d_qk + c->d_v);
-    const double attention = 0.5 * (double)(heads * (c->context + 1));
-    const double layer = (double)(c->d_model * 2 * heads + nn_ff_products(ff)) + attention;
-    const double products = (double)c->n_layers * layer + (double)(c->d_model * c->vocab);
-    return (nn_cost){ g->model.params->n_used, c->n_layers * nn_ff_params(ff),
-                      c->n_layers * nn_ff_touched(ff), 2 * products };
+    const nn_params *p = g->model.params;
+    const nn_block *b = &g->block[0];
+    const int64_t d = c->d_model, heads = c->n_heads * (c->d_qk + c->d_v);
+    const double pairs = 0.5 * (double)(heads * (c->context + 1));
+    const double layer =
+        (double)(nn_attention_products(&b->attention) + nn_ff_products(&b->ff)) + pairs;
+    const double products = (double)c->n_layers * layer + (double)nn_head_products(&g->head);
+    const int64_t ff = c->n_layers * nn_ff_params(&b->ff),
+        live = c->n_layers * nn_ff_touched(&b->ff);
+    const int64_t unread = (c->context - 1) * d + (c->tied ? 0 : (c->vocab - 1) * d) +
+                           nn_head_beside(&g->head);
+    return (nn_cost){ .params = p->n_used, .ff_params = ff, .ff_touched = live,
+                      .flops = 2 * products, .touched = p->n_used - ff + live - unread,
+                      .attention_params = c->n_layers * params_below(p, "blocks/0/attention/"),
+                      .head_params = params_below(p, "head/"), .d_ff = c->ff.d_ff };
 }
 
-int nn_gpt_new(const nn_gpt_config *config, ag_dtype dtype, uint64_t seed, nn_model **ret_model,
-               ag_err *err)
+/* Checked and laid out, without memory for the parameters. */
+static int plan(const nn_gpt_config *config, ag_dtype dtype, nn_gpt **ret_g, ag_err *err)
 {
     const int bad = nn_gpt_check(config, err);
     if (bad) return bad;
@@ -126,21 +173,42 @@ int nn_gpt_new(const nn_gpt_config *config, ag_dtype dtype, uint64_t seed, nn_mo
         nn_params_free(p);
         return ag_err_set(err, AG_ENOMEM, "out of memory for the model");
     }
-    *g = (nn_gpt){ .config = *config, .block = block };
-    g->model = (nn_model){ "gpt", p, config->vocab, { 0 }, gpt_logits, gpt_cache_new,
-                             gpt_ff_layer, gpt_release };
-    nn_gpt_config *c = &g->config;
-    if (!c->d_qk) c->d_qk = c->d_model / c->n_heads;
-    if (!c->d_v) c->d_v = c->d_model / c->n_heads;
-    c->ff.init_std = c->init_std;
-    c->ff.out_gain = 1 / sqrt(2 * (double)c->n_layers);
+    *g = (nn_gpt){ .config = filled(config), .block = block };
+    g->model = (nn_model){ .kind = "gpt", .params = p, .classes = config->vocab,
+                           .logits = gpt_logits, .cache_new = gpt_cache_new,
+                           .ff_layer = gpt_ff_layer, .release = gpt_release };
     gpt_build(g, p);
-    const int r = nn_params_alloc(p, seed, err);
+    if (p->err.code) {
+        const int r = ag_err_set(err, p->err.code, "%s", p->err.msg);
+        nn_model_free(&g->model);
+        return r;
+    }
+    g->model.cost = cost_of(g);
+    *ret_g = g;
+    return AG_OK;
+}
+
+int nn_gpt_new(const nn_gpt_config *config, ag_dtype dtype, uint64_t seed, nn_model **ret_model,
+               ag_err *err)
+{
+    nn_gpt *g;
+    int r = plan(config, dtype, &g, err);
+    if (r) return r;
+    r = nn_params_alloc(g->model.params, seed, err);
     if (r) {
         nn_model_free(&g->model);
         return r;
     }
-    g->model.cost = gpt_cost(g);
     *ret_model = &g->model;
+    return AG_OK;
+}
+
+int nn_gpt_cost(const nn_gpt_config *config, nn_cost *ret_cost, ag_err *err)
+{
+    nn_gpt *g;
+    const int r = plan(config, AG_F32, &g, err);
+    if (r) return r;
+    *ret_cost = g->model.cost;
+    nn_model_free(&g->model);
     return AG_OK;
 }

@@ -12,6 +12,7 @@
 #define NN_GPT_H
 
 #include "layers/attention.h"
+#include "layers/head.h"
 #include "layers/model.h"
 
 typedef struct nn_gpt_config {
@@ -23,6 +24,9 @@ typedef struct nn_gpt_config {
     double  dropout;                 /* of embeddings and attention; that of ff: ff.dropout */
     double  init_std, norm_eps;
     nn_ff_config ff;                 /* init_std and out_gain are set here */
+    nn_attention_config attention;   /* of which the sizes above, bias, dropout and init are set
+                                      * here */
+    nn_head_config head;             /* its sizes and init are set here; tied needs a dense one */
 } nn_gpt_config;
 
 typedef struct nn_block {
@@ -38,7 +42,7 @@ typedef struct nn_gpt {
     nn_dropout    drop;
     nn_block     *block;             /* [n_layers] */
     nn_norm       norm;
-    nn_linear     head;
+    nn_head       head;
 } nn_gpt;
 
 /* AG_ECONFIG names the fields that do not fit. */
@@ -46,5 +50,6 @@ int nn_gpt_check(const nn_gpt_config *c, ag_err *err);
 /* Checked, built and initialised.  AG_ECONFIG, AG_ENOMEM. */
 int nn_gpt_new(const nn_gpt_config *c, ag_dtype dtype, uint64_t seed, nn_model **ret_model,
                ag_err *err);
-
+/* The sizes that this model would have. */
+int nn_gpt_cost(const nn_gpt_config *c, nn_cost *ret_cost, ag_err *err);
 #endif

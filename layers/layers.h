@@ -3,6 +3,7 @@
 #define NN_LAYERS_H
 
 #include "layers/gpt.h"
+#include "layers/match.h"
 #include "layers/mlp.h"
 
 #endif

@@ -61,8 +61,11 @@ static nn_cost mlp_cost(const nn_mlp *m)
     const nn_mlp_config *c = &m->config;
     const int64_t products =
         c->d_hidden * (c->d_in + c->classes) + c->n_layers * nn_ff_products(m->ff);
-    return (nn_cost){ m->model.params->n_used, c->n_layers * nn_ff_params(m->ff),
-                      c->n_layers * nn_ff_touched(m->ff), 2 * (double)products };
+    const int64_t all = m->model.params->n_used, ff = c->n_layers * nn_ff_params(m->ff),
+        live = c->n_layers * nn_ff_touched(m->ff);
+    return (nn_cost){ .params = all, .ff_params = ff, .ff_touched = live,
+                      .flops = 2 * (double)products, .touched = all - ff + live,
+                      .head_params = c->classes * (c->d_hidden + c->bias), .d_ff = c->ff.d_ff };
 }
 
 int nn_mlp_new(const nn_mlp_config *config, ag_dtype dtype, uint64_t seed, nn_model **ret_model,

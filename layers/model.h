@@ -11,6 +11,10 @@ typedef struct nn_cost {
     int64_t ff_params;               /* of all feed-forward layers */
     int64_t ff_touched;              /* of these, read for one token or image */
     double  flops;                   /* forward, per token (mean over the context) or image */
+    int64_t touched;                 /* weights of the whole model read for one token or image */
+    int64_t attention_params;        /* of all attention layers; 0: it has none */
+    int64_t head_params;             /* of the output layer; 0: shared with the embedding */
+    int64_t d_ff;                    /* inner width of a feed-forward layer */
 } nn_cost;
 
 typedef struct nn_model nn_model;

@@ -123,8 +123,11 @@ static void attention(void **state)
 {
     (void)state;
     static const nn_attention_config C[] = {
-        { 6, 2, 3, 3, false, 0, 0.5, 1 }, { 6, 2, 3, 3, true, 0, 0.5, 0.5 },
-        { 5, 3, 2, 4, true, 0, 0, 1 },    { 6, 2, 4, 1, true, 0.3, 0.5, 1 },
+#define ATTENTION(d, heads, qk, v, biased, drop, std, gain)                                     \
+    { .d_model = d, .n_heads = heads, .d_qk = qk, .d_v = v, .bias = biased, .dropout = drop,    \
+      .init_std = std, .out_gain = gain }
+        ATTENTION(6, 2, 3, 3, false, 0, 0.5, 1), ATTENTION(6, 2, 3, 3, true, 0, 0.5, 0.5),
+        ATTENTION(5, 3, 2, 4, true, 0, 0, 1),    ATTENTION(6, 2, 4, 1, true, 0.3, 0.5, 1),
     };
     for (int i = 0; i < 4; i++) {
         nn_params *p = nn_params_new(AG_F64);

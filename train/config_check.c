@@ -82,6 +82,38 @@ static void check_data(checker *k)
               "after the split by data.val_fraction");
 }
 
+/* Attention, head and match. */
+static void check_sparse_parts(checker *k)
+{
+    const train_config *c = k->c;
+    const bool gpt = c->model.type == TRAIN_MODEL_GPT;
+    const bool attention = c->model.attention.type != TRAIN_ATTENTION_DENSE;
+    const int64_t own = c->model.attention.modules, modules = own ? own : c->model.n_heads;
+    if (!gpt && attention)
+        clash(k, "model.attention.type", "needs attention, which only a gpt has, but", "model.type",
+              "");
+    else if (attention && c->model.d_model % modules)
+        clash(k, "model.d_model", "must be a multiple of",
+              own ? "model.attention.modules" : "model.n_heads",
+              own ? "" : "the number of modules where model.attention.modules is 0");
+    if (gpt && attention && c->model.d_qk)
+        clash(k, "model.d_qk", "needs dense projections, but", "model.attention.type",
+              "0 fits any");
+    if (gpt && attention && c->model.d_v)
+        clash(k, "model.d_v", "needs dense projections, but", "model.attention.type",
+              "0 fits any");
+    if (!gpt && c->model.head.type != TRAIN_HEAD_DENSE)
+        clash(k, "model.head.type", "needs a gpt, but", "model.type", "");
+    else if (c->model.head.type != TRAIN_HEAD_DENSE && c->model.tied_embeddings)
+        clash(k, "model.head.type", "has weights of its own, but", "model.tied_embeddings",
+              "set one to false, or the other to dense");
+    if (!gpt && c->model.match == TRAIN_MATCH_PARAMS)
+        clash(k, "model.match", "needs a gpt, but", "model.type", "");
+    if (c->model.match == TRAIN_MATCH_TOUCHED && c->model.ff.type != TRAIN_FF_DENSE)
+        clash(k, "model.match", "needs a dense feed-forward to choose d_ff for, but",
+              "model.ff.type", "");
+}
+
 static void check_model(checker *k)
 {
     const train_config *c = k->c;
@@ -89,6 +121,7 @@ static void check_model(checker *k)
     if (gpt && (!c->model.d_qk || !c->model.d_v) && c->model.d_model % c->model.n_heads)
         clash(k, "model.d_model", "must be a multiple of", "model.n_heads",
               "or set model.d_qk and model.d_v");
+    check_sparse_parts(k);
     if (c->model.ff.type != TRAIN_FF_SPARSE) return;
     char rule[64];
     const int64_t d_ff = train_config_d_ff(c);

@@ -1,6 +1,7 @@
 #include "train/session.h"
 
 #include "autograd/base/hash.h"
+#include "train/build.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -44,72 +45,6 @@ static int open_data(train_session *s, const train_open *what, ag_err *err)
     return AG_OK;
 }
 
-static nn_ff_config ff_config(const train_config *c)
-{
-    static const ag_act acts[] = {
-        [TRAIN_ACTIVATION_RELU] = AG_ACT_RELU, [TRAIN_ACTIVATION_GELU] = AG_ACT_GELU_ERF,
-        [TRAIN_ACTIVATION_GELU_TANH] = AG_ACT_GELU_TANH,
-        [TRAIN_ACTIVATION_GELU_QUICK] = AG_ACT_GELU_QUICK,
-    };
-    static const nn_ff_kind kinds[] = {
-        [TRAIN_FF_DENSE] = NN_FF_DENSE, [TRAIN_FF_SPARSE] = NN_FF_SPARSE,
-        [TRAIN_FF_BLOCK] = NN_FF_BLOCK, [TRAIN_FF_SWITCH] = NN_FF_SWITCH,
-    };
-    static const nn_chooser choosers[] = {
-        [TRAIN_CHOICE_CONTROLLER] = NN_CHOOSE_CONTROLLER, [TRAIN_CHOICE_RANDOM] = NN_CHOOSE_RANDOM,
-        [TRAIN_CHOICE_FIRST] = NN_CHOOSE_FIRST, [TRAIN_CHOICE_ORACLE] = NN_CHOOSE_ORACLE,
-    };
-    const bool sparse = c->model.ff.type != TRAIN_FF_DENSE;
-    return (nn_ff_config){
-        .kind = kinds[c->model.ff.type], .d_ff = train_config_d_ff(c), .dropout = c->model.dropout,
-        .bias_in = sparse ? c->model.ff.hidden_bias : c->model.bias,
-        .bias_out = sparse || c->model.bias,     /* the released sparse layer has b2 and no b1 */
-        .act = acts[c->model.activation], .block = c->model.ff.block,
-        .chooser = choosers[c->model.ff.choice], .candidates = c->model.ff.candidates,
-        .d_lowrank = train_config_d_lowrank(c),
-        .rank_rule = c->model.ff.lowrank_rule == TRAIN_RANK_D_MODEL ? NN_RANK_D_MODEL
-                                                                    : NN_RANK_BLOCKS,
-        .mask_order = c->model.ff.mask_order == TRAIN_MASK_AFTER_RELU ? NN_MASK_AFTER_RELU
-                                                                      : NN_MASK_BEFORE_RELU,
-        .quant_prob = c->model.ff.quant_prob, .quant_ramp = c->model.ff.quant_ramp,
-        .temperature = c->model.ff.temperature,
-        .controller_bias = c->model.ff.controller_bias,
-        .controller_relu = c->model.ff.controller_relu,
-        .relaxed = c->model.ff.relaxed, .kernel_scaling = c->model.ff.kernel_scaling,
-        .scaled = c->model.ff.scaled,
-    };
-}
-
-static int build_gpt(train_session *s, int64_t vocab, ag_err *err)
-{
-    const train_config *c = &s->config;
-    const nn_gpt_config g = {
-        .vocab = vocab, .context = c->model.context, .n_layers = c->model.n_layers,
-        .n_heads = c->model.n_heads, .d_model = c->model.d_model, .d_qk = c->model.d_qk,
-        .d_v = c->model.d_v, .bias = c->model.bias, .tied = c->model.tied_embeddings,
-        .dropout = c->model.dropout, .init_std = c->model.init_std,
-        .norm_eps = c->model.layer_norm_eps, .ff = ff_config(c),
-    };
-    s->context = c->model.context;
-    return nn_gpt_new(&g, AG_F32, (uint64_t)c->run.seed, &s->model, err);
-}
-
-static int build_mlp(train_session *s, int64_t d_in, int64_t classes, ag_err *err)
-{
-    const train_config *c = &s->config;
-    if (c->model.d_in && c->model.d_in != d_in)
-        return ag_err_set(err, AG_ECONFIG, "model.d_in is %" PRId64 ", but an image has %" PRId64
-                          " features", c->model.d_in, d_in);
-    const nn_mlp_config m = {
-        .d_in = d_in, .d_hidden = c->model.d_hidden, .classes = classes,
-        .n_layers = c->model.n_layers,
-        .bias = c->model.bias, .init_std = c->model.init_std, .ff = ff_config(c),
-    };
-    s->context = 1;
-    s->d_in = d_in;
-    return nn_mlp_new(&m, AG_F32, (uint64_t)c->run.seed, &s->model, err);
-}
-
 static int build_model(train_session *s, const train_open *what, ag_err *err)
 {
     const data_set *d = s->data;
@@ -118,7 +53,8 @@ static int build_model(train_session *s, const train_open *what, ag_err *err)
         if (what->classes && vocab != what->classes)
             return ag_err_set(err, AG_EINPUT, "the data have %" PRId64 " tokens, the checkpoint %"
                               PRId64 ": other data than it was trained on?", vocab, what->classes);
-        return build_gpt(s, vocab, err);
+        s->context = s->config.model.context;
+        return train_build_gpt(&s->config, vocab, &s->model, err);
     }
     const int64_t d_in = d ? d->h * d->w * d->c : what->d_in,
         classes = d ? d->n_classes : what->classes;
@@ -126,7 +62,9 @@ static int build_model(train_session *s, const train_open *what, ag_err *err)
         return ag_err_set(err, AG_EINPUT, "the data have %" PRId64 " features and %" PRId64
                           " classes, the checkpoint %" PRId64 " and %" PRId64 ": other data than "
                           "it was trained on?", d_in, classes, what->d_in, what->classes);
-    return build_mlp(s, d_in, classes, err);
+    s->context = 1;
+    s->d_in = d_in;
+    return train_build_mlp(&s->config, d_in, classes, &s->model, err);
 }
 
 /*

@@ -274,10 +274,14 @@ static void describe(run *r)
     const train_session *s = r->s;
     const nn_cost *k = &s->model->cost;
     if (s->data) train_status_line(&r->status, "data    %s", s->data->about);
-    train_status_line(&r->status, "model   %s, %lld parameters; feed-forward %lld, of which %lld "
-                      "are read per %s", s->model->kind, (long long)k->params,
-                      (long long)k->ff_params, (long long)k->ff_touched,
-                      s->d_in ? "image" : "token");
+    const char *each = s->d_in ? "image" : "token";
+    train_status_line(&r->status, "model   %s, %lld parameters; %lld are read per %s",
+                      s->model->kind, (long long)k->params, (long long)k->touched, each);
+    train_status_line(&r->status, "        feed-forward %lld, %lld read, d_ff %lld; "
+                      "attention %lld, output %lld", (long long)k->ff_params,
+                      (long long)k->ff_touched,
+                      (long long)k->d_ff, (long long)k->attention_params,
+                      (long long)k->head_params);
     train_status_line(&r->status, "run     %s, %s kernels, %d threads, batch %lld in parts of %lld",
                       r->dir.dir, ag_tape_kernels(s->tape)->name, train_threads(),
                       (long long)s->config.train.batch, (long long)s->config.train.micro_batch);

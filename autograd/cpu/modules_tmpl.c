@@ -35,7 +35,7 @@ void AG_NAME(outer_fwd)(int64_t a, int64_t b, int64_t n, const void *pp, const v
     }
 }
 
-/* The gradients of `k` columns, at most a vector; dp sums over runs of rows of q, then over runs. */
+/* The gradients of `k` columns, at most a vector; dp sums over runs of rows of q, then runs. */
 static void outer_strip(int64_t a, int64_t b, int64_t n, int64_t k, const float *p, const float *q,
                         const float *dy, float *dp, float *dq)
 {

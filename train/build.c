@@ -1,0 +1,134 @@
+#include "train/build.h"
+
+#include <inttypes.h>
+
+static nn_ff_config ff_config(const train_config *c)
+{
+    static const ag_act acts[] = {
+        [TRAIN_ACTIVATION_RELU] = AG_ACT_RELU, [TRAIN_ACTIVATION_GELU] = AG_ACT_GELU_ERF,
+        [TRAIN_ACTIVATION_GELU_TANH] = AG_ACT_GELU_TANH,
+        [TRAIN_ACTIVATION_GELU_QUICK] = AG_ACT_GELU_QUICK,
+    };
+    static const nn_ff_kind kinds[] = {
+        [TRAIN_FF_DENSE] = NN_FF_DENSE, [TRAIN_FF_SPARSE] = NN_FF_SPARSE,
+        [TRAIN_FF_BLOCK] = NN_FF_BLOCK, [TRAIN_FF_SWITCH] = NN_FF_SWITCH,
+    };
+    static const nn_chooser choosers[] = {
+        [TRAIN_CHOICE_CONTROLLER] = NN_CHOOSE_CONTROLLER, [TRAIN_CHOICE_RANDOM] = NN_CHOOSE_RANDOM,
+        [TRAIN_CHOICE_FIRST] = NN_CHOOSE_FIRST, [TRAIN_CHOICE_ORACLE] = NN_CHOOSE_ORACLE,
+    };
+    const bool sparse = c->model.ff.type != TRAIN_FF_DENSE;
+    return (nn_ff_config){
+        .kind = kinds[c->model.ff.type], .d_ff = train_config_d_ff(c), .dropout = c->model.dropout,
+        .bias_in = sparse ? c->model.ff.hidden_bias : c->model.bias,
+        .bias_out = sparse || c->model.bias,     /* the released sparse layer has b2 and no b1 */
+        .act = acts[c->model.activation], .block = c->model.ff.block,
+        .chooser = choosers[c->model.ff.choice], .candidates = c->model.ff.candidates,
+        .d_lowrank = train_config_d_lowrank(c),
+        .rank_rule = c->model.ff.lowrank_rule == TRAIN_RANK_D_MODEL ? NN_RANK_D_MODEL
+                                                                    : NN_RANK_BLOCKS,
+        .mask_order = c->model.ff.mask_order == TRAIN_MASK_AFTER_RELU ? NN_MASK_AFTER_RELU
+                                                                      : NN_MASK_BEFORE_RELU,
+        .quant_prob = c->model.ff.quant_prob, .quant_ramp = c->model.ff.quant_ramp,
+        .temperature = c->model.ff.temperature,
+        .controller_bias = c->model.ff.controller_bias,
+        .controller_relu = c->model.ff.controller_relu,
+        .relaxed = c->model.ff.relaxed, .kernel_scaling = c->model.ff.kernel_scaling,
+        .scaled = c->model.ff.scaled,
+    };
+}
+
+static nn_attention_config attention_config(const train_config *c)
+{
+    static const nn_map_kind types[] = {
+        [TRAIN_ATTENTION_DENSE] = NN_MAP_DENSE, [TRAIN_ATTENTION_MULT] = NN_MAP_MULT,
+        [TRAIN_ATTENTION_CONV] = NN_MAP_CONV, [TRAIN_ATTENTION_MULTCONV] = NN_MAP_MULTCONV,
+        [TRAIN_ATTENTION_MODULAR] = NN_MAP_MODULAR, [TRAIN_ATTENTION_MULTMOD] = NN_MAP_MULTMOD,
+        [TRAIN_ATTENTION_LOWRANK] = NN_MAP_LOWRANK,
+    };
+    static const nn_map_kind outputs[] = {
+        [TRAIN_OUTPUT_AUTO] = NN_MAP_NONE, [TRAIN_OUTPUT_NONE] = NN_MAP_NONE,
+        [TRAIN_OUTPUT_DENSE] = NN_MAP_DENSE, [TRAIN_OUTPUT_MULT] = NN_MAP_MULT,
+        [TRAIN_OUTPUT_CONV] = NN_MAP_CONV, [TRAIN_OUTPUT_MULTCONV] = NN_MAP_MULTCONV,
+    };
+    static const nn_v_concat concats[] = {
+        [TRAIN_CONCAT_NONE] = NN_CONCAT_NONE, [TRAIN_CONCAT_FIXED] = NN_CONCAT_FIXED,
+        [TRAIN_CONCAT_ORIGINAL] = NN_CONCAT_ORIGINAL,
+    };
+    return (nn_attention_config){
+        .type = types[c->model.attention.type], .modules = c->model.attention.modules,
+        .taps = c->model.attention.kernel, .span = c->model.attention.kernel_modules,
+        .rank = c->model.attention.d_lowrank, .share_qk = c->model.attention.share_qk,
+        .fan = c->model.attention.conv_init == TRAIN_CONV_INIT_FAN,
+        .own_output = c->model.attention.output != TRAIN_OUTPUT_AUTO,
+        .output = outputs[c->model.attention.output],
+        .v_concat = concats[c->model.attention.v_concat],
+    };
+}
+
+static nn_head_config head_config(const train_config *c)
+{
+    static const nn_head_type types[] = {
+        [TRAIN_HEAD_DENSE] = NN_HEAD_DENSE, [TRAIN_HEAD_MULT] = NN_HEAD_MULT,
+        [TRAIN_HEAD_LOWRANK] = NN_HEAD_LOWRANK,
+    };
+    return (nn_head_config){ .type = types[c->model.head.type], .modules = c->model.head.modules,
+                             .d_lowrank = c->model.head.d_lowrank,
+                             .prob_sparse = c->model.head.prob_sparse };
+}
+
+/* model.match = params: the d_ff with which g is as large as with everything dense but the
+ * feed-forward. */
+static int match_params(const train_config *c, nn_gpt_config *g, ag_err *err)
+{
+    nn_gpt_config like = *g;
+    like.attention = (nn_attention_config){ .type = NN_MAP_DENSE };
+    like.head = (nn_head_config){ .type = NN_HEAD_DENSE };
+    g->ff.d_lowrank = like.ff.d_lowrank = c->model.ff.d_lowrank;     /* 0: by its own d_ff */
+    const int64_t multiple = c->model.ff.type == TRAIN_FF_DENSE ? 1 : c->model.ff.block;
+    return nn_match_params(g, multiple, &like, err);
+}
+
+/* model.match = touched: the d_ff with which a dense feed-forward reads what a sparse one reads. */
+static int match_touched(const train_config *c, int64_t d_model, nn_ff_config *ff, ag_err *err)
+{
+    train_config sparse = *c;
+    sparse.model.ff.type = TRAIN_FF_SPARSE;
+    const nn_ff_config like = ff_config(&sparse);
+    return nn_match_touched(ff, &like, d_model, err);
+}
+
+int train_build_gpt(const train_config *c, int64_t vocab, nn_model **ret_model, ag_err *err)
+{
+    nn_gpt_config g = {
+        .vocab = vocab, .context = c->model.context, .n_layers = c->model.n_layers,
+        .n_heads = c->model.n_heads, .d_model = c->model.d_model, .d_qk = c->model.d_qk,
+        .d_v = c->model.d_v, .bias = c->model.bias, .tied = c->model.tied_embeddings,
+        .dropout = c->model.dropout, .init_std = c->model.init_std,
+        .norm_eps = c->model.layer_norm_eps, .ff = ff_config(c),
+        .attention = attention_config(c), .head = head_config(c),
+    };
+    const int r = c->model.match == TRAIN_MATCH_PARAMS  ? match_params(c, &g, err)
+                : c->model.match == TRAIN_MATCH_TOUCHED ? match_touched(c, g.d_model, &g.ff, err)
+                                                        : AG_OK;
+    if (r < 0) return r;
+    return nn_gpt_new(&g, AG_F32, (uint64_t)c->run.seed, ret_model, err);
+}
+
+int train_build_mlp(const train_config *c, int64_t d_in, int64_t classes, nn_model **ret_model,
+                    ag_err *err)
+{
+    if (c->model.d_in && c->model.d_in != d_in)
+        return ag_err_set(err, AG_ECONFIG, "model.d_in is %" PRId64 ", but an image has %" PRId64
+                          " features", c->model.d_in, d_in);
+    nn_mlp_config m = {
+        .d_in = d_in, .d_hidden = c->model.d_hidden, .classes = classes,
+        .n_layers = c->model.n_layers,
+        .bias = c->model.bias, .init_std = c->model.init_std, .ff = ff_config(c),
+    };
+    if (c->model.match == TRAIN_MATCH_TOUCHED) {
+        const int r = match_touched(c, m.d_hidden, &m.ff, err);
+        if (r < 0) return r;
+    }
+    return nn_mlp_new(&m, AG_F32, (uint64_t)c->run.seed, ret_model, err);
+}

@@ -1,0 +1,16 @@
+/*
+ * build.h -- the model that a configuration describes.
+ */
+#ifndef TRAIN_BUILD_H
+#define TRAIN_BUILD_H
+
+#include "layers/layers.h"
+#include "train/config.h"
+
+/* A model with its initial weights, for a vocabulary, or for images of d_in features.  AG_ECONFIG,
+ * AG_ENOMEM. */
+int train_build_gpt(const train_config *c, int64_t vocab, nn_model **ret_model, ag_err *err);
+int train_build_mlp(const train_config *c, int64_t d_in, int64_t classes, nn_model **ret_model,
+                    ag_err *err);
+
+#endif
