@@ -15,7 +15,7 @@
 #include "autograd/kernels.h"
 
 #if defined(__AVX512F__)
-enum { MR = 8, NV = 3 };
+enum { MR = 9, NV = 3 };
 #elif defined(__AVX2__)
 enum { MR = 6, NV = 2 };
 #else
@@ -27,33 +27,16 @@ enum { NR = NV * VL };
 /* Without it GCC computes a pointer for every row beforehand, and spills them. */
 #define HIDE(pointer) __asm__("" : "+r"(pointer))
 
-/*
- * What to fetch into the L2 cache while tiles are computed: `rows` rows of `width` floats,
- * `stride` apart; some lines of it every STEP steps of k, so that packing, or the first pass
- * over the next block, finds it there.
- */
-typedef struct ahead {
-    const float *at;
-    int64_t width, stride, rows;     /* still to come, the current row included */
-    int64_t left;                    /* floats left in the current row */
-    int64_t lines;                   /* to fetch per STEP */
-} ahead;
-
 enum { STEP = 16, LINE = 16 };       /* steps of k between fetches; floats in a cache line */
 
-ALWAYS_INLINE void fetch_ahead(ahead *f)
-{
-    for (int64_t n = 0; n < f->lines && f->rows > 0; n++) {
-        __builtin_prefetch(f->at, 0, 2);
-        f->at += LINE;
-        f->left -= LINE;
-        if (f->left <= 0) {
-            f->at += f->stride - (f->width - f->left);      /* back to the row's start, and down */
-            f->left = f->width;
-            f->rows--;
-        }
-    }
-}
+/*
+ * What to fetch while a tile is computed, beside the tile's own rows of a: the tile of c that
+ * comes next and, into the L2 cache, a line from each of two places every STEP steps of k: the
+ * next panel of b, the next block of a.
+ */
+typedef struct ahead {
+    const float *c, *panel, *block;
+} ahead;
 
 /*
  * c[mr, nv*VL] (+)= a @ b over kc steps.  Element (i, k) of a is a[i*ai + k*ak]: so a may be
@@ -65,13 +48,15 @@ typedef struct operands {
 } operands;
 
 typedef void tile_fn(const operands *o, const float *a, const float *b, float *c,
-                     const float *next_c, ahead *f);
+                     const ahead *f);
 
 ALWAYS_INLINE void tile(const int mr, const int nv, const operands *o, const float *a,
-                        const float *b, float *c, const float *next_c, ahead *f)
+                        const float *b, float *c, const ahead *f)
 {
     enum { GROUPS = (MR + 2) / 3 }; /* one pointer serves three rows: x, x + ai, x + 2 ai */
     const int64_t ai = o->ai, ak = o->ak, bk = o->bk, ldc = o->ldc, kc = o->kc;
+    const float *next_c = f->c, *panel = f->panel, *block = f->block;
+    const bool acc = o->acc;
     const float *row[GROUPS];
     vf sum[MR][NV];
 #pragma GCC unroll 32
@@ -82,23 +67,27 @@ ALWAYS_INLINE void tile(const int mr, const int nv, const operands *o, const flo
         for (int v = 0; v < nv; v++)
             sum[i][v] = (vf){ 0 };
     }
-    const int64_t per_step = kc >= mr * STEP ? 1 : kc > 0 ? (mr * STEP + kc - 1) / kc : 1;
     int64_t rows_left = mr;
     for (int64_t k = 0; k < kc;) {
         const int64_t end = k + STEP < kc ? k + STEP : kc;
-        for (int64_t r = 0; r < per_step && rows_left > 0; r++, rows_left--, next_c += ldc)
+        if (rows_left-- > 0) {
 #pragma GCC unroll 8
             for (int v = 0; v < nv * VL; v += LINE)
                 __builtin_prefetch(next_c + v, 1);
-        fetch_ahead(f);
+            next_c += ldc;
+        }
+#pragma GCC unroll 32
+        for (int i = 0; i < mr; i++)
+            __builtin_prefetch(row[i / 3] + i % 3 * ai + STEP * ak);
+        __builtin_prefetch(panel, 0, 2);
+        __builtin_prefetch(block, 0, 2);
+        panel += LINE;
+        block += LINE;
         for (; k < end; k++) {
             vf bv[NV];
 #pragma GCC unroll 8
             for (int v = 0; v < nv; v++)
                 bv[v] = vload(b + v * VL);
-#pragma GCC unroll 8
-            for (int v = 0; v < nv * VL; v += LINE)
-                __builtin_prefetch(b + 8 * bk + v);     /* a panel is as large as the L1 cache */
 #pragma GCC unroll 32
             for (int i = 0; i < mr; i++) {
                 const vf av = vset(row[i / 3][i % 3 * ai]);
@@ -119,7 +108,7 @@ ALWAYS_INLINE void tile(const int mr, const int nv, const operands *o, const flo
         HIDE(c);
 #pragma GCC unroll 8
         for (int v = 0; v < nv; v++) {
-            if (o->acc)
+            if (acc)
                 sum[i][v] += vload(c + v * VL);
             vstore(c + v * VL, sum[i][v]);
         }
@@ -128,14 +117,14 @@ ALWAYS_INLINE void tile(const int mr, const int nv, const operands *o, const flo
 
 #define TILE(mr, nv)                                                                            \
     static void tile_##mr##_##nv(const operands *o, const float *a, const float *b, float *c,   \
-                                 const float *next_c, ahead *f)                                 \
+                                 const ahead *f)                                                \
     {                                                                                           \
-        tile(mr, nv, o, a, b, c, next_c, f);                                                    \
+        tile(mr, nv, o, a, b, c, f);                                                            \
     }
 #if defined(__AVX512F__)
 #define TILES(mr) TILE(mr, 1) TILE(mr, 2) TILE(mr, 3)
 #define NAMES(mr) { tile_##mr##_1, tile_##mr##_2, tile_##mr##_3 }
-TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8)
+TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8) TILES(9)
 #else
 #define TILES(mr) TILE(mr, 1) TILE(mr, 2)
 #define NAMES(mr) { tile_##mr##_1, tile_##mr##_2 }
@@ -151,7 +140,7 @@ static tile_fn *const tiles[MR][NV] = {         /* [rows - 1][vectors - 1] */
     NAMES(5), NAMES(6),
 #endif
 #if defined(__AVX512F__)
-    NAMES(7), NAMES(8),
+    NAMES(7), NAMES(8), NAMES(9),
 #endif
 };
 

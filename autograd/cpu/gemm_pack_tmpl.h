@@ -67,10 +67,14 @@ static void pack_b_transposed(const float *b, int64_t ldb, int64_t cols, int64_t
     int64_t v = 0;
     for (; v + VL <= cols; v += VL) {
         int64_t k = 0;
-        for (; k + VL <= kc; k += VL)                   /* whole lines of b */
+        for (; k + VL <= kc; k += VL) {                 /* whole lines of b */
+#pragma GCC unroll 16
+            for (int i = 0; i < VL; i++)
+                __builtin_prefetch(b + (v + i) * ldb + k + 4 * LINE);
 #pragma GCC unroll 4
             for (int q = 0; q < VL; q += 4)
                 transpose_4(b + v * ldb + k + q, ldb, width, d + (k + q) * width + v);
+        }
         for (; k < kc; k++)
             for (int64_t i = 0; i < VL; i++)
                 d[k * width + v + i] = b[(v + i) * ldb + k];

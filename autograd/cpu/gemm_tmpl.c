@@ -9,8 +9,10 @@
  * columns are short.  The epilogue runs over a tile that has just received its last block.
  *
  * Threads share the rows of c, and the panels of b, of as many blocks of k as the buffer holds:
- * they pack those together, meet, and go on alone.  Where c has few rows they share its columns,
- * and each packs its own panels just before the first use, without a barrier.
+ * they pack those together, meet, and go on alone; who has finished his rows takes blocks of rows
+ * from the others, as processors are not equally fast while other programs run.  Where c has few
+ * rows they share its columns, and each packs its own panels just before the first use, without
+ * a barrier.
  *
  * Bits.  An element of c is a chain of fused multiply-adds per block of k, and the blocks are
  * added in order.  Blocks depend on k alone: so the result does not depend on the number of
@@ -36,13 +38,14 @@
 
 enum {
     KC = 256,                        /* steps of k in a block, at most; a multiple of VL */
-    MC = 192 / MR * MR,              /* rows of a block of a: 196 kB, a part of the L2 cache */
+    MC = 384 / MR * MR,              /* rows of a block of a: 390 kB, a part of the L2 cache */
     NC = 3072 / NR * NR,             /* columns of a block of b: 3 MiB, shared in L3 */
     A_DIRECT_K = 128,                /* up to here, a transposed a is read where it lies */
     DOT_M = 16,                      /* up to here, dot products beat packing */
     B_DIRECT_M = 112,                /* up to here, b is read where it lies */
     MIN_WORK = 1 << 17,              /* multiply-adds that are worth waking a thread for */
     MAX_THREADS = 256,
+    TURNS = 3,                       /* blocks, at least, of a thread's rows */
     HUGE_PAGE = 2 << 20
 };
 
@@ -56,6 +59,7 @@ typedef struct plan {
     int64_t mc, nc;                  /* most rows of a block of a, columns of a block of b */
     float  *packed_b;                /* [nc * KC]: per block of k, the panels one after the other */
     float  *packed_a;                /* per thread [mc * KC] */
+    atomic_int_fast64_t *taken;      /* [threads], blocks of rows of a thread's share; or NULL */
 } plan;
 
 typedef struct range { int64_t begin, end; } range;
@@ -104,13 +108,13 @@ static void meet(int threads)
 
 /* A tile narrower than its vectors goes through a buffer. */
 static void tile_narrow(const operands *o, int64_t rows, int64_t cols, const float *a,
-                        const float *b, float *c, ahead *f)
+                        const float *b, float *c, const ahead *f)
 {
     _Alignas(64) float buffer[MR * NR] = { 0 };
     operands to_buffer = *o;
     to_buffer.ldc = NR;
     to_buffer.acc = false;
-    tiles[rows - 1][ceil_div(cols, VL) - 1](&to_buffer, a, b, buffer, buffer, f);
+    tiles[rows - 1][ceil_div(cols, VL) - 1](&to_buffer, a, b, buffer, f);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t v = 0; v < cols; v += VL) {
             float *p = c + r * o->ldc + v;
@@ -122,16 +126,23 @@ static void tile_narrow(const operands *o, int64_t rows, int64_t cols, const flo
         }
 }
 
-/* c of piece q, in strips of equal height h <= MR; f is fetched meanwhile. */
-static void multiply(const ag_gemm *g, const plan *p, const piece *q, float *packed_a, ahead *f)
+/* Where piece q of op(a) begins. */
+static const float *a_of(const ag_gemm *g, const piece *q)
+{
+    return (const float *)g->a + (g->ta ? q->i0 + q->k0 * g->lda : q->i0 * g->lda + q->k0);
+}
+
+/* c of piece q, in strips of equal height h <= MR; each tile fetches a row of what `next` reads. */
+static void multiply(const ag_gemm *g, const plan *p, const piece *q, const piece *next,
+                     float *packed_a)
 {
     const int64_t h = ceil_div(q->rows, ceil_div(q->rows, MR));
     const bool last = q->k0 + q->kc == g->k && has_epilogue(g);
     operands o = {
         .kc = q->kc, .ldc = g->ldc, .acc = g->acc || q->k0 > 0, .ai = g->ta ? 1 : g->lda
     };
-    const float *a =
-        (const float *)g->a + (g->ta ? q->i0 + q->k0 * g->lda : q->i0 * g->lda + q->k0);
+    const float *a = a_of(g, q), *row = a_of(g, next);
+    int64_t rows_left = g->ta ? next->kc : next->rows;
     int64_t per_row = g->ta ? 1 : g->lda;               /* from strip to strip, times h */
     if (p->a_packed) {
         pack_a(g, q->k0, q->kc, q->i0, q->rows, h, packed_a);
@@ -143,63 +154,66 @@ static void multiply(const ag_gemm *g, const plan *p, const piece *q, float *pac
         const bool direct = p->b_direct && n == NR;
         float *panel = q->panels + (q->pack ? 0 : (j - q->j0) * q->kc);
         const float *b = direct ? (const float *)g->b + q->k0 * g->ldb + j : panel;
+        const float *next_panel = q->pack ? b : panel + NR * q->kc;
         if (q->pack && !direct)
             pack_b(g, q->k0, q->kc, j, n, panel);
         o.bk = direct ? g->ldb : AG_ALIGN_UP(n, VL);
-        for (int64_t i = 0; i < q->rows; i += h) {
+        for (int64_t i = 0; i < q->rows; i += h, rows_left--, row += g->lda) {
             const int64_t m = min64(h, q->rows - i);
             float *top = (float *)g->c + q->i0 * g->ldc + j, *c = top + i * g->ldc;
+            const ahead f = { i + h < q->rows ? c + h * g->ldc : top + NR,
+                              next_panel + (q->pack ? 0 : i / h * q->kc),
+                              rows_left > 0 ? row : b };
             o.ak = p->a_packed ? m : g->ta ? g->lda : 1;
             if (n % VL == 0)
-                tiles[m - 1][n / VL - 1](&o, a + i * per_row, b, c,
-                                         i + h < q->rows ? c + h * g->ldc : top + NR, f);
+                tiles[m - 1][n / VL - 1](&o, a + i * per_row, b, c, &f);
             else
-                tile_narrow(&o, m, n, a + i * per_row, b, c, f);
+                tile_narrow(&o, m, n, a + i * per_row, b, c, &f);
             if (last)
                 finish_block(g, q->i0 + i, m, j, n);
         }
     }
 }
 
-/* What piece `next` will read of a, to be fetched while `now` is computed. */
-static ahead fetch_plan(const ag_gemm *g, const piece *now, const piece *next)
-{
-    const int64_t steps =
-        ceil_div(now->rows, MR) * ceil_div(now->cols, NR) * ceil_div(now->kc, STEP);
-    const int64_t width = g->ta ? next->rows : next->kc, height = g->ta ? next->kc : next->rows;
-    const float *a = g->a;
-    a += g->ta ? next->k0 * g->lda + next->i0 : next->i0 * g->lda + next->k0;
-    return (ahead){ .at = a, .width = width, .stride = g->lda, .rows = height, .left = width,
-                    .lines = ceil_div(height * ceil_div(width, LINE), max64(1, steps)) };
-}
-
-/* Blocks of k in `ks`, columns j0 .. j0+cols and the rows of this thread, in blocks of mc rows. */
-static void multiply_rows(const ag_gemm *g, const plan *p, range ks, range rows, piece q,
-                          int64_t width, float *packed_a)
+/* Blocks of k in `ks` of the rows and columns of q; then come `next_rows` rows. */
+static void multiply_block(const ag_gemm *g, const plan *p, range ks, piece q, int64_t next_rows,
+                           int64_t width, float *packed_a)
 {
     float *panels = q.panels;
-    const int64_t n = rows.end - rows.begin, blocks = max64(1, ceil_div(n, p->mc));
-    const int64_t mc = min64(p->mc, AG_ALIGN_UP(ceil_div(n, blocks), MR));
-    for (q.i0 = rows.begin; q.i0 < rows.end; q.i0 += mc) {
-        q.rows = min64(mc, rows.end - q.i0);
-        for (q.k0 = ks.begin; q.k0 == ks.begin || q.k0 < ks.end; q.k0 += p->kc) {
-            q.kc = min64(p->kc, ks.end - q.k0);
-            q.panels = panels + (q.pack ? 0 : (q.k0 - ks.begin) * width);
-            piece next = q;
-            next.k0 = q.k0 + q.kc < ks.end ? q.k0 + q.kc : ks.begin;
-            next.i0 = next.k0 > q.k0 ? q.i0 : q.i0 + mc;
-            next.kc = min64(p->kc, ks.end - next.k0);
-            next.rows = max64(0, min64(mc, rows.end - next.i0));
-            ahead f = fetch_plan(g, &q, &next);
-            multiply(g, p, &q, packed_a, &f);
+    for (q.k0 = ks.begin; q.k0 == ks.begin || q.k0 < ks.end; q.k0 += p->kc) {
+        q.kc = min64(p->kc, ks.end - q.k0);
+        q.panels = panels + (q.pack ? 0 : (q.k0 - ks.begin) * width);
+        piece next = q;
+        next.k0 += q.kc;
+        if (next.k0 >= ks.end) {
+            next.k0 = ks.begin;
+            next.i0 += q.rows;
+            next.rows = next_rows;
         }
+        next.kc = min64(p->kc, ks.end - next.k0);
+        multiply(g, p, &q, &next, packed_a);
+    }
+}
+
+/* The same for rows r, in blocks of at most mc; `taken` counts those that threads have taken. */
+static void multiply_rows(const ag_gemm *g, const plan *p, range ks, range r, piece q,
+                          int64_t width, float *packed_a, atomic_int_fast64_t *taken)
+{
+    const int64_t n = r.end - r.begin;
+    const int64_t blocks = max64(taken ? TURNS : 1, ceil_div(n, p->mc));
+    const int64_t mc = min64(p->mc, AG_ALIGN_UP(max64(1, ceil_div(n, blocks)), MR));
+    for (int64_t i = 0;; i++) {
+        q.i0 = r.begin + mc * (taken ? atomic_fetch_add(taken, 1) : i);
+        if (q.i0 >= r.end)
+            return;
+        q.rows = min64(mc, r.end - q.i0);
+        multiply_block(g, p, ks, q, min64(mc, r.end - q.i0 - q.rows), width, packed_a);
     }
 }
 
 /* What thread t of `threads` does. */
 static void work(const ag_gemm *g, const plan *p, int t, int threads)
 {
-    const range rows = p->by_cols ? (range){ 0, g->m } : share(g->m, t, threads);
     float *packed_a = p->packed_a + t * p->mc * KC;
     for (int64_t jc = 0; jc < g->n; jc += p->nc) {
         const int64_t n = min64(p->nc, g->n - jc), width = AG_ALIGN_UP(n, VL);
@@ -212,7 +226,7 @@ static void work(const ag_gemm *g, const plan *p, int t, int threads)
             if (p->by_cols) {
                 const piece q = { .j0 = cols.begin, .cols = cols.end - cols.begin, .pack = true,
                                   .panels = p->packed_b + (int64_t)t * NR * KC };
-                multiply_rows(g, p, ks, rows, q, width, packed_a);
+                multiply_rows(g, p, ks, (range){ 0, g->m }, q, width, packed_a, NULL);
                 continue;
             }
             for (int64_t k0 = ks.begin; k0 < ks.end; k0 += p->kc)
@@ -221,9 +235,15 @@ static void work(const ag_gemm *g, const plan *p, int t, int threads)
                     pack_b(g, k0, kc, j, min64(NR, cols.end - j),
                            p->packed_b + (k0 - kg) * width + (j - jc) * kc);
                 }
+            if (p->taken)
+                atomic_store(&p->taken[t], 0);
             meet(threads);
             const piece q = { .j0 = jc, .cols = n, .panels = p->packed_b };
-            multiply_rows(g, p, ks, rows, q, width, packed_a);
+            for (int i = 0; i < threads; i++) {         /* the own share, then those of others */
+                const int of = (t + i) % threads;
+                multiply_rows(g, p, ks, share(g->m, of, threads), q, width, packed_a,
+                              p->taken ? &p->taken[of] : NULL);
+            }
             if (ks.end < g->k || jc + n < g->n)
                 meet(threads);                          /* the panels are overwritten next */
         }
@@ -308,6 +328,9 @@ void AG_NAME(gemm)(const ag_gemm *g)
     p.a_packed = g->ta && g->k > A_DIRECT_K;
     p.by_cols = split_columns(g, p.threads);
     p.b_direct = !g->tb && g->m <= B_DIRECT_M && (p.by_cols || p.threads == 1);
+    atomic_int_fast64_t taken[MAX_THREADS];
+    if (p.threads > 1)
+        p.taken = taken;
     float *space = NULL;
     const bool got = !atomic_flag_test_and_set(&busy);
     if (got)
