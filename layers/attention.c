@@ -193,9 +193,9 @@ int nn_attention_keep(const nn_attention *l, ag_kv_cache *cache)
 int64_t nn_attention_products(const nn_attention *l)
 {
     const nn_attention_config *c = &l->config;
-    const int64_t out = nn_map_products(&l->out), d = c->d_model;
-    if (is_dense(c)) return out + d * c->n_heads * (2 * c->d_qk + c->d_v);
+    const int64_t out = nn_map_products(&l->out);
+    if (is_dense(c)) return out + c->d_model * c->n_heads * (2 * c->d_qk + c->d_v);
     const int64_t keys = c->share_qk ? 0 : nn_map_products(&l->k);
     return out + nn_map_products(&l->q) + keys + nn_map_products(&l->v) +
-           (c->type == NN_MAP_MULTCONV ? d * d : 0);
+           (c->type == NN_MAP_MULTCONV ? nn_mult_products(&l->mult) : 0);
 }

@@ -71,6 +71,9 @@ int64_t nn_head_beside(const nn_head *l)
 
 int64_t nn_head_products(const nn_head *l)
 {
-    return l->config.type == NN_HEAD_LOWRANK ? nn_map_products(&l->lowrank)
-                                             : l->config.d_model * l->config.vocab;
+    switch (l->config.type) {
+    case NN_HEAD_MULT:    return nn_mult_products(&l->mult);
+    case NN_HEAD_LOWRANK: return nn_map_products(&l->lowrank);
+    default:              return l->config.d_model * l->config.vocab;
+    }
 }

@@ -24,6 +24,11 @@ ag_tensor *nn_mult_forward(const nn_mult *l, ag_tape *t, ag_tensor *x)
     return ag_multiplicative(t, x, l->gates, l->weight, l->bias, l->width);
 }
 
+int64_t nn_mult_products(const nn_mult *l)
+{
+    return l->gates->size + l->width * l->weight->shape.dim[1];
+}
+
 /* --- maps ------------------------------------------------------------------------------------- */
 
 static bool has_mult(nn_map_kind k)
@@ -113,7 +118,7 @@ ag_tensor *nn_map_forward(const nn_map *l, ag_tape *t, ag_tensor *x, const nn_pa
 int64_t nn_map_products(const nn_map *l)
 {
     const nn_map_config *c = &l->config;
-    const int64_t mult = has_mult(c->kind) ? c->d_in * c->d_out : 0;
+    const int64_t mult = has_mult(c->kind) ? nn_mult_products(&l->mult) : 0;
     switch (c->kind) {
     case NN_MAP_DENSE:    return c->d_in * c->d_out;
     case NN_MAP_CONV:

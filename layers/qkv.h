@@ -32,6 +32,7 @@ typedef struct nn_mult {
 void nn_mult_build(nn_mult *l, nn_params *p, const char *name, int64_t d_in, int64_t d_out,
                    int64_t modules, bool bias);
 ag_tensor *nn_mult_forward(const nn_mult *l, ag_tape *t, ag_tensor *x);
+int64_t nn_mult_products(const nn_mult *l);      /* multiply-adds for one position, gates too */
 
 typedef enum nn_map_kind {
     NN_MAP_NONE, NN_MAP_DENSE, NN_MAP_MULT, NN_MAP_CONV, NN_MAP_MULTCONV, NN_MAP_MODULAR,

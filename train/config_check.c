@@ -96,6 +96,9 @@ static void check_sparse_parts(checker *k)
         clash(k, "model.d_model", "must be a multiple of",
               own ? "model.attention.modules" : "model.n_heads",
               own ? "" : "the number of modules where model.attention.modules is 0");
+    if (c->model.attention.v_concat != TRAIN_CONCAT_NONE &&
+        c->model.attention.type != TRAIN_ATTENTION_MULTCONV)
+        clash(k, "model.attention.v_concat", "needs multconv, but", "model.attention.type", "");
     if (gpt && attention && c->model.d_qk)
         clash(k, "model.d_qk", "needs dense projections, but", "model.attention.type",
               "0 fits any");
@@ -106,7 +109,7 @@ static void check_sparse_parts(checker *k)
         clash(k, "model.head.type", "needs a gpt, but", "model.type", "");
     else if (c->model.head.type != TRAIN_HEAD_DENSE && c->model.tied_embeddings)
         clash(k, "model.head.type", "has weights of its own, but", "model.tied_embeddings",
-              "set one to false, or the other to dense");
+              "set model.tied_embeddings: false");
     if (!gpt && c->model.match == TRAIN_MATCH_PARAMS)
         clash(k, "model.match", "needs a gpt, but", "model.type", "");
     if (c->model.match == TRAIN_MATCH_TOUCHED && c->model.ff.type != TRAIN_FF_DENSE)
