@@ -17,7 +17,7 @@
 #ifndef AG_CPU_ATTENTION_TILE_H
 #define AG_CPU_ATTENTION_TILE_H
 
-#include "autograd/cpu/simd.h"
+#include "autograd/cpu/transpose.h"
 
 enum {
     TILE   = 64,                     /* queries, and keys, of a tile: a multiple of 64 for the
@@ -154,6 +154,15 @@ INLINE void transpose_4x4(const float *x, int64_t ldx, float *y, int64_t ldy, v4
     }
 }
 
+/* The same for VL rows of x; scale has a number for each column of x. */
+INLINE void transpose_vl(const float *x, int64_t ldx, float *y, int64_t ldy, v4 scale, bool add)
+{
+    vf t[4];
+    transpose_4(x, ldx, t);
+    UNROLL for (int i = 0; i < 4; i++, y += ldy)
+        vstore(y, add ? vload(y) + t[i] * scale[i] : t[i] * scale[i]);
+}
+
 /* y[c][r] (+)= scale * x[r][c] for r < m, c < n; each column also times by[c] where by is not
  * NULL */
 INLINE void transpose(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy,
@@ -162,7 +171,10 @@ INLINE void transpose(int64_t m, int64_t n, const float *x, int64_t ldx, float *
     const int64_t m4 = m & ~(int64_t)3, n4 = n & ~(int64_t)3;
     for (int64_t c = 0; c < n4; c += 4) {
         const v4 f = by ? *(const v4 *)(by + c) * scale : scale - (v4){ 0 };
-        for (int64_t r = 0; r < m4; r += 4)
+        int64_t r = 0;
+        for (; r + VL <= m; r += VL)
+            transpose_vl(x + r * ldx + c, ldx, y + c * ldy + r, ldy, f, add);
+        for (; r < m4; r += 4)
             transpose_4x4(x + r * ldx + c, ldx, y + c * ldy + r, ldy, f, add);
     }
     for (int64_t r = 0; r < m; r++)
@@ -200,6 +212,15 @@ static void tile_copy(int64_t m, int64_t n, const float *x, int64_t ldx, float *
         for (; c < ldy; c += VL)
             vstore(y + c, vload_n(x + c, c < n ? n - c : 0) * scale);
     }
+}
+
+/* Brings rows x[n][d] to the L2 cache while a tile is computed: they lie too far apart for the
+ * processor to see what comes next. */
+static void fetch_rows(int64_t n, int64_t d, const float *x, int64_t row)
+{
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t c = 0; c < d; c += GROUP)
+            __builtin_prefetch(x + r * row + c, 0, 2);
 }
 
 /* ---- products ---- */

@@ -156,7 +156,9 @@ static void forward_keys(const ag_attention *a, const queries *x, const tile_noi
     }
     key1 = min_of(key1, x->seen[x->n - 1]);
     for (int64_t j = key0; j < key1; j += TILE) {
-        const int64_t n_keys = min_of(TILE, key1 - j);
+        const int64_t n_keys = min_of(TILE, key1 - j), next = j + n_keys;
+        fetch_rows(min_of(TILE, key1 - next), a->d_qk, x->k + next * a->k_row, a->k_row);
+        fetch_rows(min_of(TILE, key1 - next), a->d_v, x->v + next * a->v_row, a->v_row);
         tile_copy(n_keys, a->d_qk, x->k + j * a->k_row, a->k_row, f.k, k_row, 1.0f);
         tile_copy(n_keys, a->d_v, x->v + j * a->v_row, a->v_row, f.v, v_row, 1.0f);
         tile_shape_init(&t, x->n, x->seen, j, (int)n_keys);
@@ -278,10 +280,13 @@ void AG_NAME(attention_fwd)(const ag_attention *a)
         forward_cached(a, &z);
         return;
     }
-#pragma omp parallel for schedule(dynamic) if (pairs * a->tq * a->tk > 2048)
+    const int64_t at_once = pairs >= 8 * n_threads() ? tiles : 1;       /* whole heads, if many */
+#pragma omp parallel for schedule(dynamic, at_once) if (pairs * a->tq * a->tk > 2048)
     for (int64_t task = 0; task < pairs * tiles; task++) {  /* the longest of a causal head first */
         queries x;
         queries_init(&x, a, task / tiles, (tiles - 1 - task % tiles) * TILE);
+        if (task % tiles + 1 < tiles)
+            fetch_rows(TILE, a->d_qk, x.q - TILE * a->q_row, a->q_row);
         forward_keys(a, &x, &z, 0, a->tk, x.o, a->o_row, x.lse);
     }
 }

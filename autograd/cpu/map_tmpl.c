@@ -30,11 +30,20 @@ enum { SPAN = 4096 };                /* elements: 16 KiB of each operand */
 #define ag_f_gelu_quick(x) ag_m_gelu_quick(x)
 #define ag_d_gelu_quick(x) ag_m_gelu_quick_d(x)
 
-/* for (span of k elements from element c on), over the threads */
-#define FOR_SPANS(c, k, n)                                                    \
-    AG_PRAGMA(omp parallel for schedule(static) if ((n) >= AG_PARALLEL_FROM)) \
-    for (int64_t c = 0; c < n; c += SPAN)                                     \
-        for (int64_t k = n - c < SPAN ? n - c : SPAN; k; k = 0)
+/* for (span of k elements from element c on) do what follows, over the threads; few elements
+ * without a parallel region, which takes longer than they do */
+#define SPANS(c, k, n)                      \
+    for (int64_t c = 0; c < (n); c += SPAN) \
+        for (int64_t k = (n) - c < SPAN ? (n) - c : SPAN; k; k = 0)
+#define FOR_SPANS(c, k, n, ...)                          \
+    do {                                                 \
+        if ((n) < AG_PARALLEL_FROM) {                    \
+            SPANS(c, k, n) { __VA_ARGS__; }              \
+        } else {                                         \
+            AG_PRAGMA(omp parallel for schedule(static)) \
+            SPANS(c, k, n) { __VA_ARGS__; }              \
+        }                                                \
+    } while (0)
 
 /* for (element i): iterations are independent (operands are the same or do not overlap) */
 #define FOR_EACH(i, k) _Pragma("omp simd") for (int64_t i = 0; i < k; i++)
@@ -46,7 +55,7 @@ enum { SPAN = 4096 };                /* elements: 16 KiB of each operand */
     }                                                                           \
     void AG_NAME(unary_fwd_##name)(int64_t n, const void *x, void *y)           \
     {                                                                           \
-        FOR_SPANS(c, k, n) fwd_##name(k, (const float *)x + c, (float *)y + c); \
+        FOR_SPANS(c, k, n, fwd_##name(k, (const float *)x + c, (float *)y + c)); \
     }
 #include "autograd/unary.def"
 #undef AG_UNARY
@@ -70,9 +79,9 @@ enum { SPAN = 4096 };                /* elements: 16 KiB of each operand */
     {                                                                                          \
         const float *x = px, *y = py, *dy = pdy;                                               \
         float *dx = pdx;                                                                       \
-        FOR_SPANS(c, k, n)                                                                     \
+        FOR_SPANS(c, k, n,                                                                     \
             if (acc) bwd_##name(k, x + c, y + c, dy + c, dx + c, true);                        \
-            else     bwd_##name(k, x + c, y + c, dy + c, dx + c, false);                       \
+            else     bwd_##name(k, x + c, y + c, dy + c, dx + c, false));                      \
     }
 #include "autograd/unary.def"
 #undef AG_UNARY
@@ -84,8 +93,8 @@ enum { SPAN = 4096 };                /* elements: 16 KiB of each operand */
     }                                                                                  \
     void AG_NAME(binary_fwd_##name)(int64_t n, const void *a, const void *b, void *y)  \
     {                                                                                  \
-        FOR_SPANS(c, k, n)                                                             \
-            fwd_##name(k, (const float *)a + c, (const float *)b + c, (float *)y + c); \
+        FOR_SPANS(c, k, n,                                                             \
+            fwd_##name(k, (const float *)a + c, (const float *)b + c, (float *)y + c)); \
     }
 #include "autograd/binary.def"
 #undef AG_BINARY
@@ -110,7 +119,7 @@ enum { SPAN = 4096 };                /* elements: 16 KiB of each operand */
                                     const void *pdy, void *da, bool acc_a, void *db, bool acc_b) \
     {                                                                                            \
         const float *a = pa, *b = pb, *y = py, *dy = pdy;                                        \
-        FOR_SPANS(c, k, n) {                                                                     \
+        FOR_SPANS(c, k, n,                                                                       \
             if (da && acc_a)                                                                     \
                 bwd_a_##name(k, a + c, b + c, y + c, dy + c, (float *)da + c, true);             \
             if (da && !acc_a)                                                                    \
@@ -118,8 +127,7 @@ enum { SPAN = 4096 };                /* elements: 16 KiB of each operand */
             if (db && acc_b)                                                                     \
                 bwd_b_##name(k, a + c, b + c, y + c, dy + c, (float *)db + c, true);             \
             if (db && !acc_b)                                                                    \
-                bwd_b_##name(k, a + c, b + c, y + c, dy + c, (float *)db + c, false);            \
-        }                                                                                        \
+                bwd_b_##name(k, a + c, b + c, y + c, dy + c, (float *)db + c, false));           \
     }
 #include "autograd/binary.def"
 #undef AG_BINARY
@@ -190,7 +198,7 @@ void AG_NAME(act_bwd)(ag_act act, int64_t m, int64_t n, const void *ppre, const 
     float *dx = pdx, *db = pdb;
     if (!db) {
         const int64_t size = m * n;
-        FOR_SPANS(c, k, size) act_row_of(act, k, pre ? pre + c : NULL, dy + c, dx + c, NULL);
+        FOR_SPANS(c, k, size, act_row_of(act, k, pre ? pre + c : NULL, dy + c, dx + c, NULL));
         return;
     }
     float parts[SLOTS][COLUMNS];
@@ -206,38 +214,36 @@ void AG_NAME(act_bwd)(ag_act act, int64_t m, int64_t n, const void *ppre, const 
 void AG_NAME(fill)(int64_t n, double value, void *py)
 {
     float *y = py, v = (float)value;
-    FOR_SPANS(c, k, n) FOR_EACH(i, k) y[c + i] = v;
+    FOR_SPANS(c, k, n, FOR_EACH(i, k) y[c + i] = v);
 }
 
 void AG_NAME(add)(int64_t n, const void *px, void *py)
 {
     const float *x = px;
     float *y = py;
-    FOR_SPANS(c, k, n) FOR_EACH(i, k) y[c + i] += x[c + i];
+    FOR_SPANS(c, k, n, FOR_EACH(i, k) y[c + i] += x[c + i]);
 }
 
 void AG_NAME(scale)(int64_t n, double alpha, const void *px, void *py, bool acc)
 {
     const float *x = px, a = (float)alpha;
     float *y = py;
-    FOR_SPANS(c, k, n) {
+    FOR_SPANS(c, k, n,
         if (acc)
             FOR_EACH(i, k) y[c + i] += a * x[c + i];
         else
-            FOR_EACH(i, k) y[c + i] = a * x[c + i];
-    }
+            FOR_EACH(i, k) y[c + i] = a * x[c + i]);
 }
 
 void AG_NAME(add_scalar)(int64_t n, double alpha, const void *pc, void *py, bool acc)
 {
     const float v = (float)(alpha * (double)*(const float *)pc);
     float *y = py;
-    FOR_SPANS(c, k, n) {
+    FOR_SPANS(c, k, n,
         if (acc)
             FOR_EACH(i, k) y[c + i] += v;
         else
-            FOR_EACH(i, k) y[c + i] = v;
-    }
+            FOR_EACH(i, k) y[c + i] = v);
 }
 
 void AG_NAME(sum)(int64_t n, double alpha, const void *px, void *y)
