@@ -20,6 +20,7 @@ int train_cmd_train(int argc, char **argv, ag_err *err);
 int train_cmd_resume(int argc, char **argv, ag_err *err);
 int train_cmd_sample(int argc, char **argv, ag_err *err);
 int train_cmd_eval(int argc, char **argv, ag_err *err);
+int train_cmd_ablate(int argc, char **argv, ag_err *err);
 int train_cmd_data(int argc, char **argv, ag_err *err);
 int train_cmd_config(int argc, char **argv, ag_err *err);
 int train_cmd_inspect(int argc, char **argv, ag_err *err);

@@ -18,6 +18,8 @@ static const train_command commands[] = {
       "[--best]", "draw text from a trained model", train_cmd_sample, true },
     { "eval", "RUN [--split val|test|train] [--batches N] [--best] [--json]",
       "loss and accuracy of a trained model", train_cmd_eval, false },
+    { "ablate", "FILE [key=value ...] [--dir DIR] [--jobs N] [--seeds K] [--arms A,B] [--json]",
+      "run every arm of an ablation for every seed, and compare them", train_cmd_ablate, true },
     { "data", "list | get NAME [--to DIR] | verify NAME | import FILE -o FILE.h5 [--tokenizer "
       "char|byte]", "find, fetch, check and convert data sets", train_cmd_data, false },
     { "config", "print [CONFIG] [key=value ...] | explain KEY | reference | diff A B",
