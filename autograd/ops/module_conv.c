@@ -9,8 +9,9 @@
  * No copy per tap is made.  With (C-1)/2 modules of zeros on either side, the C neighbours of a
  * module lie side by side, and those of the next module P numbers on: for one f the windows of all
  * (t,s) are the rows of one matrix with P numbers from row to row and C*P numbers a row, and the
- * convolution is F products, a tile of positions at a time.  (Of each position C-1 rows reach over
- * its end; their results are dropped.)  The gradient of x is the same thing with the taps in
+ * convolution is F products, a tile of positions at a time: part of a sequence, or several short
+ * ones.  (Of each position C-1 rows reach over its end, of each sequence F-1 positions; their
+ * results are dropped.)  The gradient of x is the same thing with the taps in
  * reverse and K[f,c] transposed; that of K is F products with the same windows.
  */
 #include "../op.h"
@@ -67,20 +68,29 @@ static void *numbers(const ag_call *c, int64_t n)
 
 /* --- windows ---------------------------------------------------------------------------------- */
 
-/* Positions that a tile makes, from `n`, and the modules of a padded position. */
-static int64_t tile_rows(const sizes *s, int64_t n)
-{
-    const int64_t widest = s->p > s->o ? s->p : s->o;
-    const int64_t fit = CACHED / ((s->modules + s->span - 1) * widest + 1) + 1;
-    return fit < n ? fit : n;
-}
-
 static int64_t padded(const sizes *s) { return s->modules + s->span - 1; }
 
-/* Rows of the matrix of windows over `rows` positions: the last position has no rows to drop. */
-static int64_t windows(const sizes *s, int64_t rows)
+typedef struct tile { int64_t rows, count; } tile;       /* positions of a sequence, sequences */
+
+/* For results of n positions a sequence. */
+static tile tile_of(const sizes *s, int64_t n)
 {
-    return (rows - 1) * padded(s) + s->modules;
+    const int64_t fit = CACHED / (padded(s) * (s->p > s->o ? s->p : s->o) + 1) + 1;
+    const int64_t whole = fit / (n + s->taps);
+    if (whole < 1) return (tile){ fit < n ? fit : n, 1 };
+    return (tile){ n, whole < s->batch ? whole : s->batch };
+}
+
+/* Padded positions of `count` sequences: each begins with taps - 1 of the past. */
+static int64_t positions(const sizes *s, int64_t rows, int64_t count)
+{
+    return count * (rows + s->taps - 1);
+}
+
+/* Rows of the matrix of windows: the last position has none to drop. */
+static int64_t windows(const sizes *s, int64_t rows, int64_t count)
+{
+    return (positions(s, rows, count) - s->taps) * padded(s) + s->modules;
 }
 
 /* Positions first .. first + n - 1 of x [size, modules*width] with zeros around, where they exist;
@@ -105,30 +115,50 @@ typedef struct filter {              /* y[r,s] = sum_f in[r + shift + f, window 
     bool    tb;
 } filter;
 
-/* Applies the filter to a sequence x [n_in, modules*in] -> y [n_out, modules*out]; u and z are
- * space for a tile. */
+/* A tile at position r of sequence b: x [batch, n_in, modules*in] -> y [batch, n_out, ..]. */
+static void apply_tile(const ag_call *c, const sizes *s, const filter *f, const char *x,
+                       int64_t n_in, char *y, int64_t n_out, bool acc, int64_t b, int64_t r,
+                       const tile *t, char *u, char *z)
+{
+    const int64_t wide = padded(s), each = positions(s, t->rows, 1) * wide;
+    const int64_t in = s->modules * f->in, out = s->modules * f->out;
+    for (int64_t i = 0; i < t->count; i++)
+        pad(c, s, at(c, x, (b + i) * n_in * in), n_in, f->in, r + f->shift,
+            positions(s, t->rows, 1), s->span / 2, at(c, u, i * each * f->in));
+    for (int64_t i = 0; i < s->taps; i++)
+        c->k->gemm(&(ag_gemm){
+            .tb = f->tb, .acc = i > 0, .m = windows(s, t->rows, t->count), .n = f->out,
+            .k = s->span * f->in, .a = at(c, u, i * wide * f->in), .lda = f->in,
+            .b = at(c, f->taps, i * f->step), .ldb = f->ld, .c = z, .ldc = f->out,
+            .bias = i == 0 ? f->bias : NULL });
+    for (int64_t i = 0; i < t->count; i++)
+        c->k->copy_rows(t->rows, out, at(c, z, i * each * f->out), wide * f->out,
+                        at(c, y, ((b + i) * n_out + r) * out), out, acc);
+}
+
+/* u and z are space for a tile. */
 static void apply(const ag_call *c, const sizes *s, const filter *f, const char *x, int64_t n_in,
                   char *y, int64_t n_out, bool acc, char *u, char *z)
 {
-    const int64_t tile = tile_rows(s, n_out), wide = padded(s);
-    for (int64_t r = 0; r < n_out; r += tile) {
-        const int64_t rows = n_out - r < tile ? n_out - r : tile;
-        pad(c, s, x, n_in, f->in, r + f->shift, rows + s->taps - 1, s->span / 2, u);
-        for (int64_t i = 0; i < s->taps; i++)
-            c->k->gemm(&(ag_gemm){
-                .tb = f->tb, .acc = i > 0, .m = windows(s, rows), .n = f->out,
-                .k = s->span * f->in, .a = at(c, u, i * wide * f->in), .lda = f->in,
-                .b = at(c, f->taps, i * f->step), .ldb = f->ld, .c = z, .ldc = f->out,
-                .bias = i == 0 ? f->bias : NULL });
-        c->k->copy_rows(rows, s->modules * f->out, z, wide * f->out,
-                        at(c, y, r * s->modules * f->out), s->modules * f->out, acc);
-    }
+    const tile most = tile_of(s, n_out);
+    for (int64_t b = 0; b < s->batch; b += most.count)
+        for (int64_t r = 0; r < n_out; r += most.rows) {
+            const tile t = { n_out - r < most.rows ? n_out - r : most.rows,
+                             s->batch - b < most.count ? s->batch - b : most.count };
+            apply_tile(c, s, f, x, n_in, y, n_out, acc, b, r, &t, u, z);
+        }
 }
 
-/* Space for a tile of windows, zero around the modules at least. */
+/* Space for a tile, and that zero around the modules. */
+static int64_t tile_size(const sizes *s, int64_t n, int64_t width)
+{
+    const tile t = tile_of(s, n);
+    return positions(s, t.rows, t.count) * padded(s) * width;
+}
+
 static void *window_space(const ag_call *c, const sizes *s, int64_t n, int64_t width)
 {
-    const int64_t size = (tile_rows(s, n) + s->taps - 1) * padded(s) * width;
+    const int64_t size = tile_size(s, n, width);
     void *u = numbers(c, size);
     if (u) c->k->fill(size, 0, u);
     return u;
@@ -149,11 +179,8 @@ static void conv_forward(ag_call *c)
                        .bias = c->in[B] ? c->in[B]->data : NULL, .step = s.span * s.p,
                        .ld = s.taps * s.span * s.p, .tb = true };
     char *u = window_space(c, &s, s.tout, s.p);
-    char *z = numbers(c, tile_rows(&s, s.tout) * padded(&s) * s.o);
-    if (!u || !z) return;
-    for (int64_t b = 0; b < s.batch; b++)
-        apply(c, &s, &f, at(c, c->in[X]->data, b * s.tin * s.modules * s.p), s.tin,
-              at(c, c->out[0]->data, b * s.tout * s.modules * s.o), s.tout, false, u, z);
+    char *z = numbers(c, tile_size(&s, s.tout, s.o));
+    if (u && z) apply(c, &s, &f, c->in[X]->data, s.tin, c->out[0]->data, s.tout, false, u, z);
 }
 
 /* dx[j,r] = sum_{f,c} K[F-1-f, C-1-c]^T dy[j - past + f, r - (C-1)/2 + c], past: the rows of x
@@ -164,36 +191,46 @@ static void backward_x(const ag_call *c, const sizes *s, char *dx, bool acc)
     filter f = { .in = s->o, .out = s->p, .shift = 1 - s->taps - shift_of(c, s),
                  .step = s->span * s->o * s->p, .ld = s->p };
     char *u = window_space(c, s, s->tin, s->o), *k = numbers(c, s->o * row);
-    char *z = numbers(c, tile_rows(s, s->tin) * padded(s) * s->p);
+    char *z = numbers(c, tile_size(s, s->tin, s->p));
     if (!u || !k || !z) return;
     for (int64_t i = 0; i < s->taps * s->span; i++)
         c->k->copy_rows(s->o, s->p, at(c, c->in[W]->data, (s->taps * s->span - 1 - i) * s->p), row,
                         at(c, k, i * s->o * s->p), s->p, false);
     f.taps = k;
-    for (int64_t b = 0; b < s->batch; b++)
-        apply(c, s, &f, at(c, c->out[0]->grad, b * s->tout * s->modules * s->o), s->tout,
-              at(c, dx, b * s->tin * s->modules * s->p), s->tin, acc, u, z);
+    apply(c, s, &f, c->out[0]->grad, s->tout, dx, s->tin, acc, u, z);
 }
 
-/* dK[f] (+)= dy^T times the windows of tap f */
+/* dK[f] += dy^T times the windows of tap f, for a tile; dy is zero where results were dropped */
+static void backward_w_tile(const ag_call *c, const sizes *s, char *dw, int64_t b, int64_t r,
+                            const tile *t, char *u, char *v)
+{
+    const int64_t wide = padded(s), n = positions(s, t->rows, 1), each = n * wide;
+    const int64_t in = s->modules * s->p, out = s->modules * s->o;
+    for (int64_t i = 0; i < t->count; i++) {
+        pad(c, s, at(c, c->in[X]->data, (b + i) * s->tin * in), s->tin, s->p, r + shift_of(c, s),
+            n, s->span / 2, at(c, u, i * each * s->p));
+        pad(c, s, at(c, c->out[0]->grad, (b + i) * s->tout * out), s->tout, s->o, r, n, 0,
+            at(c, v, i * each * s->o));
+    }
+    for (int64_t f = 0; f < s->taps; f++)
+        c->k->gemm(&(ag_gemm){
+            .ta = true, .acc = true, .m = s->o, .n = s->span * s->p,
+            .k = windows(s, t->rows, t->count), .a = v, .lda = s->o,
+            .b = at(c, u, f * wide * s->p), .ldb = s->p, .c = at(c, dw, f * s->span * s->p),
+            .ldc = s->taps * s->span * s->p });
+}
+
 static void backward_w(const ag_call *c, const sizes *s, char *dw, bool acc)
 {
-    const int64_t tile = tile_rows(s, s->tout), wide = padded(s), row = s->taps * s->span * s->p;
+    const tile most = tile_of(s, s->tout);
     char *u = window_space(c, s, s->tout, s->p), *v = window_space(c, s, s->tout, s->o);
     if (!u || !v) return;
-    if (!acc) c->k->fill(s->o * row, 0, dw);
-    for (int64_t b = 0; b < s->batch; b++)
-        for (int64_t r = 0; r < s->tout; r += tile) {
-            const int64_t rows = s->tout - r < tile ? s->tout - r : tile;
-            pad(c, s, at(c, c->in[X]->data, b * s->tin * s->modules * s->p), s->tin, s->p,
-                r + shift_of(c, s), rows + s->taps - 1, s->span / 2, u);
-            pad(c, s, at(c, c->out[0]->grad, b * s->tout * s->modules * s->o), s->tout, s->o, r,
-                rows, 0, v);
-            for (int64_t f = 0; f < s->taps; f++)
-                c->k->gemm(&(ag_gemm){
-                    .ta = true, .acc = true, .m = s->o, .n = s->span * s->p, .k = windows(s, rows),
-                    .a = v, .lda = s->o, .b = at(c, u, f * wide * s->p), .ldb = s->p,
-                    .c = at(c, dw, f * s->span * s->p), .ldc = row });
+    if (!acc) c->k->fill(s->o * s->taps * s->span * s->p, 0, dw);
+    for (int64_t b = 0; b < s->batch; b += most.count)
+        for (int64_t r = 0; r < s->tout; r += most.rows) {
+            const tile t = { s->tout - r < most.rows ? s->tout - r : most.rows,
+                             s->batch - b < most.count ? s->batch - b : most.count };
+            backward_w_tile(c, s, dw, b, r, &t, u, v);
         }
 }
 
