@@ -1,7 +1,7 @@
 /*
  * choose.h -- how choose_fwd and choose_bwd cut their work, and where its pieces lie in scratch.
  *
- * Columns of z go in strips of whole blocks, about 64 wide, so that a strip of the matrix stays in
+ * Columns of z go in strips of whole blocks, so narrow that a strip of the matrix stays in
  * the nearest cache; strips are padded to whole vectors of any instruction set.  Rows go in parts,
  * which own their sums in backward: how many there are depends on the rows alone.
  */
@@ -11,7 +11,8 @@
 #include "autograd/kernels.h"
 
 enum {
-    CHOOSE_STRIP = 64,               /* columns */
+    CHOOSE_STRIP = 64,               /* columns, backward: blocks without a gradient are skipped */
+    CHOOSE_WIDE = 256,               /* forward */
     CHOOSE_PAD = 16,                 /* numbers: the longest vector */
     CHOOSE_TILE = 64,                /* rows whose z is held at once in backward */
     CHOOSE_ROWS = 6,                 /* the same, forward */
@@ -37,9 +38,10 @@ static inline int64_t choose_padded(int64_t n, int64_t to) { return (n + to - 1)
 
 static inline choose_plan choose_plan_of(const ag_chooser *c, bool backward)
 {
-    const int64_t n = c->c.n, most = backward ? CHOOSE_PARTS : CHOOSE_THREADS;
+    const int64_t n = c->c.n, most = backward ? CHOOSE_PARTS : CHOOSE_THREADS,
+        strip = backward ? CHOOSE_STRIP : CHOOSE_WIDE;
     choose_plan p = { .units = c->c.blocks * n, .terms = c->rank + 1 };
-    p.strip_blocks = n && n < CHOOSE_STRIP ? CHOOSE_STRIP / n : 1;
+    p.strip_blocks = n && n < strip ? strip / n : 1;
     p.strips = (c->c.blocks + p.strip_blocks - 1) / p.strip_blocks;
     p.width = choose_padded(p.strip_blocks * n, CHOOSE_STRIP);
     p.rank_width = choose_padded(c->rank, CHOOSE_PAD);

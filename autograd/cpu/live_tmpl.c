@@ -55,6 +55,11 @@ static piece piece_of(int64_t i, int64_t rows, int64_t row_parts, int64_t size, 
 static void list_units(const ag_live *l, int64_t r, int64_t from, int64_t to, int64_t *ret)
 {
     const int32_t *choice = l->choice + r * l->blocks * l->picks;
+    if (l->picks * l->width == 1) {
+        for (int64_t j = from; j < to; j++)
+            *ret++ = j * l->n + choice[j];
+        return;
+    }
     int64_t pick = from / l->width, i = from % l->width, block = pick / l->picks,
         next = (block + 1) * l->picks;           /* the first pick of the next block */
     for (int64_t j = from; j < to; j++) {
@@ -167,39 +172,32 @@ void AG_NAME(live_dot)(const ag_live *l, const void *px, const void *w, const vo
 
 /* ---- sum of h w ---- */
 
-/* y = start + the sum over m of h row, for nv vectors, of which `left` numbers exist */
-static inline __attribute__((always_inline)) void
-add_columns(int nv, int64_t left, int64_t m, const float *h, const float *const *row, int64_t i,
-            const vf start[SUM_NV], float *y)
-{
-    vf s[SUM_NV];
-    for (int v = 0; v < nv; v++)
-        s[v] = start[v];
-    for (int64_t k = 0; k < m; k++) {
-        const vf c = vset(h[k]);
-        const float *p = row[k] + i;
-        for (int v = 0; v < nv; v++)
-            s[v] = vfma(c, nv == 1 ? vload_to(p, left) : vload(p + v * VL), s[v]);
-    }
-    for (int v = 0; v < nv; v++)
-        vstore_to(y + i + v * VL, s[v], nv == 1 ? left : VL);
-}
+#define FOR_NV(v, nv) _Pragma("GCC unroll 24") for (int v = 0; v < (nv); v++)
 
-/* y[i ..] += h row over m, which starts as y (NULL: 0) + bias + residual (may be NULL) */
+/* y[i ..] = from (NULL: 0) + bias + residual (may be NULL) + the sum over m of h row, for nv
+ * vectors; a single one has `left` numbers */
 static inline __attribute__((always_inline)) void
 sum_columns(int nv, int64_t left, int64_t m, const float *h, const float *const *row, int64_t i,
             const float *from, const float *bias, const float *residual, float *y)
 {
-    vf start[SUM_NV];
-    for (int v = 0; v < nv; v++) {
-        const int64_t at = i + v * VL, n = nv == 1 ? left : VL;
-        start[v] = from ? vload_to(from + at, n) : vset(0.0f);
-        if (bias)
-            start[v] += vload_to(bias + at, n);
-        if (residual)
-            start[v] += vload_to(residual + at, n);
+    const int64_t n = nv == 1 ? left : VL;
+    vf s[SUM_NV];
+    FOR_NV(v, nv)
+        s[v] = from ? vload_to(from + i + v * VL, n) : vset(0.0f);
+    if (bias)
+        FOR_NV(v, nv)
+            s[v] += vload_to(bias + i + v * VL, n);
+    if (residual)
+        FOR_NV(v, nv)
+            s[v] += vload_to(residual + i + v * VL, n);
+    for (int64_t k = 0; k < m; k++) {
+        const vf c = vset(h[k]);
+        const float *p = row[k] + i;
+        FOR_NV(v, nv)
+            s[v] = vfma(c, vload_to(p + v * VL, n), s[v]);
     }
-    add_columns(nv, left, m, h, row, i, start, y);
+    FOR_NV(v, nv)
+        vstore_to(y + i + v * VL, s[v], n);
 }
 
 /* y[i0, i1) = from + bias + residual + the sum over m of h row */
@@ -337,6 +335,17 @@ void AG_NAME(gate_bwd)(int64_t m, int64_t width, const void *pa, const void *pga
 {
     const float *a = pa, *gate = pgate, *dh = pdh;
     float *da = pda, *dgate = pdgate;
+    if (width == 1) {
+        #pragma omp parallel for simd schedule(static) if (m >= AG_PARALLEL_FROM)
+        for (int64_t j = 0; j < m; j++) {
+            const float d = a[j] > 0 ? dh[j] : 0, s = a[j] > 0 ? d * a[j] : 0;
+            if (dgate)
+                dgate[j] = acc ? dgate[j] + s : s;
+            if (da)
+                da[j] = gate && a[j] > 0 ? d * gate[j] : d;
+        }
+        return;
+    }
     #pragma omp parallel for schedule(static) if (m * width >= AG_PARALLEL_FROM)
     for (int64_t j = 0; j < m; j++) {
         float s = 0;
