@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static int by_value(const void *a, const void *b)
 {
@@ -61,6 +62,8 @@ int train_cmd_bench(int argc, char **argv, ag_err *err)
     const train_flag flags[] = { { "steps", TRAIN_FLAG_INT, &steps, 'n', 1, 1e6 },
                                  { "warm", TRAIN_FLAG_INT, &warm, 0, 0, 1e6 },
                                  { "json", TRAIN_FLAG_ON, &json, 0, 0, 0 }, { 0 } };
+    if (argc > 1 && !strcmp(argv[1], "decode"))
+        return train_cmd_bench_decode(argc - 1, argv + 1, err);
     int r = train_flags_read(flags, &argc, argv, err);
     if (r < 0) return r;
     if (argc < 2) return AG_ECONFIG;

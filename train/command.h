@@ -26,6 +26,7 @@ int train_cmd_config(int argc, char **argv, ag_err *err);
 int train_cmd_inspect(int argc, char **argv, ag_err *err);
 int train_cmd_show(int argc, char **argv, ag_err *err);
 int train_cmd_bench(int argc, char **argv, ag_err *err);
+int train_cmd_bench_decode(int argc, char **argv, ag_err *err);      /* of train_cmd_bench */
 
 /* One --flag of a command. */
 typedef struct train_flag {
