@@ -42,6 +42,12 @@ BUGS = [
      'e.j <= e.i + a->q_pos0 + 1', 'decode kernels'),
     ('the cache writes the new keys of sequence 0 only', 'autograd/ops/attention.c', 'b < kv->batch; b++)',
      'b < 1; b++)', 'decode'),
+    ('convolution hears the next position', 'autograd/ops/module_conv.c', '? 0 : 1 - s->taps', '? 0 : 2 - s->taps',
+     'module_ops qkv'),
+    ('recall reads what it has just written', 'autograd/ops/recall.c', 'kv->past[kv->side] + skip, d, y',
+     'kv->past[!kv->side] + skip, d, y', 'module_ops'),
+    ('a sparse output layer is not always used in evaluation', 'layers/head.c', 'mode != NN_TRAIN || !has_beside',
+     '!has_beside', 'qkv'),
     ('embedding forgets to check its ids', 'autograd/ops/embedding.c', 'ag_check_index(c, IDS, 0, table->shape.dim[0]) < 0',
      'false', 'errors'),
     ('reshape of any size', 'autograd/ops/reshape.c', '!= c->in[0]->size)', '< c->in[0]->size)', 'errors'),
@@ -82,9 +88,10 @@ BUGS = [
 ]
 
 FLAGS = ('-std=gnu11 -D_GNU_SOURCE -w -g -O1 -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=off -I. -DAG_HAVE_BASE')
-FAST = ['gemm', 'map', 'rows', 'attention', 'table']
+FAST = ['gemm', 'map', 'rows', 'attention', 'table', 'modules', 'choose', 'live']
 HELPERS = {'map': 'kernel_check', 'rows': 'kernel_check', 'rng': 'kernel_check', 'layers': 'layer_check',
-           'models': 'layer_check', 'io': None, 'optim': None}
+           'models': 'layer_check', 'qkv': 'layer_check', 'modules': 'kernel_check', 'live': 'kernel_check',
+           'sparse_ff': 'layer_check', 'io': None, 'optim': None}
 
 
 def write_ninja(folder, tests):
