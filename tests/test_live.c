@@ -347,6 +347,25 @@ static void test_choose(void **state)
                                              (ag_gate)gate, all));
 }
 
+/* Enough blocks that bounds of the noise which were not bounds would be seen. */
+static void test_choose_many(void **state)
+{
+    static const double temperature[] = { 0.2, 1, 4 };
+    const int64_t shape[5] = { 700, 24, 64, 5, 1 };
+    (void)state;
+    for (int t = 0; t < 3; t++) {
+        ag_chooser a = chooser(shape, temperature[t], false, AG_GATE_ONE, false);
+        const int64_t picked = shape[0] * shape[1];
+        float *low = eighths(shape[0] * shape[3], 11), *c2 = eighths(shape[3] * 24 * 64, 12);
+        choose_case c = { .c = a, .scratch = malloc(ag_choose_scratch(&a, AG_F32)) };
+        assert_non_null(c.scratch);
+        c.c.low = low, c.c.c2 = c2;
+        const out fwd[2] = { { .n = picked, .exact = true }, { .n = picked, .exact = true } };
+        check_kernel("choose_fwd, many", run_choose, &c, 2, fwd);
+        free(low), free(c2), free(c.scratch);
+    }
+}
+
 /* ---- a row alone ---- */
 
 static void check_choose_alone(const ag_kernels *k, const int64_t s[5], double temperature)
@@ -417,7 +436,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_live),   cmocka_unit_test(test_zeros_are_skipped),
         cmocka_unit_test(test_gates),  cmocka_unit_test(test_choose),
-        cmocka_unit_test(test_a_row_alone),
+        cmocka_unit_test(test_choose_many), cmocka_unit_test(test_a_row_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -15,6 +15,8 @@
 #include "autograd/cpu/fast.h"
 #include "autograd/cpu/product.h"
 
+enum { SCREENED = 4096 };            /* larger blocks are not screened */
+
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* A strip: the blocks [b0, b1), columns u0 .. u0 + size. */
@@ -99,6 +101,50 @@ static int32_t best_score(int64_t n, const float *z, const float *g, float f, fl
     return vfirst_equal(top, vset(vmaxall(top)), (vi)at);
 }
 
+/* The same with g = -log(-log u), which is made in g[n]. */
+static int32_t best_noisy(int64_t n, const float *z, const float *u, float f, float *score,
+                          float *g)
+{
+    FOR_VECTORS(j, n)
+        vstore_to(g + j, -vlog_normal(-vlog_normal(vload_to(u + j, n - j))), n - j);
+    return best_score(n, z, g, f, score);
+}
+
+/*
+ * The largest of z + f g without the two logarithms of g = -log E, E = -log u, should bounds tell
+ * it.  With v = 1 - u, E >= q = v + v^2/2 + v^3/3, and E <= 1.0076 q where v <= 0.3; a cubic gives
+ * log q to 0.001.  So z + f (0.001 - log q) is an upper bound, and for such v at most 0.0096 f
+ * above the score: a place that beats all other bounds by 0.01 f has the largest.
+ */
+static bool screen_best(int64_t n, const float *z, const float *u, float f, float *score,
+                        int32_t *choice)
+{
+    vf top = vset(-__builtin_inff());
+    FOR_VECTORS(j, n) {
+        const vf v = 1.0f - vload_to(u + j, n - j), q = v * (1.0f + v * (0.5f + v * 0.33333333f));
+        const vu k = (vu)q - 0x3f3504f3u;                 /* as vlog_normal */
+        const vf x = (vf)((k & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
+        const vf e = (vf)(((k + 0x40000000u) >> 23) | 0x4b000000u) - (8388608.0f + 128.0f);
+        const vf log_q = e * 0.69314718f +
+            x * (1.00170268f + x * (-0.52268839f + x * 0.30850513f));
+        const vf s = vload_to(z + j, n - j) + f * (0.001f - log_q);
+        vstore_to(score + j, s, n - j);
+        top = vmax(vhead(s, n - j, -__builtin_inff()), top);
+    }
+    const float best = vmaxall(top), from = best - 0.01f * f - 1e-6f * __builtin_fabsf(best);
+    vf found = { 0 };                /* sum of the places that reach `from`, each + SCREENED */
+    FOR_VECTORS(j, n) {
+        const vf place = __builtin_convertvector(vlane() + (int32_t)j + SCREENED, vf);
+        found += vselect(vhead(vload_to(score + j, n - j), n - j, -__builtin_inff()), vset(from),
+                         vset(0.0f), place);
+    }
+    const float sum = vsum(found);
+    if (!(sum >= SCREENED && sum < 2 * SCREENED) || u[(int32_t)sum - SCREENED] < 0.7f)
+        return false;
+    *choice = (int32_t)sum - SCREENED;
+    return true;
+}
+
 /* e = exp((z + g - max) / t), g may be NULL; returns its sum */
 static float block_exp(int64_t n, const float *z, const float *g, float inv, float *e)
 {
@@ -148,19 +194,27 @@ static void choose_strip(const ag_chooser *c, const choose_plan *p, int64_t i, s
                          const float *z, float *tmp, int32_t *choice, float *gate)
 {
     const int64_t n = c->c.n, size = c->all ? n : c->picks;
-    const float *g = NULL;
+    const float *g = NULL, *u = NULL;
     const float f = c->c.relaxed ? 1.0f : (float)c->c.temperature;
     float *score = tmp + 2 * p->width;
-    if (has_noise(c)) {
+    /* all of g is wanted where it is in p, and where few can be ruled out */
+    if (has_noise(c) && (n < VL || n >= SCREENED ||
+                         (c->c.relaxed && (c->gate != AG_GATE_ONE || c->picks > 1)))) {
         gumbel_columns(&c->c.noise, i, p->units, t.u0, t.u0 + t.size, tmp);
         g = tmp + t.u0 % 64;
+    } else if (has_noise(c)) {
+        uniform_columns(&c->c.noise, i, p->units, t.u0, t.u0 + t.size, tmp);
+        u = tmp + t.u0 % 64;
     }
     choice += (i * c->c.blocks + t.b0) * c->picks;
     gate += (i * c->c.blocks + t.b0) * size;
-    for (int64_t b = t.b0; b < t.b1; b++, z += n, g = g ? g + n : NULL) {
-        *choice = best_score(n, z, g, f, score);
+    for (int64_t b = t.b0; b < t.b1; b++, z += n, g = g ? g + n : NULL, u = u ? u + n : NULL) {
+        if (!u)
+            *choice = best_score(n, z, g, f, score);
+        else if (!screen_best(n, z, u, f, score, choice))
+            *choice = best_noisy(n, z, u, f, score, score + p->width);
         if (c->picks > 1) {
-            if (g && !c->c.relaxed)
+            if (has_noise(c) && !c->c.relaxed)
                 best_score(n, z, NULL, 0, score);
             list_picks(n, c->picks, score, choice);
         }

@@ -59,9 +59,9 @@ static inline __attribute__((always_inline)) void gumbel_logs(vf x[4])
     FOR_EACH(i, 4) x[i] = -(s[i] + f[i] + e[i] * 0.693359375f);
 }
 
-/* Numbers of `groups` groups of 64 from `group` on, of which `left` are stored. */
+/* Numbers of `groups` groups of 64 from `group` on, of which `left` are stored: u, or g. */
 static inline __attribute__((always_inline)) void
-gumbel_groups(int groups, const ag_noise *z, uint64_t group, float *g, int64_t left)
+gumbel_groups(int groups, bool logs, const ag_noise *z, uint64_t group, float *g, int64_t left)
 {
     /* the words of group h, vector v of its blocks, are in w[h * 16 / VL + v] (rng.h) */
     vu w[GUMBEL_GROUPS * 16 / VL][4];
@@ -81,28 +81,43 @@ gumbel_groups(int groups, const ag_noise *z, uint64_t group, float *g, int64_t l
             u[i] = (__builtin_convertvector((vi)(bits >> 8), vf) + 0.5f) * 0x1p-24f;
             u[i] = vmax(vmin(u[i], vset(1.0f - 1e-6f)), vset(1e-6f));
         }
-        gumbel_logs(u);
-        gumbel_logs(u);
+        if (logs) {
+            gumbel_logs(u);
+            gumbel_logs(u);
+        }
         FOR_EACH(i, 4)
             if ((j + i) * VL < left)
                 vstore_to(g + (j + i) * VL, u[i], left - (j + i) * VL);
     }
 }
 
-/*
- * g = -log(-log u) for the columns [from, to) of a row of the noise with n columns.  Column c goes
- * to g[c - from / 64 * 64]: the noise comes in groups of 64.
- */
-static inline void gumbel_columns(const ag_noise *z, int64_t row, int64_t n, int64_t from,
-                                  int64_t to, float *g)
+static inline __attribute__((always_inline)) void
+noise_columns(bool logs, const ag_noise *z, int64_t row, int64_t n, int64_t from, int64_t to,
+              float *g)
 {
     const uint64_t group = ag_noise_group(z, row, n) + (uint64_t)from / 64;
     const int64_t size = to - from / 64 * 64;
     int64_t j = 0;
     for (; j + 64 < size; j += 128)
-        gumbel_groups(2, z, group + (uint64_t)j / 64, g + j, size - j);
+        gumbel_groups(2, logs, z, group + (uint64_t)j / 64, g + j, size - j);
     if (j < size)
-        gumbel_groups(1, z, group + (uint64_t)j / 64, g + j, size - j);
+        gumbel_groups(1, logs, z, group + (uint64_t)j / 64, g + j, size - j);
+}
+
+/*
+ * u, and g = -log(-log u), for the columns [from, to) of a row of the noise with n columns.  Column
+ * c goes to g[c - from / 64 * 64]: the noise comes in groups of 64.
+ */
+static inline void uniform_columns(const ag_noise *z, int64_t row, int64_t n, int64_t from,
+                                   int64_t to, float *u)
+{
+    noise_columns(false, z, row, n, from, to, u);
+}
+
+static inline void gumbel_columns(const ag_noise *z, int64_t row, int64_t n, int64_t from,
+                                  int64_t to, float *g)
+{
+    noise_columns(true, z, row, n, from, to, g);
 }
 
 /* Blocks of 1, 2, 4, .. VL numbers lie side by side in a vector: no lane is idle. */

@@ -1,8 +1,7 @@
 /*
  * table_tmpl.c -- the f32 table of one instruction set, ag_kernels_<isa>_f32; the kernels are in
  * gemm_tmpl.c, attention_tmpl.c, map_tmpl.c, rows_tmpl.c, modules_tmpl.c, live_tmpl.c and
- * choose_tmpl.c, compiled with the
- * same -DAG_ISA.
+ * choose_tmpl.c, compiled with the same -DAG_ISA.
  */
 #include "autograd/cpu/fast.h"
 
