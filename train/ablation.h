@@ -10,9 +10,9 @@
  *         dense: []
  *         N=16: [model.ff.type=sparse, model.ff.block=16]
  *
- * Each run is a process of its own, `tulle train DIR/base.yaml ... run.seed=S run.dir=DIR/ARM-sS`, so
- * that one that fails leaves the others alone and any of them can be looked at, resumed or sampled
- * from as a run of its own.  The directories are all the state there is: what is finished is not
+ * Each run is a process of its own, `tulle train DIR/base.yaml ... run.dir=DIR/ARM-sSEED`, so that
+ * one that fails leaves the others alone and any of them can be looked at, resumed or sampled from
+ * as a run of its own.  The directories are all the state there is: what is finished is not
  * run again, what is not goes on.  Seeds are outermost, so that a stopped ablation has whole seeds.
  */
 #ifndef TRAIN_ABLATION_H

@@ -64,16 +64,16 @@ static double number(const char *object, const char *key)
 
 /* ---- one run ---- */
 
-/* A line of an evaluation.  t->seconds is of the last line of training, at t->steps. */
-static int read_evaluation(train_trial *t, const char *line, double per_step, ag_err *err)
+/* A line of an evaluation.  Its time is that of the last line of training, at t->steps, until the
+ * next one says how long the steps between took. */
+static int read_evaluation(train_trial *t, const char *line, ag_err *err)
 {
     train_point *more = realloc(t->point, (size_t)(t->n + 1) * sizeof *more);
     if (!more) return ag_err_set(err, AG_ENOMEM, "out of memory for %s/metrics.jsonl", t->dir);
-    const int64_t step = (int64_t)number(line, "step");
     const char *sparse = find(line, "sparse");
     t->point = more;
-    t->point[t->n++] = (train_point){
-        step, t->seconds + per_step * (double)(step - t->steps), number(line, "val_loss") };
+    t->point[t->n++] = (train_point){ (int64_t)number(line, "step"), t->seconds,
+                                      number(line, "val_loss") };
     t->accuracy = number(line, "val_accuracy");
     t->hard_loss = number(sparse, "hard_loss");
     t->soft_loss = number(sparse, "soft_loss");
@@ -84,17 +84,18 @@ static int read_evaluation(train_trial *t, const char *line, double per_step, ag
  * Time: a line of training holds the speed since the line before, in which no evaluation and no
  * sample counts, and which begins anew where a run is resumed.
  */
-static int read_line(train_trial *t, const char *line, double samples, double *per_step,
-                     ag_err *err)
+static int read_line(train_trial *t, const char *line, double samples, ag_err *err)
 {
     const double step = number(line, "step");
     if (!(step >= 0)) return AG_OK;
-    if (isfinite(number(line, "val_loss"))) return read_evaluation(t, line, *per_step, err);
+    if (isfinite(number(line, "val_loss"))) return read_evaluation(t, line, err);
     double rate = number(line, "tokens_per_second");
     if (isnan(rate)) rate = number(line, "images_per_second");
     if (!(rate > 0)) return AG_OK;
-    *per_step = samples / rate;
-    t->seconds += *per_step * (step - (double)t->steps);
+    const double per_step = samples / rate;
+    for (int i = t->n - 1; i >= 0 && t->point[i].step > t->steps; i--)
+        t->point[i].seconds = t->seconds + per_step * (double)(t->point[i].step - t->steps);
+    t->seconds += per_step * (step - (double)t->steps);
     t->steps = (int64_t)step;
     return AG_OK;
 }
@@ -103,7 +104,6 @@ int train_trial_read(train_trial *t, int64_t steps, int64_t samples, ag_err *err
 {
     char path[PATH_MAX + 16], *text;
     size_t size;
-    double per_step = 0;
     train_trial_release(t);
     t->done = false;
     t->steps = 0;
@@ -115,7 +115,7 @@ int train_trial_read(train_trial *t, int64_t steps, int64_t samples, ag_err *err
     if (r < 0) return r;
     for (char *line = text, *end; r == AG_OK && (end = strchr(line, '\n')); line = end + 1) {
         *end = '\0';
-        r = read_line(t, line, (double)samples, &per_step, err);
+        r = read_line(t, line, (double)samples, err);
     }
     free(text);
     t->done = r == AG_OK && t->n && t->point[t->n - 1].step == steps;
