@@ -302,7 +302,7 @@ static void test_dump(void **state)
     free(text);
     assert_int_equal(train_config_dump(&c, TRAIN_DUMP_ANNOTATED, &text, &err), AG_OK);
     assert_non_null(strstr(text,
-        "    # sparse: block size N; 1 unit of N is live, d_ff / N of d_ff.\n"
+        "    # sparse: block size N; block, switch: number of slices N; d_ff / N units are live.\n"
         "    # integer in [1, 65536], units; default 64; from: t.yaml:3\n    block: 32\n"));
     assert_non_null(strstr(text, "  # Highest learning rate.\n"
         "  # number in (0, 100]; default 0.001; from: command line\n  lr: 0.0003\n"));

@@ -12,6 +12,7 @@
 
 #include "autograd/base/io.h"
 #include "autograd/base/rng.h"
+#include "train/ablation.h"
 #include "train/schema.h"
 
 #include <dirent.h>
@@ -154,6 +155,34 @@ static void test_all_configs(void **state)
     assert_true(count >= 6);
 }
 
+/* Every arm of every file in configs/ablations. */
+static void test_all_ablations(void **state)
+{
+    (void)state;
+    char dir[5000], path[6000];
+    int count = 0;
+    path_of(dir, sizeof dir, "configs/ablations");
+    DIR *d = opendir(dir);
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d));) {
+        if (!ends_with(e->d_name, ".yaml")) continue;
+        static train_ablation a;
+        train_config base, c;
+        ag_err err = {0};
+        train_config_init(&base);
+        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
+        if (train_ablation_load(path, &base, &a, &err)) fail_msg("%s", err.msg);
+        for (int i = 0; i < a.n_arms; i++, count++)
+            if (train_ablation_config(&a.arm[i], &base, &c, &err))
+                fail_msg("%s, arm %s: %s", path, a.arm[i].name, err.msg);
+        train_config_init(&base);
+        assert_int_equal(train_config_load(&base, path, &err), AG_ECONFIG);
+        assert_non_null(strstr(err.msg, "tulle ablate"));
+    }
+    closedir(d);
+    assert_true(count >= 60);
+}
+
 /* ---- damage ---- */
 
 /* One random edit: a byte changed, text cut out, a piece of YAML or of the text itself put in. */
@@ -243,7 +272,7 @@ int main(void)
         cmocka_unit_test(test_bad_configs),
         cmocka_unit_test(test_no_file),
         cmocka_unit_test(test_shipped_configs),
-        cmocka_unit_test(test_all_configs),
+        cmocka_unit_test(test_all_configs), cmocka_unit_test(test_all_ablations),
         cmocka_unit_test(test_mutations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -23,7 +23,7 @@ extern const ag_kernels ag_kernels_avx512_f32;
 
 size_t ag_choose_scratch(const ag_chooser *c, ag_dtype dtype)
 {
-    const int64_t ref = 4 * c->c.n, fast = choose_scratch_numbers(c);
+    const int64_t ref = (4 + c->c.blocks) * c->c.n, fast = choose_scratch_numbers(c);
     return dtype == AG_F64 ? (size_t)ref * sizeof(double)
         : (size_t)(fast > ref ? fast : ref) * sizeof(float);
 }

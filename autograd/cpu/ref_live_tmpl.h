@@ -74,29 +74,24 @@ static void choose_bwd(const ag_chooser *c, const int32_t *choice, const void *p
     const int64_t n = c->c.n, units = c->c.blocks * n;
     const real *dgate = pdgate, *c2 = c->c2;
     real *dlow = pdlow, *dc2 = pdc2, *dcb = pdcb;
-    real *z = scratch, *dz = z + n, *p = z + 2 * n, *dp = z + 3 * n;
+    real *z = scratch, *p = z + 2 * n, *dp = z + 3 * n, *dz = z + 4 * n;
     for (int64_t i = 0; i < c->c.rows; i++) {
         const real *low = (const real *)c->low + i * c->rank;
-        for (int64_t k = 0; dlow && !acc && k < c->rank; k++)
-            dlow[i * c->rank + k] = 0;
         for (int64_t b = 0; b < c->c.blocks; b++) {
             int32_t again;
-            choose_block(c, i, b, z, dz, &again, p);
-            choose_block_bwd(c, choice, dgate, p, dp, dz);
-            for (int64_t j = 0; j < n; j++) {
-                const int64_t u = b * n + j;
-                for (int64_t k = 0; k < c->rank; k++) {
-                    if (dlow)
-                        dlow[i * c->rank + k] += R((double)dz[j] * (double)c2[k * units + u]);
-                    if (dc2)
-                        dc2[k * units + u] += R((double)dz[j] * (double)low[k]);
-                }
-                if (dcb)
-                    dcb[u] += dz[j];
-            }
+            choose_block(c, i, b, z, z + n, &again, p);
+            choose_block_bwd(c, choice, dgate, p, dp, dz + b * n);
             choice += c->picks;
             dgate += c->all ? n : c->picks;
         }
+        for (int64_t k = 0; k < c->rank; k++) {
+            if (dlow)
+                put(dlow + i * c->rank + k, acc, dot(units, dz, c2 + k * units));
+            for (int64_t u = 0; dc2 && u < units; u++)
+                dc2[k * units + u] += dz[u] * low[k];
+        }
+        for (int64_t u = 0; dcb && u < units; u++)
+            dcb[u] += dz[u];
     }
 }
 
