@@ -31,6 +31,18 @@
     BIG(module_conv, -1, 1, IN(S3(2, t, modules * p), S2(o, taps * span * p), S1(o)),              \
         .attr.module_conv = { modules, taps, span, past })
 
+#define CHOOSE(g, size, t, p, every)                                                               \
+    BIG(choose, -1, 1, IN(S2(401, 24), S2(24, 5 * size), S1(5 * size)),                            \
+        .surrogate = g != AG_GATE_P,                                                               \
+        .attr.choose = { .n = size, .temperature = t, .picks = p, .all = every, .gate = g,         \
+                         .site = 2 })
+#define LIVE(m, d, dout, size, w, p, every, out)                                                   \
+    BIG(live_ff, 0.1, 1,                                                                           \
+        IN(S2(m, d), S2(4 * size * w, d), S1(4 * size * w), S2(4 * size * w, dout), S1(dout),      \
+           S2(m, 4 * (every ? size : p)), S2(m, 4 * p), S2(m, dout)), .absent = out,               \
+        .int_hi = size, .surrogate = every,                                                        \
+        .attr.live = { .n = size, .width = w, .picks = p, .all = every })
+
 static const struct big { const ag_op *op; ag_sample s; } big[] = {
 #define AG_UNARY(name, f, df, lo, hi, g) BIG(name, lo, hi, .gap = g, IN(S2(70, 1001))),
 #include "autograd/unary.def"
@@ -69,6 +81,16 @@ static const struct big { const ag_op *op; ag_sample s; } big[] = {
     CONTROL(false, true, 32, 0.1),
     CONTROL(true, false, 25, 0.7),
     CONTROL(true, true, 64, 1),
+    CHOOSE(AG_GATE_ONE, 64, 0.1, 1, false),
+    CHOOSE(AG_GATE_P, 50, 0, 1, false),
+    CHOOSE(AG_GATE_SCALED, 16, 0.7, 3, false),
+    CHOOSE(AG_GATE_ONE, 33, 0.7, 1, true),
+    LIVE(301, 130, 131, 64, 1, 1, false, 0),
+    LIVE(301, 384, 384, 16, 1, 3, false, 4),
+    LIVE(301, 65, 66, 16, 5, 1, false, 16),
+    LIVE(301, 130, 131, 32, 1, 1, true, 0),
+    LIVE(1, 515, 517, 50, 1, 1, false, 32),              /* a row, as in decoding */
+    BIG(repeat, -1, 1, IN(S2(301, 33)), .attr.repeat.times = 17),
     BIG(gather, -1, 1, IN(S2(65, 130), S1(700)), .int_hi = 65),
     BIG(pick, -1, 1, IN(S2(700, 65), S1(700)), .int_hi = 65),
     BIG(argmax, -1, 1, IN(S2(700, 65))),

@@ -153,7 +153,8 @@ static bool is_sum_of_products(const ag_op *op)
  * key. */
 static bool cancels(const ag_op *op)
 {
-    return op == &ag_op_layernorm || op == &ag_op_attend || op == &ag_op_attend_qkv;
+    return op == &ag_op_layernorm || op == &ag_op_attend || op == &ag_op_attend_qkv ||
+           op == &ag_op_choose;
 }
 
 static double largest(int64_t n, const double *x)
@@ -217,12 +218,14 @@ static double least_scale(const op_case *c, int i)
 }
 
 /* c: 4 for sums in chunks, 8 where a few of them follow each other.  Products of matrices add up a
- * few hundred terms one by one in registers before they go over to the next block. */
+ * few hundred terms one by one in registers before they go over to the next block; gradients of
+ * shared weights add up rows one by one. */
 static double allowance(const ag_op *op)
 {
     const bool product = op == &ag_op_matmul || op == &ag_op_linear ||
                          op == &ag_op_multiplicative || op == &ag_op_module_conv ||
-                         op == &ag_op_module_linear;
+                         op == &ag_op_module_linear || op == &ag_op_live_ff ||
+                         op == &ag_op_choose;
     return product ? 24 : is_sum_of_products(op) ? 4 : 8;
 }
 

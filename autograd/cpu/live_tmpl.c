@@ -320,42 +320,64 @@ void AG_NAME(live_grad)(const ag_live *l, const void *h, const void *x, void *dw
 
 /* ---- gates ---- */
 
-void AG_NAME(gate_fwd)(int64_t m, int64_t width, const void *pa, const void *pgate, void *ph)
+enum { GATE_SPAN = 4096 };           /* numbers that a thread takes at a time */
+
+/* One gate for each number. */
+static void gate_span(int64_t n, const float *a, const float *gate, const float *dh, float *h,
+                      float *dgate, bool acc)
 {
-    const float *a = pa, *gate = pgate;
-    float *h = ph;
-    #pragma omp parallel for schedule(static) if (m * width >= AG_PARALLEL_FROM)
-    for (int64_t j = 0; j < m; j++)
-        for (int64_t i = j * width; i < (j + 1) * width; i++)
-            h[i] = a[i] > 0 ? (gate ? gate[j] * a[i] : a[i]) : 0;
+    const vf zero = vset(0.0f);
+    FOR_VECTORS(j, n) {
+        const vf v = vload_to(a + j, n - j), g = gate ? vload_to(gate + j, n - j) : vset(1.0f);
+        const vf x = vselect(zero, v, dh ? vload_to(dh + j, n - j) : v, zero);
+        if (h)
+            vstore_to(h + j, g * x, n - j);
+        if (!dgate)
+            continue;
+        const vf s = vselect(zero, v, x * v, zero);
+        vstore_to(dgate + j, acc ? vload_to(dgate + j, n - j) + s : s, n - j);
+    }
 }
 
-void AG_NAME(gate_bwd)(int64_t m, int64_t width, const void *pa, const void *pgate, const void *pdh,
-                       void *pda, void *pdgate, bool acc)
+/* One gate for `width` of them. */
+static void gate_wide(int64_t width, const float *a, float gate, const float *dh, float *h,
+                      float *dgate, bool acc)
 {
-    const float *a = pa, *gate = pgate, *dh = pdh;
-    float *da = pda, *dgate = pdgate;
+    float s = 0;
+    for (int64_t i = 0; i < width; i++) {
+        const float x = a[i] > 0 ? (dh ? dh[i] : a[i]) : 0;
+        s += a[i] > 0 ? x * a[i] : 0;
+        if (h)
+            h[i] = gate * x;
+    }
+    if (dgate)
+        *dgate = acc ? *dgate + s : s;
+}
+
+/* h = gate * (a > 0) * (dh, or a where dh is NULL); dgate (+)= sum over width of (a > 0) dh a */
+static void gates(int64_t m, int64_t width, const float *a, const float *gate, const float *dh,
+                  float *h, float *dgate, bool acc)
+{
     if (width == 1) {
-        #pragma omp parallel for simd schedule(static) if (m >= AG_PARALLEL_FROM)
-        for (int64_t j = 0; j < m; j++) {
-            const float d = a[j] > 0 ? dh[j] : 0, s = a[j] > 0 ? d * a[j] : 0;
-            if (dgate)
-                dgate[j] = acc ? dgate[j] + s : s;
-            if (da)
-                da[j] = gate && a[j] > 0 ? d * gate[j] : d;
-        }
+        #pragma omp parallel for schedule(static) if (m >= AG_PARALLEL_FROM)
+        for (int64_t j = 0; j < m; j += GATE_SPAN)
+            gate_span(m - j < GATE_SPAN ? m - j : GATE_SPAN, a + j, gate ? gate + j : NULL,
+                      dh ? dh + j : NULL, h ? h + j : NULL, dgate ? dgate + j : NULL, acc);
         return;
     }
     #pragma omp parallel for schedule(static) if (m * width >= AG_PARALLEL_FROM)
-    for (int64_t j = 0; j < m; j++) {
-        float s = 0;
-        for (int64_t i = j * width; i < (j + 1) * width; i++) {
-            const float d = a[i] > 0 ? dh[i] : 0;
-            s += a[i] > 0 ? d * a[i] : 0;
-            if (da)
-                da[i] = a[i] > 0 && gate ? d * gate[j] : d;
-        }
-        if (dgate)
-            dgate[j] = acc ? dgate[j] + s : s;
-    }
+    for (int64_t j = 0; j < m; j++)
+        gate_wide(width, a + j * width, gate ? gate[j] : 1.0f, dh ? dh + j * width : NULL,
+                  h ? h + j * width : NULL, dgate ? dgate + j : NULL, acc);
+}
+
+void AG_NAME(gate_fwd)(int64_t m, int64_t width, const void *a, const void *gate, void *h)
+{
+    gates(m, width, a, gate, NULL, h, NULL, false);
+}
+
+void AG_NAME(gate_bwd)(int64_t m, int64_t width, const void *a, const void *gate, const void *dh,
+                       void *da, void *dgate, bool acc)
+{
+    gates(m, width, a, gate, dh, da, dgate, acc);
 }
