@@ -82,7 +82,7 @@ static ag_tape *poisoned_tape(const ag_kernels *k)
 /* Forgets the case; what it used becomes NaN again. */
 static void poison_again(ag_tape *t)
 {
-    const size_t used = ag_tape_bytes(t).used + (1 << 16);
+    const size_t used = ag_tape_bytes(t).peak + (1 << 16);       /* scratch, too */
     if (ag_tape_dtype(t) == AG_F32) poison(t, used < POISON_MAX ? used : POISON_MAX);
     else ag_tape_reset(t);
 }
