@@ -82,8 +82,9 @@ static ag_tape *poisoned_tape(const ag_kernels *k)
 /* Forgets the case; what it used becomes NaN again. */
 static void poison_again(ag_tape *t)
 {
-    const size_t used = ag_tape_bytes(t).peak + (1 << 16);       /* scratch, too */
-    if (ag_tape_dtype(t) == AG_F32) poison(t, used < POISON_MAX ? used : POISON_MAX);
+    const ag_tape_memory m = ag_tape_bytes(t);           /* scratch comes on top of what is used */
+    const size_t most = 4 * m.used + (1 << 18), used = most < m.peak ? most : m.peak;
+    if (ag_tape_dtype(t) == AG_F32) poison(t, used);
     else ag_tape_reset(t);
 }
 
