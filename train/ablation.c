@@ -4,6 +4,7 @@
 #include "train/ablation.h"
 
 #include "autograd/base/io.h"
+#include "train/environment.h"
 #include "train/schema.h"
 #include "train/session.h"
 #include "train/trainer.h"
@@ -43,23 +44,6 @@ typedef struct series {
 } series;
 
 /* ---- processors ---- */
-
-/* Those that this process may use.  With OMP_PROC_BIND this thread has been bound to one of them
- * before main() began; OpenMP knows the others. */
-static void processors(cpu_set_t *mine)
-{
-    CPU_ZERO(mine);
-#ifdef _OPENMP
-    for (int p = 0; p < omp_get_num_places(); p++) {
-        int id[CPU_SETSIZE];
-        const int n = omp_get_place_num_procs(p);
-        if (n > CPU_SETSIZE) continue;
-        omp_get_place_proc_ids(p, id);
-        for (int i = 0; i < n; i++) CPU_SET((size_t)id[i], mine);
-    }
-#endif
-    if (!CPU_COUNT(mine) && sched_getaffinity(0, sizeof *mine, mine)) CPU_SET(0, mine);
-}
 
 /*
  * Jobs of one thread each get a processor of their own: left to OMP_PROC_BIND, all of them would be
@@ -350,7 +334,7 @@ static int write_base(series *s, const train_config *base, ag_err *err)
 
 static int series_new(series *s, int jobs, ag_err *err)
 {
-    processors(&s->mine);
+    train_processors(&s->mine);
     s->n = s->a->n_seeds * s->a->n_arms;
     s->jobs = jobs ? jobs : CPU_COUNT(&s->mine);
     s->config = calloc((size_t)s->a->n_arms, sizeof *s->config);

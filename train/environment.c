@@ -1,7 +1,5 @@
 #include "train/environment.h"
 
-#include <sched.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +8,22 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+
+void train_processors(cpu_set_t *ret_mine)
+{
+    CPU_ZERO(ret_mine);
+#ifdef _OPENMP
+    for (int p = 0; p < omp_get_num_places(); p++) {
+        int id[CPU_SETSIZE];
+        const int n = omp_get_place_num_procs(p);
+        if (n > CPU_SETSIZE) continue;
+        omp_get_place_proc_ids(p, id);
+        for (int i = 0; i < n; i++) CPU_SET((size_t)id[i], ret_mine);
+    }
+#endif
+    if (!CPU_COUNT(ret_mine) && sched_getaffinity(0, sizeof *ret_mine, ret_mine))
+        CPU_SET(0, ret_mine);
+}
 
 int train_threads(void)
 {
@@ -45,10 +59,10 @@ int train_threads_set(int64_t n, ag_err *err)
 #ifdef _OPENMP
     (void)err;
     cpu_set_t mine;
-    const bool known = sched_getaffinity(0, sizeof mine, &mine) == 0;
+    train_processors(&mine);
     if (n > 0) omp_set_num_threads((int)n);
-    else if (!getenv("OMP_NUM_THREADS") && known) omp_set_num_threads(CPU_COUNT(&mine));
-    if (known) bind_threads(&mine);
+    else if (!getenv("OMP_NUM_THREADS")) omp_set_num_threads(CPU_COUNT(&mine));
+    bind_threads(&mine);
     return AG_OK;
 #else
     return n > 1 ? ag_err_set(err, AG_ECONFIG, "train.threads is %lld, but this tulle was built "

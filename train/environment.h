@@ -3,8 +3,12 @@
 #define TRAIN_ENVIRONMENT_H
 
 #include "autograd/base/error.h"
+#include <sched.h>
 #include <stdint.h>
 
+/* The processors that this process may use.  With OMP_PROC_BIND the calling thread has been bound
+ * to one of them before main() began; OpenMP knows the others. */
+void train_processors(cpu_set_t *ret_mine);
 int train_threads(void);             /* that parallel loops use */
 /* n threads; 0: as many as this process may use processors, unless OMP_NUM_THREADS says
  * otherwise.  If that makes one thread for each processor, every thread is bound to its own. */

@@ -2,6 +2,7 @@
  * main.c -- the program: finds the command, prints errors, chooses the exit status.
  */
 #include "train/command.h"
+#include "train/environment.h"
 #include "train/trainer.h"
 
 #include <stdio.h>
@@ -97,6 +98,9 @@ static void shorten_spinning(char **argv)
 {
     if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
     if (setenv("GOMP_SPINCOUNT", "3000", 1)) return;
+    cpu_set_t mine;                  /* OMP_PROC_BIND has bound this thread to one of them */
+    train_processors(&mine);
+    sched_setaffinity(0, sizeof mine, &mine);
     execv("/proc/self/exe", argv);   /* returns only where it fails: then it spins */
 }
 

@@ -187,6 +187,83 @@ static void list_picks(int64_t n, int64_t picks, float *score, int32_t *pick)
     }
 }
 
+/* ---- blocks that lie side by side in a vector ---- */
+
+/* p of each place of a vector of blocks of n: z, with the noise in it where that is relaxed */
+static vf packed_soft(const ag_chooser *c, vf z)
+{
+    const vf e = vexp((z - vpacked_max(z, c->c.n)) * inv_t(c));
+    return e / vpacked_sum(e, c->c.n);
+}
+
+/* The picks of the block at place `at` of a vector, of which the first is known. */
+static void packed_picks(const ag_chooser *c, vf score, int32_t first, int64_t at, int32_t *pick)
+{
+    pick[0] = first;
+    if (c->picks == 1)
+        return;
+    float s[VL];
+    memcpy(s, &score, sizeof s);
+    list_picks(c->c.n, c->picks, s + at, pick);
+}
+
+/* choose_strip() for t.size numbers; g is the noise or NULL */
+static void choose_packed(const ag_chooser *c, strip t, const float *z, const float *g,
+                          int32_t *choice, float *gate)
+{
+    const int64_t n = c->c.n, size = c->all ? n : c->picks;
+    const vf f = vset(c->c.relaxed ? 1.0f : (float)c->c.temperature), zero = vset(0.0f);
+    const vf lane = __builtin_convertvector(vlane() & (int32_t)(n - 1), vf);
+    FOR_VECTORS(j, t.size) {
+        const int64_t left = t.size - j;
+        const vf v = vload_to(z + j, left), y = g ? v + f * vload_to(g + j, left) : v;
+        const vf best = vpacked_max(y, n);
+        /* the lowest of equals */
+        const vf at = -vpacked_max(vselect(y, best, vset(-(float)VL), -lane), n);
+        const vf soft = c->gate == AG_GATE_ONE ? vset(1.0f)
+                                               : packed_soft(c, is_soft_noise(c) ? y : v);
+        const vf one = vselect(lane, at, zero, vselect(at, lane, zero, soft));
+        for (int64_t l = 0; l < VL && l < left; l += n, choice += c->picks, gate += size) {
+            const int32_t k = (int32_t)at[l];
+            packed_picks(c, is_soft_noise(c) ? y : v, k, l, choice);
+            memset(gate, 0, (size_t)size * sizeof *gate);
+            gate[c->all ? k : 0] = one[l + k];
+        }
+    }
+}
+
+/* dp of the blocks of a vector, from the gates of their listed places; p where it is a factor */
+static vf packed_dp(const ag_chooser *c, const int32_t *choice, const float *dgate, int64_t left,
+                    vf p)
+{
+    const int64_t n = c->c.n, size = c->all ? n : c->picks;
+    float dp[VL] = { 0 };
+    for (int64_t l = 0; l < VL && l < left; l += n, choice += c->picks, dgate += size) {
+        const float f = c->gate == AG_GATE_SCALED ? p[l + *choice] : 1.0f;
+        for (int64_t k = 0; k < size; k++)
+            if (c->gate != AG_GATE_P || k == (c->all ? *choice : 0))
+                dp[l + (c->all ? k : choice[k])] = f * dgate[k];
+    }
+    return vload(dp);
+}
+
+/* strip_dz() for t.size numbers; g is the noise or NULL */
+static void packed_dz(const ag_chooser *c, strip t, const float *g, const int32_t *choice,
+                      const float *dgate, float *z)
+{
+    const int64_t n = c->c.n, blocks = VL / n, size = c->all ? n : c->picks;
+    FOR_VECTORS(j, t.size) {
+        const int64_t left = t.size - j;
+        vf v = vload_to(z + j, left);
+        if (g)
+            v += vload_to(g + j, left);
+        const vf p = packed_soft(c, v), dp = packed_dp(c, choice, dgate, left, p);
+        vstore_to(z + j, p * (dp - vpacked_sum(p * dp, n)) * inv_t(c), left);
+        choice += blocks * c->picks;
+        dgate += blocks * size;
+    }
+}
+
 /* ---- forward ---- */
 
 /* One strip of row i, whose z has `width` numbers; tmp[CHOOSE_BLOCK * width] */
@@ -198,7 +275,7 @@ static void choose_strip(const ag_chooser *c, const choose_plan *p, int64_t i, s
     const float f = c->c.relaxed ? 1.0f : (float)c->c.temperature;
     float *score = tmp + 2 * p->width;
     /* all of g is wanted where it is in p, and where few can be ruled out */
-    if (has_noise(c) && (n < VL || n >= SCREENED ||
+    if (has_noise(c) && (n < VL || is_packed(n) || n >= SCREENED ||
                          (c->c.relaxed && (c->gate != AG_GATE_ONE || c->picks > 1)))) {
         gumbel_columns(&c->c.noise, i, p->units, t.u0, t.u0 + t.size, tmp);
         g = tmp + t.u0 % 64;
@@ -208,6 +285,10 @@ static void choose_strip(const ag_chooser *c, const choose_plan *p, int64_t i, s
     }
     choice += (i * c->c.blocks + t.b0) * c->picks;
     gate += (i * c->c.blocks + t.b0) * size;
+    if (is_packed(n)) {
+        choose_packed(c, t, z, g, choice, gate);
+        return;
+    }
     for (int64_t b = t.b0; b < t.b1; b++, z += n, g = g ? g + n : NULL, u = u ? u + n : NULL) {
         if (!u)
             *choice = best_score(n, z, g, f, score);
@@ -376,6 +457,10 @@ static void strip_dz(const ag_chooser *c, const choose_plan *p, const choose_gra
     }
     float *e = tmp + 2 * p->width, *dp = e + p->width;
     memset(z + t.size, 0, (size_t)(p->width - t.size) * sizeof *z);
+    if (is_packed(n)) {
+        packed_dz(c, t, g, choice, dgate, z);
+        return;
+    }
     for (int64_t b = t.b0; b < t.b1; b++, z += n, g = g ? g + n : NULL) {
         if (single)
             block_dz_single(c, g, *choice, dgate[c->all ? *choice : 0], z, e);
