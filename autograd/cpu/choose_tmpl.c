@@ -189,11 +189,21 @@ static void list_picks(int64_t n, int64_t picks, float *score, int32_t *pick)
 
 /* ---- blocks that lie side by side in a vector ---- */
 
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+/* f(.., n) with a constant for each n that there is, so that its loops unfold */
+#define BY_SIZE(n, f, ...)                           \
+    switch (n) {                                     \
+    case 4:  f(__VA_ARGS__, 4); break;               \
+    case 8:  f(__VA_ARGS__, 8); break;               \
+    case 16: f(__VA_ARGS__, 16); break;              \
+    default: f(__VA_ARGS__, n);                      \
+    }
+
 /* p of each place of a vector of blocks of n: z, with the noise in it where that is relaxed */
-static vf packed_soft(const ag_chooser *c, vf z)
+ALWAYS_INLINE vf packed_soft(vf z, float inv, int64_t n)
 {
-    const vf e = vexp((z - vpacked_max(z, c->c.n)) * inv_t(c));
-    return e / vpacked_sum(e, c->c.n);
+    const vf e = vexp((z - vpacked_max(z, n)) * inv);
+    return e / vpacked_sum(e, n);
 }
 
 /* The picks of the block at place `at` of a vector, of which the first is known. */
@@ -208,10 +218,10 @@ static void packed_picks(const ag_chooser *c, vf score, int32_t first, int64_t a
 }
 
 /* choose_strip() for t.size numbers; g is the noise or NULL */
-static void choose_packed(const ag_chooser *c, strip t, const float *z, const float *g,
-                          int32_t *choice, float *gate)
+ALWAYS_INLINE void choose_packed(const ag_chooser *c, strip t, const float *z, const float *g,
+                                 int32_t *choice, float *gate, int64_t n)
 {
-    const int64_t n = c->c.n, size = c->all ? n : c->picks;
+    const int64_t size = c->all ? n : c->picks;
     const vf f = vset(c->c.relaxed ? 1.0f : (float)c->c.temperature), zero = vset(0.0f);
     const vf lane = __builtin_convertvector(vlane() & (int32_t)(n - 1), vf);
     FOR_VECTORS(j, t.size) {
@@ -221,7 +231,7 @@ static void choose_packed(const ag_chooser *c, strip t, const float *z, const fl
         /* the lowest of equals */
         const vf at = -vpacked_max(vselect(y, best, vset(-(float)VL), -lane), n);
         const vf soft = c->gate == AG_GATE_ONE ? vset(1.0f)
-                                               : packed_soft(c, is_soft_noise(c) ? y : v);
+                                               : packed_soft(is_soft_noise(c) ? y : v, inv_t(c), n);
         const vf one = vselect(lane, at, zero, vselect(at, lane, zero, soft));
         for (int64_t l = 0; l < VL && l < left; l += n, choice += c->picks, gate += size) {
             const int32_t k = (int32_t)at[l];
@@ -233,10 +243,12 @@ static void choose_packed(const ag_chooser *c, strip t, const float *z, const fl
 }
 
 /* dp of the blocks of a vector, from the gates of their listed places; p where it is a factor */
-static vf packed_dp(const ag_chooser *c, const int32_t *choice, const float *dgate, int64_t left,
-                    vf p)
+ALWAYS_INLINE vf packed_dp(const ag_chooser *c, const int32_t *choice, const float *dgate,
+                           int64_t left, vf p, int64_t n)
 {
-    const int64_t n = c->c.n, size = c->all ? n : c->picks;
+    const int64_t size = c->all ? n : c->picks;
+    if (n == VL && c->all && c->gate == AG_GATE_ONE)
+        return vload(dgate);
     float dp[VL] = { 0 };
     for (int64_t l = 0; l < VL && l < left; l += n, choice += c->picks, dgate += size) {
         const float f = c->gate == AG_GATE_SCALED ? p[l + *choice] : 1.0f;
@@ -248,17 +260,18 @@ static vf packed_dp(const ag_chooser *c, const int32_t *choice, const float *dga
 }
 
 /* strip_dz() for t.size numbers; g is the noise or NULL */
-static void packed_dz(const ag_chooser *c, strip t, const float *g, const int32_t *choice,
-                      const float *dgate, float *z)
+ALWAYS_INLINE void packed_dz(const ag_chooser *c, strip t, const float *g, const int32_t *choice,
+                             const float *dgate, float *z, int64_t n)
 {
-    const int64_t n = c->c.n, blocks = VL / n, size = c->all ? n : c->picks;
+    const int64_t blocks = VL / n, size = c->all ? n : c->picks;
+    const float inv = inv_t(c);
     FOR_VECTORS(j, t.size) {
         const int64_t left = t.size - j;
         vf v = vload_to(z + j, left);
         if (g)
             v += vload_to(g + j, left);
-        const vf p = packed_soft(c, v), dp = packed_dp(c, choice, dgate, left, p);
-        vstore_to(z + j, p * (dp - vpacked_sum(p * dp, n)) * inv_t(c), left);
+        const vf p = packed_soft(v, inv, n), dp = packed_dp(c, choice, dgate, left, p, n);
+        vstore_to(z + j, p * (dp - vpacked_sum(p * dp, n)) * inv, left);
         choice += blocks * c->picks;
         dgate += blocks * size;
     }
@@ -286,7 +299,7 @@ static void choose_strip(const ag_chooser *c, const choose_plan *p, int64_t i, s
     choice += (i * c->c.blocks + t.b0) * c->picks;
     gate += (i * c->c.blocks + t.b0) * size;
     if (is_packed(n)) {
-        choose_packed(c, t, z, g, choice, gate);
+        BY_SIZE(n, choose_packed, c, t, z, g, choice, gate)
         return;
     }
     for (int64_t b = t.b0; b < t.b1; b++, z += n, g = g ? g + n : NULL, u = u ? u + n : NULL) {
@@ -458,7 +471,7 @@ static void strip_dz(const ag_chooser *c, const choose_plan *p, const choose_gra
     float *e = tmp + 2 * p->width, *dp = e + p->width;
     memset(z + t.size, 0, (size_t)(p->width - t.size) * sizeof *z);
     if (is_packed(n)) {
-        packed_dz(c, t, g, choice, dgate, z);
+        BY_SIZE(n, packed_dz, c, t, g, choice, dgate, z)
         return;
     }
     for (int64_t b = t.b0; b < t.b1; b++, z += n, g = g ? g + n : NULL) {
