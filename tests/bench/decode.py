@@ -27,7 +27,7 @@ for title, s in sizes:
     for n in threads:
         seen, torch = {}, []
         for _ in range(rounds):
-            for row in run([build / 'train/tulle', 'bench', 'decode', 'configs/ablations/a10-all-parts.yaml',
+            for row in run([build / 'train/tulle', 'bench', 'decode', 'configs/shakespeare-sparse.yaml',
                             f'model.n_layers={s["layers"]}', f'model.n_heads={s["heads"]}',
                             f'model.d_model={s["width"]}', 'model.d_ff=0', 'model.context=256', 'model.ff.block=64',
                             f'model.attention.modules={max(16, s["width"] // 32)}', f'train.threads={n}', '--json']):

@@ -3,7 +3,8 @@
 
     tests/bench/steps.py BUILD [ROUNDS] [NAME ...]
 
-Names: gpt gpt-dropout cpu mnist (default: all).  Each round runs every program once; a row shows the median of the
+Names: gpt gpt-dropout cpu mnist, and sparse, sparse-mnist: hard steps of the sparse feed-forward layer beside the
+other ways to train it and beside the dense one, all tulle's (default: all).  Each round runs every program once; a row shows the median of the
 rounds, their spread, and the ratio of tulle to the peer as the median of the ratios within a round.  The peak of the
 machine (register-only multiply-adds) is measured in the same rounds.  PyTorch is that of /usr/bin/python3.
 """
@@ -19,6 +20,8 @@ malloc = dict(clean, GLIBC_TUNABLES='glibc.malloc.hugetlb=1', MALLOC_MMAP_THRESH
 
 GPT = ['configs/shakespeare-dense.yaml', 'model.bias=false', 'model.activation=gelu', 'model.tied_embeddings=true',
        'optim.type=adamw', 'optim.weight_decay=0.1', 'optim.clip_norm=0']
+SPARSE = [GPT[0].replace('dense', 'sparse'), *GPT[1:], 'model.dropout=0', 'model.ff.type=sparse', 'model.ff.block=64']
+AFTER, SOFT = 'model.ff.mask_order=after_relu', 'model.ff.quant_prob=0'
 CPU = dict(layers=4, heads=4, width=128, context=64, batch=12, steps=100, warm=10)
 
 
@@ -52,6 +55,15 @@ tables = {
         'tulle': tulle(['configs/shakespeare-cpu.yaml'], 200, 20),
         'PyTorch as installed': torch('torch_gpt.py', clean, **CPU),
         'PyTorch, best settings': torch('torch_gpt.py', best, best=True, **CPU)}),
+    'sparse': ('GPT 6 x 384, batch 64, AdamW, 1 unit of 64: tulle = hard steps, mask before the ReLU', {
+        'tulle': tulle(SPARSE + ['model.ff.quant_prob=1'], 3, 1),
+        'dense': tulle(GPT + ['model.dropout=0'], 3, 1),
+        'hard, mask after': tulle(SPARSE + ['model.ff.quant_prob=1', AFTER], 3, 1),
+        'soft': tulle(SPARSE + [SOFT], 3, 1)}),
+    'sparse-mnist': ('configs/mnist-sparse.yaml', {
+        'tulle': tulle(['configs/mnist-sparse.yaml'], 2000, 100),
+        'mask before the ReLU': tulle(['configs/mnist-sparse.yaml', 'model.ff.mask_order=before_relu'], 2000, 100),
+        'dense': tulle(['configs/mnist-dense.yaml'], 2000, 100)}),
     'mnist': ('configs/mnist-dense.yaml', {
         'tulle': tulle(['configs/mnist-dense.yaml'], 2000, 100),
         'PyTorch as installed': torch('torch_mnist.py', clean)}),
