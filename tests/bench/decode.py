@@ -16,8 +16,9 @@ clean = {k: v for k, v in os.environ.items() if k not in ('OPENBLAS_CORETYPE', '
 sizes = [('6 x 384', dict(layers=6, heads=6, width=384)), ('12 x 1024', dict(layers=12, heads=16, width=1024))]
 
 
-def run(command):
-    out = subprocess.run([str(c) for c in command], env=clean, cwd=root, capture_output=True, text=True)
+def run(command, threads):
+    env = dict(clean, OPENBLAS_NUM_THREADS=str(threads))       # torch.set_num_threads does not reach it
+    out = subprocess.run([str(c) for c in command], env=env, cwd=root, capture_output=True, text=True)
     if out.returncode:
         sys.exit(f'{command}: {out.stderr}')
     return [json.loads(line) for line in out.stdout.splitlines()]
@@ -30,10 +31,10 @@ for title, s in sizes:
             for row in run([build / 'train/tulle', 'bench', 'decode', 'configs/shakespeare-sparse.yaml',
                             f'model.n_layers={s["layers"]}', f'model.n_heads={s["heads"]}',
                             f'model.d_model={s["width"]}', 'model.d_ff=0', 'model.context=256', 'model.ff.block=64',
-                            f'model.attention.modules={max(16, s["width"] // 32)}', f'train.threads={n}', '--json']):
+                            f'model.attention.modules={max(16, s["width"] // 32)}', f'train.threads={n}', '--json'], n):
                 seen.setdefault(row['model'], []).append(row)
             torch += run(['/usr/bin/python3', root / 'tests/bench/torch_decode.py', '--threads', n,
-                          *[x for k, v in s.items() for x in (f'--{k}', v)]])
+                          *[x for k, v in s.items() for x in (f'--{k}', v)]], n)
         print(f'\n{title}, {n} threads, {rounds} rounds')
         peer = [r['ms_per_token'] for r in torch]
         dense = [r['ms_per_token'] for r in seen['dense']]
