@@ -94,9 +94,10 @@ static bool choose_sample(int64_t i, ag_sample *s)
     const double temperature = T[ag_digit(&i, 2)];
     const int list = ag_digit(&i, 3);                    /* the choice, some of n, all of n */
     const bool relaxed = ag_digit(&i, 2);
+    /* a probability of the choice is smooth but where the choice changes: among 50 that is near */
     *s = (ag_sample){ .in = { AG_SHAPE(m, 3), AG_SHAPE(3, blocks * n), AG_SHAPE(blocks * n) },
                       .absent = relaxed ? 0 : (unsigned)(list == 1) << CB, .lo = -2, .hi = 2,
-                      .surrogate = gate != AG_GATE_P,
+                      .surrogate = gate != AG_GATE_P || n > 4,
                       .attr.choose = { .n = n, .relaxed = relaxed, .temperature = temperature,
                                        .picks = list == 1 && n > 1 ? 3 : 1, .all = list == 2,
                                        .gate = gate, .site = 3 } };
