@@ -11,12 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static int time_steps(train_session *s, int64_t warm, int64_t n, double *seconds, double *ret_first,
                       double began, ag_err *err)
 {
@@ -28,7 +22,7 @@ static int time_steps(train_session *s, int64_t warm, int64_t n, double *seconds
         if (i == 0) *ret_first = at - began;
         if (i >= warm) seconds[i - warm] = ag_seconds() - at;
     }
-    qsort(seconds, (size_t)n, sizeof *seconds, by_value);
+    train_sort_times(seconds, n);
     return AG_OK;
 }
 

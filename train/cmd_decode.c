@@ -45,12 +45,6 @@ static const struct { const char *name, *set[MAX_OVERRIDES]; } variants[] = {
 };
 enum { N_VARIANTS = sizeof variants / sizeof *variants };
 
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 typedef uint64_t line __attribute__((vector_size(64)));  /* of a cache */
 
 /* All threads read n lines, each from four places at once. */
@@ -158,7 +152,7 @@ static int time_model(train_session *s, const options *o, double *seconds, row *
     free(ids);
     ag_kv_cache_free(cache);
     if (r < 0) return r;
-    qsort(seconds, (size_t)o->tokens, sizeof *seconds, by_value);
+    train_sort_times(seconds, o->tokens);
     ret->token = seconds[o->tokens / 2];
     ret->fastest = seconds[0];
     ret->slowest = seconds[o->tokens - 1];

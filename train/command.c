@@ -75,6 +75,14 @@ int train_config_args(int argc, char **argv, train_config *ret_c, ag_err *err)
     return r == AG_OK ? train_config_check(ret_c, err) : r;
 }
 
+static int by_value(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+void train_sort_times(double *t, int64_t n) { qsort(t, (size_t)n, sizeof *t, by_value); }
+
 int train_checkpoint_arg(const char *arg, bool best, train_ckpt_file **ret_file,
                          char ret_warning[1024], ag_err *err)
 {

@@ -200,7 +200,7 @@ static void choose_strip(const ag_chooser *c, const choose_plan *p, int64_t i, s
     const float f = c->c.relaxed ? 1.0f : (float)c->c.temperature;
     float *score = tmp + 2 * p->width;
     /* all of g is wanted where it is in p, and where few can be ruled out */
-    if (has_noise(c) && (n < VL || is_packed(n) || n >= SCREENED ||
+    if (has_noise(c) && (n <= VL || n >= SCREENED ||
                          (c->c.relaxed && (c->gate != AG_GATE_ONE || c->picks > 1)))) {
         gumbel_columns(&c->c.noise, i, p->units, t.u0, t.u0 + t.size, tmp);
         g = tmp + t.u0 % 64;

@@ -18,6 +18,7 @@
 #endif
 #include "autograd/base/clock.h"
 #include "autograd/kernels.h"
+#include "tests/bench/bench.h"
 
 enum { TURNS = 7, SUMS = 16 };
 
@@ -89,23 +90,6 @@ static double peak_turn(void)        /* operations per second of all threads */
 #pragma omp parallel reduction(+ : flop)
     flop += fma_any(1000000);
     return flop / (ag_seconds() - t);
-}
-
-static double read_turn(const float *x, int64_t n)       /* bytes per second of all threads */
-{
-    double sum = 0;
-    const double t = ag_seconds();
-#pragma omp parallel for reduction(+ : sum) schedule(static)
-    for (int64_t i = 0; i < n; i += 4096) {
-        float s[64] = { 0 };
-        for (int64_t j = i; j < i + 4096 && j + 64 <= n; j += 64)
-            for (int64_t l = 0; l < 64; l++)
-                s[l] += x[j + l];
-        sum += (double)s[0] + (double)s[63];
-    }
-    volatile double keep = sum;
-    (void)keep;
-    return (double)n * sizeof *x / (ag_seconds() - t);
 }
 
 /* ---- attention ---- */
@@ -208,7 +192,7 @@ static void bench_decoding(const ag_kernels *k, int64_t batch, int64_t tq, int64
     double best = INFINITY, read = 0;
     const float *cache = w.a.k;
     for (int i = 0; i < TURNS; i++) {
-        read = fmax(read, read_turn(cache, n));
+        read = fmax(read, bench_read(cache, n));
         best = fmin(best, turn(k, &w, true, false));
     }
     const double rate = (double)n * 4 / best;

@@ -30,6 +30,7 @@
 
 #include "autograd/base/clock.h"
 #include "autograd/kernels.h"
+#include "tests/bench/bench.h"
 
 enum { REPS = 15, PEERS = 3, SUMS = 12, FORMS = 3, SHAPES = 5 };
 static const double turn_seconds = 0.01;
@@ -178,18 +179,6 @@ static double turn(const peer *p, const ag_gemm *g)
     return t;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
-static double median(double v[REPS])
-{
-    qsort(v, REPS, sizeof *v, by_value);
-    return v[REPS / 2];
-}
-
 static double spread(const double sorted[REPS])             /* percent of the median */
 {
     return 100 * (sorted[3 * REPS / 4] - sorted[REPS / 4]) / sorted[REPS / 2];
@@ -214,18 +203,18 @@ static void bench_m(int64_t m, float *const x[2], float *const w[2], float *cons
             printf("M %-6lld N %-5lld K %-5lld %-8s", (long long)m, (long long)n, (long long)k,
                    form_names[form]);
             for (int p = 0; p < N_PEERS; p++) {
-                const double mid = median(t[p]);
+                const double mid = bench_median(t[p], REPS);
                 printf("  %s %7.1f (%3.0f %%)", peers[p].name, work / mid * 1e-9, spread(t[p]));
                 total[p] += mid;
             }
             if (m < 64)
                 printf("  %.1f GB/s of weights",
-                       (double)(n * k) * sizeof(float) / median(t[0]) * 1e-9);
+                       (double)(n * k) * sizeof(float) / bench_median(t[0], REPS) * 1e-9);
             printf("\n");
             fflush(stdout);
             flop += work;
         }
-    qsort(peak, (size_t)n_peak, sizeof *peak, by_value);
+    qsort(peak, (size_t)n_peak, sizeof *peak, bench_by_value);
     const double top = peak[n_peak / 2];
     printf("M %-6lld all shapes, GFLOP/s:", (long long)m);
     for (int p = 0; p < N_PEERS; p++)

@@ -23,6 +23,7 @@
 
 #include "autograd/base/clock.h"
 #include "autograd/kernels.h"
+#include "tests/bench/bench.h"
 
 enum { REPS = 11, LAYERS = 12, TOKENS = 64 };
 static const double turn_seconds = 0.01;
@@ -187,35 +188,6 @@ static double turn(void (*run)(layer *y), layer *y)         /* seconds of a call
     return (ag_seconds() - t) / (double)calls;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
-static double median(double v[REPS])
-{
-    qsort(v, REPS, sizeof *v, by_value);
-    return v[REPS / 2];
-}
-
-static double read_turn(const float *x, int64_t n)          /* bytes a second, all threads */
-{
-    double sum = 0;
-    const double t = ag_seconds();
-#pragma omp parallel for reduction(+ : sum) schedule(static)
-    for (int64_t i = 0; i < n; i += 4096) {
-        float s[64] = { 0 };
-        for (int64_t j = i; j < i + 4096 && j + 64 <= n; j += 64)
-            for (int64_t l = 0; l < 64; l++)
-                s[l] += x[j + l];
-        sum += (double)s[0] + (double)s[63];
-    }
-    volatile double keep = sum;
-    (void)keep;
-    return (double)n * sizeof *x / (ag_seconds() - t);
-}
-
 /* ---- the three parts ---- */
 
 static void bench_train(int64_t rank)
@@ -232,11 +204,12 @@ static void bench_train(int64_t rank)
     }
     printf("d 384, d_ff 1536, N 64, rank %lld, 2048 rows, %d threads\n", (long long)rank, threads);
     for (int i = 0; i < PARTS; i++) {
-        const double us = median(t[i]) * 1e6 * threads / 2048;
+        const double us = bench_median(t[i], REPS) * 1e6 * threads / 2048;
         total += us;
         printf("  %-16s %7.3f us a row and thread\n", parts[i].name, us);
     }
-    const double dense = (median(fwd) + median(bwd)) * 1e6 * threads / 2048;
+    const double dense =
+        (bench_median(fwd, REPS) + bench_median(bwd, REPS)) * 1e6 * threads / 2048;
     printf("  all              %7.3f; dense %.1f; %.1f %% of it, %.1f times as fast\n\n", total,
            dense, 100 * total / dense, dense / total);
 }
@@ -254,7 +227,7 @@ static void bench_table(int64_t rows, int64_t rank)
             for (int k = 0; k < 4; k++)
                 t[k][r] = turn(run[k], &y);
         for (int k = 0; k < 4; k++)
-            m[k] = median(t[k]) * 1e6 / (double)rows;
+            m[k] = bench_median(t[k], REPS) * 1e6 / (double)rows;
         printf("  N %-3lld forward %7.2f -> %6.2f (%5.1f %%, %5.2f)   backward %7.2f -> %6.2f "
                "(%5.1f %%, %5.2f)   both %5.2f times as fast\n", (long long)sizes[i], m[0], m[1],
                100 * m[1] / m[0], m[1] / m[0] * (double)sizes[i], m[2], m[3], 100 * m[3] / m[2],
@@ -298,11 +271,12 @@ static void bench_decode(int64_t d, int64_t ff, int64_t rank)
         ring_run(count_live);
     const double live = (double)live_rows / (TOKENS * LAYERS);
     for (int r = 0; r < REPS; r++) {
-        bandwidth[r] = read_turn(memory, LAYERS * 2 * ff * d);
+        bandwidth[r] = bench_read(memory, LAYERS * 2 * ff * d);
         t[0][r] = turn(ring_dense, NULL) / LAYERS;
         t[1][r] = turn(ring_sparse, NULL) / LAYERS;
     }
-    const double dense = median(t[0]), sparse = median(t[1]), top = median(bandwidth),
+    const double dense = bench_median(t[0], REPS), sparse = bench_median(t[1], REPS),
+        top = bench_median(bandwidth, REPS),
         dense_bytes = 8.0 * (double)(ff * d),
         sparse_bytes = 4.0 * ((double)(rank * (d + ff) + ff / 64 * d) + live * (double)d);
     printf("decode d %-5lld d_ff %-5lld rank %-3lld dense %8.2f us %6.1f GB/s   sparse %7.2f us "
