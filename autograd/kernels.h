@@ -13,6 +13,7 @@
 #define AG_KERNELS_H
 
 #include "base/rng.h"
+#include "pattern.h"
 #include "tensor.h"
 
 /* y = f(x) and y = f(a, b), elementwise; unary.def and binary.def hold the mathematics. */
@@ -64,6 +65,8 @@ typedef struct ag_gemm {
  * Multi-head attention, o = softmax(scale q k^T) v per head.  Position t of batch item b starts at
  * q + b*q_batch + t*q_row; head h's part is at + h*d_qk in it (k the same, v and o with d_v).
  * Causal: query i sees keys 0 .. i + q_pos0.  A query with no key gives o = 0 and zero gradients.
+ * With a pattern a query sees the keys that the pattern says (and no more than causal allows): q of
+ * position q_pos0 + i; drop is 0 then.
  * Dropout applies to the softmax (kept entries times 1/(1-drop)); its noise is a matrix
  * [batch*heads*tq, tk], row (b*heads + h)*tq + i.
  */
@@ -71,6 +74,7 @@ typedef struct ag_attention {
     int64_t batch, heads, tq, tk, d_qk, d_v;
     bool    causal;
     int64_t q_pos0;
+    const ag_pattern *pattern;       /* or NULL: all */
     double  scale;                   /* usually 1/sqrt(d_qk) */
     double  drop;                    /* probability; 0: none */
     ag_noise noise;

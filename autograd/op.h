@@ -27,7 +27,7 @@ typedef union ag_attr {              /* the parameters of a call that are no ten
     struct { double alpha; } scale;                          /* scale, add_scalar, sum */
     struct { double p; uint32_t site; } dropout;
     struct { int64_t pos0; } embedding;                      /* position of column 0 of ids */
-    struct { int64_t heads, d_qk, d_v, q_pos0; bool causal;
+    struct { int64_t heads, d_qk, d_v, q_pos0; bool causal; const ag_pattern *pattern;
              double drop; uint32_t site; struct ag_kv_cache *cache; int layer; } attention;
     struct { int64_t n; bool relaxed, hard; double temperature; uint32_t site; } control;
     struct ag_choose_options choose;

@@ -38,6 +38,8 @@ typedef struct ag_attention_options {
     int64_t  heads, d_qk, d_v;       /* per head */
     bool     causal;
     int64_t  q_pos0;                 /* causal: query i sees keys 0 .. i + q_pos0 */
+    const ag_pattern *pattern;       /* of those, the keys that it has; NULL: all.  It must outlive
+                                      * the tape's step, and be causal, without dropout */
     double   drop;                   /* probability of dropout on the softmax */
     uint32_t site;                   /* of its noise */
 } ag_attention_options;

@@ -269,7 +269,7 @@ static void forward_cached(const ag_attention *a, const tile_noise *z)
 
 void AG_NAME(attention_fwd)(const ag_attention *a)
 {
-    if (a->d_qk > MAX_HEAD || a->d_v > MAX_HEAD) {
+    if (a->d_qk > MAX_HEAD || a->d_v > MAX_HEAD || a->pattern) {
         ag_kernels_ref(AG_F32)->attention_fwd(a);
         return;
     }
@@ -456,7 +456,7 @@ static void backward_task(const ag_attention *a, const ag_attention_grad *g,
  */
 void AG_NAME(attention_bwd)(const ag_attention *a, const ag_attention_grad *g)
 {
-    if (a->d_qk > MAX_HEAD || a->d_v > MAX_HEAD) {
+    if (a->d_qk > MAX_HEAD || a->d_v > MAX_HEAD || a->pattern) {
         ag_kernels_ref(AG_F32)->attention_bwd(a, g);
         return;
     }

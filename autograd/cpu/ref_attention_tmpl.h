@@ -35,7 +35,11 @@ static int64_t stat_at(const ag_attention *a, pair e)
     return (e.b * a->heads + e.h) * a->tq + e.i;
 }
 
-static bool sees(const ag_attention *a, pair e) { return !a->causal || e.j <= e.i + a->q_pos0; }
+static bool sees(const ag_attention *a, pair e)
+{
+    return (!a->causal || e.j <= e.i + a->q_pos0) &&
+        (!a->pattern || ag_pattern_has(a->pattern, (int)e.h, e.i + a->q_pos0, e.j));
+}
 
 static double dot(int64_t n, const real *x, const real *y)
 {

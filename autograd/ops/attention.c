@@ -42,7 +42,8 @@ static ag_attention setup(const ag_call *c)
         .batch = q->shape.dim[0], .heads = c->attr.attention.heads, .tq = q->shape.dim[1],
         .tk = k->shape.dim[1], .d_qk = c->attr.attention.d_qk, .d_v = c->attr.attention.d_v,
         .causal = c->attr.attention.causal,
-        .q_pos0 = c->attr.attention.q_pos0, .scale = 1 / sqrt((double)c->attr.attention.d_qk),
+        .q_pos0 = c->attr.attention.q_pos0, .pattern = c->attr.attention.pattern,
+        .scale = 1 / sqrt((double)c->attr.attention.d_qk),
         .drop = c->attr.attention.drop, .q = vq.p, .q_row = vq.row, .q_batch = vq.batch, .k = vk.p,
         .k_row = vk.row, .k_batch = vk.batch, .v = vv.p, .v_row = vv.row, .v_batch = vv.batch,
         .o = c->out[0]->data, .o_row = ag_cols(c->out[0]),
@@ -67,6 +68,15 @@ static int check_options(const ag_call *c)
     if (!(c->attr.attention.drop >= 0 && c->attr.attention.drop < 1))
         return ag_fail(c->tape, AG_ERANGE, "%s: dropout probability %g is not in [0, 1)",
                        c->op->name, c->attr.attention.drop);
+    const ag_pattern *p = c->attr.attention.pattern;
+    if (p && (!c->attr.attention.causal || c->attr.attention.drop > 0))
+        return ag_fail(c->tape, AG_ERANGE, "%s: a pattern wants causal attention without dropout on "
+                       "its weights", c->op->name);
+    const ag_shape *q = &c->in[0]->shape;
+    if (p && q->ndim == 3 && q->dim[1] + c->attr.attention.q_pos0 > p->n)
+        return ag_fail(c->tape, AG_ERANGE, "%s: %lld positions, but the pattern is for %lld",
+                       c->op->name, (long long)(q->dim[1] + c->attr.attention.q_pos0),
+                       (long long)p->n);
     return AG_OK;
 }
 
@@ -164,16 +174,41 @@ static int64_t attend_flops(const ag_call *c)
     return 2 * a.batch * a.heads * pairs * (a.d_qk + a.d_v);
 }
 
+/* One of each kind: a window, a union whose parts share keys, rows without a key, a layout for each
+ * head. */
+static const ag_pattern *pattern_sample(int64_t i)
+{
+    enum { N = 16 };
+    static const int32_t pair[][2] = { { 0, 0 }, { 2, 0 }, { 2, 2 }, { 3, 1 }, { 4, 4 } };
+    static const struct { int count; ag_pattern_layout layout[3]; } make[] = {
+        { 1, { { .n_factors = 1, .factor = { { .kind = AG_FACTOR_LOCAL, .stride = 3 } } } } },
+        { 1, { { .n_factors = 2, .factor = { { .kind = AG_FACTOR_STRIDED, .stride = 4 },
+                                             { .kind = AG_FACTOR_LOCAL, .stride = 5 } } } } },
+        { 1, { { .n_factors = 1, .factor = { { .kind = AG_FACTOR_SUMMARY, .stride = 4,
+                                               .width = 2 } } } } },
+        { 3, { { .n_factors = 2, .factor = { { .kind = AG_FACTOR_CHUNK, .stride = 4 },
+                                             { .kind = AG_FACTOR_SUMMARY, .stride = 4,
+                                               .width = 1, .index = 1 } } },
+               { .n_factors = 1, .factor = { { .kind = AG_FACTOR_ALL } } },
+               { .n_factors = 1, .factor = { { .kind = AG_FACTOR_PAIRS, .width = 2, .pair = pair,
+                                               .n_pairs = 5 } } } } },
+    };
+    static ag_pattern *made[sizeof make / sizeof make[0]];
+    if (!made[i]) ag_pattern_new(&made[i], N, make[i].count, make[i].layout, NULL);
+    return made[i];
+}
+
 static ag_attr attr_sample(int64_t *i)
 {
     static const int64_t H[] = { 1, 3 }, DK[] = { 1, 4, 17 }, DV[] = { 1, 8 };
-    static const double P[] = { 0, 0.3 };
     ag_attr a = { .attention = { .site = 9 } };
-    a.attention.causal = ag_digit(i, 2);
     a.attention.heads = H[ag_digit(i, 2)];
     a.attention.d_qk = DK[ag_digit(i, 3)];
     a.attention.d_v = DV[ag_digit(i, 2)];
-    a.attention.drop = P[ag_digit(i, 2)];
+    const int64_t kind = ag_digit(i, 8);
+    a.attention.causal = kind >= 2;
+    a.attention.drop = kind < 4 && kind % 2 ? 0.3 : 0;
+    a.attention.pattern = kind < 4 ? NULL : pattern_sample(kind - 4);
     return a;
 }
 
@@ -221,7 +256,7 @@ const ag_op ag_op_attend_qkv = {
 static ag_attr attr_of(const ag_attention_options *o)
 {
     return (ag_attr){ .attention = { .heads = o->heads, .d_qk = o->d_qk, .d_v = o->d_v,
-                                     .q_pos0 = o->q_pos0,
+                                     .q_pos0 = o->q_pos0, .pattern = o->pattern,
                                      .causal = o->causal, .drop = o->drop, .site = o->site } };
 }
 
