@@ -82,6 +82,25 @@ static void check_data(checker *k)
               "after the split by data.val_fraction");
 }
 
+/* The width of a convolution over modules: model.attention.kernel_modules, or what 0 stands for. */
+static void check_kernel_modules(checker *k, int64_t modules, const char *modules_key)
+{
+    const train_config *c = k->c;
+    const int type = c->model.attention.type;
+    const int64_t own = c->model.attention.kernel_modules;
+    const int64_t span = own ? own : type == TRAIN_ATTENTION_MULTCONV ? 3 : 1;
+    const bool ring = type == TRAIN_ATTENTION_MODULAR || type == TRAIN_ATTENTION_MULTMOD;
+    const int64_t most = ring ? modules : 2 * modules - 1;
+    char note[80];
+    if (span % 2 == 0)
+        clash(k, "model.attention.kernel_modules", "must be odd where not 0, for",
+              "model.attention.type", "");
+    snprintf(note, sizeof note, "at most %lld%s", (long long)most,
+             own ? "" : ", and 0 stands for 3");
+    if (span > most)
+        clash(k, "model.attention.kernel_modules", "is too wide for", modules_key, note);
+}
+
 /* Attention, head and match. */
 static void check_sparse_parts(checker *k)
 {
@@ -96,6 +115,8 @@ static void check_sparse_parts(checker *k)
         clash(k, "model.d_model", "must be a multiple of",
               own ? "model.attention.modules" : "model.n_heads",
               own ? "" : "the number of modules where model.attention.modules is 0");
+    else if (attention)
+        check_kernel_modules(k, modules, own ? "model.attention.modules" : "model.n_heads");
     if (c->model.attention.v_concat != TRAIN_CONCAT_NONE &&
         c->model.attention.type != TRAIN_ATTENTION_MULTCONV)
         clash(k, "model.attention.v_concat", "needs multconv, but", "model.attention.type", "");
@@ -117,6 +138,31 @@ static void check_sparse_parts(checker *k)
               "model.ff.type", "");
 }
 
+/* A sparse feed-forward, or one that a dense one is measured by. */
+static void check_ff(checker *k)
+{
+    const train_config *c = k->c;
+    const int type = c->model.ff.type, choice = c->model.ff.choice;
+    char rule[64];
+    const int64_t d_ff = train_config_d_ff(c);
+    snprintf(rule, sizeof rule, "d_ff = 0 stands for %lld", (long long)d_ff);
+    if (d_ff % c->model.ff.block)
+        clash(k, "model.d_ff", "must be a multiple of", "model.ff.block",
+              c->model.d_ff ? "" : rule);
+    if (c->model.ff.candidates > c->model.ff.block)
+        clash(k, "model.ff.candidates", "must not be more than", "model.ff.block", "");
+    if (c->model.ff.relaxed && c->model.ff.temperature <= 0)
+        clash(k, "model.ff.relaxed", "divides by the temperature, but", "model.ff.temperature", "");
+    if (choice == TRAIN_CHOICE_ORACLE && (type == TRAIN_FF_BLOCK || type == TRAIN_FF_SWITCH))
+        clash(k, "model.ff.choice", "takes single units, but", "model.ff.type", "");
+    else if (choice != TRAIN_CHOICE_CONTROLLER && type == TRAIN_FF_SWITCH)
+        clash(k, "model.ff.choice", "has no probability to multiply with, but", "model.ff.type",
+              "");
+    if (choice != TRAIN_CHOICE_CONTROLLER && c->model.ff.scaled)
+        clash(k, "model.ff.choice", "has no probability to multiply with, but", "model.ff.scaled",
+              "");
+}
+
 static void check_model(checker *k)
 {
     const train_config *c = k->c;
@@ -125,15 +171,7 @@ static void check_model(checker *k)
         clash(k, "model.d_model", "must be a multiple of", "model.n_heads",
               "or set model.d_qk and model.d_v");
     check_sparse_parts(k);
-    if (c->model.ff.type != TRAIN_FF_SPARSE) return;
-    char rule[64];
-    const int64_t d_ff = train_config_d_ff(c);
-    snprintf(rule, sizeof rule, "d_ff = 0 stands for %lld", (long long)d_ff);
-    if (d_ff % c->model.ff.block)
-        clash(k, "model.d_ff", "must be a multiple of", "model.ff.block",
-              c->model.d_ff ? "" : rule);
-    if (c->model.ff.relaxed && c->model.ff.temperature <= 0)
-        clash(k, "model.ff.relaxed", "divides by the temperature, but", "model.ff.temperature", "");
+    if (c->model.ff.type != TRAIN_FF_DENSE || c->model.match == TRAIN_MATCH_TOUCHED) check_ff(k);
 }
 
 static void check_training(checker *k)
