@@ -29,7 +29,8 @@ typedef union ag_attr {              /* the parameters of a call that are no ten
     struct { int64_t pos0; } embedding;                      /* position of column 0 of ids */
     struct { int64_t heads, d_qk, d_v, q_pos0; bool causal; const ag_pattern *pattern;
              double drop; uint32_t site; struct ag_kv_cache *cache; int layer; } attention;
-    struct { int64_t n; bool relaxed, hard; double temperature; uint32_t site; } control;
+    struct { int64_t n; bool relaxed, hard; double temperature; uint32_t site;
+             int64_t of_rows; } control;
     struct ag_choose_options choose;
     struct ag_live_options live;
     struct { int64_t times; } repeat;
@@ -38,7 +39,7 @@ typedef union ag_attr {              /* the parameters of a call that are no ten
     struct { int64_t modules, span; } module_linear;
     struct { int64_t modules; } module_concat;
     struct { int64_t rows; struct ag_kv_cache *cache; int layer, slot; } recall;
-    ag_shape reshape;
+    ag_shape reshape;                                        /* reshape, scatter */
 } ag_attr;
 
 typedef struct ag_call {             /* one call of an op: one record on the tape */

@@ -87,6 +87,8 @@ typedef struct ag_controller_options {
     bool     relaxed, hard;
     double   temperature;            /* 0: no noise */
     uint32_t site;
+    int64_t  of_rows;                /* the rows are some of so many of this part: their noise is
+                                      * that of the first ones; 0: they are all */
 } ag_controller_options;
 ag_tensor *ag_control(ag_tape *t, ag_tensor *z, const ag_controller_options *o,
                       ag_tensor **ret_choice);
@@ -100,6 +102,7 @@ typedef struct ag_choose_options {
     ag_gate  gate;
     double   temperature;            /* 0: no noise */
     uint32_t site;
+    int64_t  of_rows;                /* as for ag_control */
 } ag_choose_options;
 ag_tensor *ag_choose(ag_tape *t, ag_tensor *low, ag_tensor *c2, ag_tensor *cb,
                      const ag_choose_options *o, ag_tensor **ret_choice);
@@ -143,6 +146,10 @@ ag_tensor *ag_module_concat(ag_tape *t, ag_tensor *a, ag_tensor *b, int64_t modu
 
 ag_tensor *ag_gather(ag_tape *t, ag_tensor *x, ag_tensor *idx);   /* x[v,n], idx[..] -> [..,n]:
                                                                    * rows */
+/* A tensor [..,n] of that shape: residual (NULL: 0), and x[r] of x[m,n] added to row idx[r].
+ * AG_ERANGE for an index beyond its rows. */
+ag_tensor *ag_scatter(ag_tape *t, ag_tensor *x, ag_tensor *idx, ag_shape shape,
+                      ag_tensor *residual);
 ag_tensor *ag_pick(ag_tape *t, ag_tensor *x, ag_tensor *idx);     /* x[..,n], idx[..] -> [..]: one
                                                                    * per row */
 ag_tensor *ag_argmax(ag_tape *t, ag_tensor *x);                   /* [..,n] -> int32 [..]; no

@@ -29,6 +29,9 @@ static int check_sparse(const nn_ff_config *c, ag_err *err)
         return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.candidates = %lld must be in [0, "
                           "ff.block = %lld], ff.quant_ramp = %lld not negative",
                           (long long)c->candidates, (long long)c->block, (long long)c->quant_ramp);
+    if (c->coin_rows < 0)
+        return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.coin_rows = %lld must not be negative",
+                          (long long)c->coin_rows);
     if (c->chooser == NN_CHOOSE_ORACLE && c->kind != NN_FF_SPARSE)
         return ag_err_set(err, AG_ECONFIG, "feed-forward: ff.choice: oracle takes the largest unit "
                           "of a block; it goes with ff.type: sparse only");

@@ -16,7 +16,10 @@
  *     y    = W2 h + b2
  *
  * A training step is hard with probability quant_prob: one draw per layer and step, the same for
- * all parts of a batch.
+ * all parts of a batch.  (The released code can draw per chunk of a batch.)  With coin_rows = k
+ * each k rows in a row have a draw of their own: k = 1, each token.  The draws do not depend on the
+ * parts in which a batch runs; the noise does then, it goes by a row's place among those of its
+ * kind in the part.
  *
  * What the controller hears of in a hard step (its gradient is that of p, straight-through, with
  * dp[n] = <dL/dy, W2[n]> relu(a[n]) for the units n that count, 0 for the others):
@@ -70,6 +73,7 @@ typedef struct nn_ff_config {
     int64_t candidates;              /* 0: by mask_order */
     double  quant_prob;              /* of a hard step ... */
     int64_t quant_ramp;              /* ... which rises to 1 over so many steps; 0: it stays */
+    int64_t coin_rows;               /* rows that share a draw; 0: all */
     double  temperature;             /* T */
     bool    controller_bias;         /* cb */
     bool    controller_relu;         /* sparse: C2 relu(C1 x) */

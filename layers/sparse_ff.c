@@ -9,6 +9,7 @@
 #include "autograd/op.h"
 
 #include <math.h>
+#include <stdlib.h>
 
 /* Glorot uniform matrices on their two-dimensional shapes; biases start at N(0, 1e-6), as the
  * released code.  rows: shape [d_in,d_out], else [d_out,d_in]. */
@@ -49,14 +50,17 @@ static double hard_share(const nn_ff_config *c, uint32_t step)
     return c->quant_prob + (1 - c->quant_prob) * done;
 }
 
-/* In training, heads or tails of this layer in this step. */
-static bool is_hard(const nn_ff *l, const ag_tape *t, nn_mode mode)
+/* Heads or tails of this layer in this step. */
+static bool toss(const nn_ff *l, const ag_noise *z, int64_t coin)
 {
-    const bool always = l->config.kind == NN_FF_SWITCH || l->config.chooser != NN_CHOOSE_CONTROLLER;
-    if (mode != NN_TRAIN || always) return mode == NN_EVAL || always;
-    const ag_noise z = ag_noise_for(t, l->coin_site, 0);
-    return (double)ag_uniform(ag_noise_bits(z.seed, z.step, z.site, 0)) <
-           hard_share(&l->config, z.step);
+    return (double)ag_uniform(ag_noise_bits(z->seed, z->step, z->site, (uint64_t)coin)) <
+           hard_share(&l->config, z->step);
+}
+
+/* Of these a choice is all there is. */
+static bool is_always_hard(const nn_ff *l)
+{
+    return l->config.kind == NN_FF_SWITCH || l->config.chooser != NN_CHOOSE_CONTROLLER;
 }
 
 /* What the controller's last matrix sees. */
@@ -69,21 +73,25 @@ static ag_tensor *controller_low(const nn_ff *l, ag_tape *t, ag_tensor *x)
 
 /* --- soft: every unit, times p ---------------------------------------------------------------- */
 
-static ag_tensor *soft_mask(const nn_ff *l, ag_tape *t, ag_tensor *low, double temperature)
+static ag_tensor *soft_mask(const nn_ff *l, ag_tape *t, ag_tensor *low, double temperature,
+                            int64_t of_rows)
 {
     const ag_controller_options o = { .n = l->config.block, .relaxed = l->config.relaxed,
-                                      .temperature = temperature, .site = l->noise_site };
+                                      .temperature = temperature, .site = l->noise_site,
+                                      .of_rows = of_rows };
     ag_tensor *z = ag_linear_in_out(t, low, l->c2.weight, l->c2.bias, AG_ACT_NONE, NULL);
     ag_tensor *p = ag_control(t, z, &o, NULL);
     return l->width == 1 ? p : ag_repeat(t, p, l->width);
 }
 
+/* x may be some of `of_rows` rows, here and in hard_forward; 0: all. */
 static ag_tensor *soft_forward(const nn_ff *l, ag_tape *t, ag_tensor *x, ag_tensor *residual,
-                               nn_mode mode)
+                               nn_mode mode, int64_t of_rows)
 {
     /* without relaxation a soft step has no noise: none is drawn */
     const bool noisy = mode == NN_TRAIN && l->config.relaxed;
-    ag_tensor *mask = soft_mask(l, t, controller_low(l, t, x), noisy ? l->config.temperature : 0);
+    ag_tensor *mask = soft_mask(l, t, controller_low(l, t, x), noisy ? l->config.temperature : 0,
+                                of_rows);
     ag_tensor *h = ag_relu_mask(t, nn_linear_forward(&l->in, t, x, AG_ACT_NONE, NULL), mask);
     return ag_linear_in_out(t, h, l->out.weight, l->out.bias, AG_ACT_NONE, residual);
 }
@@ -96,7 +104,7 @@ static bool hears_all(const nn_ff_config *c)
     return c->candidates ? c->candidates == c->block : c->mask_order == NN_MASK_AFTER_RELU;
 }
 
-static ag_choose_options controller_options(const nn_ff *l, nn_mode mode)
+static ag_choose_options controller_options(const nn_ff *l, nn_mode mode, int64_t of_rows)
 {
     const nn_ff_config *c = &l->config;
     const bool train = mode == NN_TRAIN, own = c->kind == NN_FF_SWITCH;
@@ -105,7 +113,8 @@ static ag_choose_options controller_options(const nn_ff *l, nn_mode mode)
                                 .picks = train && !own && !all && c->candidates ? c->candidates : 1,
                                 .relaxed = c->relaxed, .all = all,
                                 .gate = own ? AG_GATE_P : c->scaled ? AG_GATE_SCALED : AG_GATE_ONE,
-                                .temperature = train ? c->temperature : 0, .site = l->noise_site };
+                                .temperature = train ? c->temperature : 0, .site = l->noise_site,
+                                .of_rows = of_rows };
 }
 
 /* Of a controller that knows nothing: noise alone decides, or the lowest index. */
@@ -167,7 +176,7 @@ static void probe_see(const nn_ff *l, ag_tape *t, ag_tensor *x, const ag_tensor 
 }
 
 static ag_tensor *hard_forward(const nn_ff *l, ag_tape *t, ag_tensor *x, ag_tensor *residual,
-                               nn_mode mode)
+                               nn_mode mode, int64_t of_rows)
 {
     const nn_ff_config *c = &l->config;
     const ag_live_weights w = { l->in.weight, l->in.bias, l->out.weight, l->out.bias };
@@ -178,7 +187,7 @@ static ag_tensor *hard_forward(const nn_ff *l, ag_tape *t, ag_tensor *x, ag_tens
     case NN_CHOOSE_FIRST:  choice = choose_blindly(l, t, x, false); break;
     case NN_CHOOSE_ORACLE: choice = choose_largest(l, t, x); break;
     default:
-        o = controller_options(l, mode);
+        o = controller_options(l, mode, of_rows);
         gate = ag_choose(t, controller_low(l, t, x), l->c2.weight, l->c2.bias, &o, &choice);
     }
     if (mode == NN_EVAL && o.gate == AG_GATE_ONE) gate = NULL;
@@ -187,12 +196,62 @@ static ag_tensor *hard_forward(const nn_ff *l, ag_tape *t, ag_tensor *x, ag_tens
                       &(ag_live_options){ c->block, l->width, o.picks, o.all });
 }
 
+/* --- both: a coin for each coin_rows rows ----------------------------------------------------- */
+
+/* Which rows are hard, and which are soft, in order. */
+static int64_t toss_rows(const nn_ff *l, const ag_noise *z, int64_t rows, int32_t *hard,
+                         int32_t *soft)
+{
+    const int64_t size = l->config.coin_rows;
+    int64_t n = 0;
+    bool heads = false;
+    for (int64_t r = 0; r < rows; r++) {
+        if (r == 0 || (z->row0 + r) % size == 0) heads = toss(l, z, (z->row0 + r) / size);
+        if (heads) hard[n++] = (int32_t)r;
+        else soft[r - n] = (int32_t)r;
+    }
+    return n;
+}
+
+/* The rows are taken apart, go their ways, and come together again. */
+static ag_tensor *mixed_forward(const nn_ff *l, ag_tape *t, ag_tensor *x, ag_tensor *residual)
+{
+    const int64_t rows = ag_rows(x);
+    const ag_noise z = ag_noise_for(t, l->coin_site, rows);
+    int32_t *hard = malloc((size_t)(2 * rows + 1) * sizeof *hard);
+    if (!hard) ag_fail(t, AG_ENOMEM, "out of memory for the coins of %lld rows", (long long)rows);
+    const int64_t n = hard ? toss_rows(l, &z, rows, hard, hard + rows) : 0;
+    ag_tensor *y;
+    if (n == rows || n == 0) {
+        y = n ? hard_forward(l, t, x, residual, NN_TRAIN, 0)
+              : soft_forward(l, t, x, residual, NN_TRAIN, 0);
+    } else {
+        ag_tensor *flat = ag_reshape(t, x, AG_SHAPE(rows, l->d_model));
+        ag_tensor *h = ag_input_i32(t, AG_SHAPE(n), hard);
+        ag_tensor *s = ag_input_i32(t, AG_SHAPE(rows - n), hard + rows);
+        ag_tensor *yh = hard_forward(l, t, ag_gather(t, flat, h), NULL, NN_TRAIN, rows);
+        ag_tensor *ys = soft_forward(l, t, ag_gather(t, flat, s), NULL, NN_TRAIN, rows);
+        y = ag_scatter(t, yh, h, x->shape, ag_scatter(t, ys, s, x->shape, residual));
+    }
+    free(hard);
+    return y;
+}
+
+static ag_tensor *branch(const nn_ff *l, ag_tape *t, ag_tensor *x, ag_tensor *residual,
+                         nn_mode mode)
+{
+    const ag_noise z = ag_noise_for(t, l->coin_site, 0);
+    const bool tossed = mode == NN_TRAIN && !is_always_hard(l);
+    if (tossed && l->config.coin_rows && !ag_error(t)) return mixed_forward(l, t, x, residual);
+    const bool hard = tossed ? toss(l, &z, 0) : mode == NN_EVAL || is_always_hard(l);
+    return hard ? hard_forward(l, t, x, residual, mode, 0)
+                : soft_forward(l, t, x, residual, mode, 0);
+}
+
 ag_tensor *nn_sparse_ff_forward(const nn_ff *l, ag_tape *t, ag_tensor *x, ag_tensor *residual,
                                 nn_mode mode)
 {
     const bool drop = nn_dropout_is_on(&l->drop, mode);
-    ag_tensor *inner = drop ? NULL : residual;
-    ag_tensor *y = is_hard(l, t, mode) ? hard_forward(l, t, x, inner, mode)
-                                       : soft_forward(l, t, x, inner, mode);
+    ag_tensor *y = branch(l, t, x, drop ? NULL : residual, mode);
     return drop ? ag_dropout(t, y, residual, l->drop.p, l->drop.site) : y;
 }

@@ -91,6 +91,8 @@ static const struct big { const ag_op *op; ag_sample s; } big[] = {
     LIVE(301, 130, 131, 32, 1, 1, true, 0),
     LIVE(1, 515, 517, 50, 1, 1, false, 32),              /* a row, as in decoding */
     BIG(repeat, -1, 1, IN(S2(301, 33)), .attr.repeat.times = 17),
+    BIG(scatter, -1, 1, IN(S2(700, 130), S1(700), S2(65, 130)), .int_hi = 65,
+        .attr.reshape = { 2, { 65, 130 } }),
     BIG(gather, -1, 1, IN(S2(65, 130), S1(700)), .int_hi = 65),
     BIG(pick, -1, 1, IN(S2(700, 65), S1(700)), .int_hi = 65),
     BIG(argmax, -1, 1, IN(S2(700, 65))),

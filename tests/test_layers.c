@@ -341,7 +341,7 @@ static void straight_through(void **state)
         double v[ROWS * DFF];
         for (int j = 0; j < ROWS * DFF; j++) v[j] = cotangent(j);
         for (int hard = 0; hard < 2; hard++) {
-            const ag_controller_options o = { N, relaxed, hard, 0.7, 5 };
+            const ag_controller_options o = { N, relaxed, hard, 0.7, 5, 0 };
             z[hard] = input(t, AG_SHAPE(ROWS, DFF), X_SITE, true);
             ag_backward_from(t, ag_control(t, z[hard], &o, NULL), v);
         }

@@ -191,7 +191,7 @@ static void straight_through_is_soft(void **state)
     for (int i = 0; i < D_FF; i++) unit[i * D_FF + i] = 1;
     for (int i = 0; i < ROWS * D_FF; i++) v[i] = cotangent(i);
     for (int relaxed = 0; relaxed < 2; relaxed++) {
-        const ag_controller_options soft = { N, relaxed, false, 0.7, 5 };
+        const ag_controller_options soft = { N, relaxed, false, 0.7, 5, 0 };
         const ag_choose_options hard = { .n = N, .picks = 1, .relaxed = relaxed, .all = true,
                                          .temperature = 0.7, .site = 5 };
         ag_tensor *z[2];
@@ -293,6 +293,138 @@ static void the_ramp(void **state)
     nn_params_free(m.params);
 }
 
+/* A training step of `rows` rows in `parts`, with the gradients of what v picks; y [rows,D] and
+ * grads are overwritten. */
+static void coin_step(const model *m, int64_t rows, int64_t parts, const double *v, double *y,
+                      double *grads)
+{
+    nn_params_zero_grad(m->params);
+    for (int64_t i = 0; i < parts; i++) {
+        const int64_t n = rows / parts, at = i * n * D;
+        ag_tape *t = tape_new();
+        noise(t, 7, i * n, n);
+        const double *all = input(t, AG_SHAPE(rows, D), X_SITE, false)->data;
+        ag_tensor *x = ag_input_f64(t, AG_SHAPE(1, n, D), all + at, true);
+        ag_tensor *out = nn_ff_forward(&m->ff, t, x, x, NN_TRAIN);
+        assert_true(ag_shape_equal(&out->shape, &x->shape));
+        memcpy(y + at, out->data, (size_t)(n * D) * sizeof *y);
+        ag_backward_from(t, out, v + at);
+        tape_ok(t);
+        memcpy(grads + at, x->grad, (size_t)(n * D) * sizeof *grads);
+        ag_tape_free(t);
+    }
+    memcpy(grads + rows * D, m->params->grads, (size_t)m->params->n * sizeof *grads);
+}
+
+enum { COIN_ROWS = 24, COIN_NUMBERS = 4 * COIN_ROWS * D };
+
+/*
+ * With a coin for each k rows, a row is what it would be in a hard or in a soft step, all k rows
+ * alike; the gradients are those of the hard rows in a hard step and of the soft ones in a soft
+ * step; and parts of a batch do not matter.
+ */
+static void coins_of_rows(void **state)
+{
+    (void)state;
+    static double y[3][COIN_NUMBERS], g[3][COIN_NUMBERS], v[3][COIN_NUMBERS];
+    for (int i = 0; i < 12; i++) {
+        nn_ff_config c = SPARSE;
+        c.kind = i & 4 ? NN_FF_BLOCK : NN_FF_SPARSE;
+        c.mask_order = i & 2 ? NN_MASK_AFTER_RELU : NN_MASK_BEFORE_RELU;
+        c.scaled = i & 1;
+        c.temperature = 0;
+        c.coin_rows = (int64_t[]){ 1, 3, 8 }[i / 4];
+        c.quant_prob = 0.5;
+        model mixed = model_new(&c);
+        c.coin_rows = 0;
+        c.quant_prob = 1;
+        model hard = model_new(&c);
+        c.quant_prob = 0;
+        model soft = model_new(&c);
+        const int64_t n = COIN_ROWS * D + mixed.params->n;
+        assert_true(n <= COIN_NUMBERS);
+        for (int j = 0; j < COIN_ROWS * D; j++) v[0][j] = v[1][j] = v[2][j] = cotangent(j);
+        coin_step(&mixed, COIN_ROWS, 1, v[0], y[0], g[0]);
+        coin_step(&hard, COIN_ROWS, 1, v[1], y[1], g[1]);
+        coin_step(&soft, COIN_ROWS, 1, v[2], y[2], g[2]);
+        int heads = 0;
+        const size_t row = D * sizeof **y;
+        for (int r = 0; r < COIN_ROWS; r++) {
+            const bool is_hard = !memcmp(y[0] + r * D, y[1] + r * D, row);
+            assert_true(is_hard != !memcmp(y[0] + r * D, y[2] + r * D, row));
+            if (r % mixed.ff.config.coin_rows)
+                assert_true(is_hard == !memcmp(y[0] + (r - 1) * D, y[1] + (r - 1) * D, row));
+            memset(v[is_hard ? 2 : 1] + r * D, 0, row);
+            heads += is_hard;
+        }
+        if (mixed.ff.config.coin_rows == 1) assert_in_range(heads, 3, COIN_ROWS - 3);
+        coin_step(&hard, COIN_ROWS, 1, v[1], y[1], g[1]);
+        coin_step(&soft, COIN_ROWS, 1, v[2], y[2], g[2]);
+        for (int64_t j = 0; j < n; j++) assert_true(fabs(g[0][j] - g[1][j] - g[2][j]) < 1e-12);
+        coin_step(&mixed, COIN_ROWS, 3, v[0], y[1], g[1]);
+        assert_memory_equal(y[0], y[1], COIN_ROWS * row);
+        for (int64_t j = 0; j < n; j++) assert_true(fabs(g[0][j] - g[1][j]) < 1e-12);
+        nn_params_free(mixed.params);
+        nn_params_free(hard.params);
+        nn_params_free(soft.params);
+    }
+}
+
+/* Shares of hard rows, over steps: each coin is as the configuration says, and its own. */
+static void coins_are_fair(void **state)
+{
+    (void)state;
+    enum { STEPS = 200 };
+    nn_ff_config c = SPARSE;
+    c.quant_prob = 0.3;
+    c.temperature = 0;
+    c.coin_rows = 1;
+    model m = model_new(&c);
+    ag_tape *t = tape_new();
+    int hard = 0, both = 0;
+    for (uint32_t s = 0; s < STEPS; s++, ag_tape_reset(t)) {
+        noise(t, s, 0, ROWS);
+        ag_tensor *x = input(t, AG_SHAPE(ROWS, D), X_SITE, false);
+        const double *train = nn_ff_forward(&m.ff, t, x, NULL, NN_TRAIN)->data;
+        const double *eval = nn_ff_forward(&m.ff, t, x, NULL, NN_EVAL)->data;
+        tape_ok(t);
+        bool before = false;
+        for (int r = 0; r < ROWS; r++) {
+            const bool is = !memcmp(train + r * D, eval + r * D, D * sizeof *eval);
+            hard += is;
+            both += is && before;
+            before = is;
+        }
+    }
+    assert_in_range(hard, 360 - 80, 360 + 80);       /* of 1200, 5 sigma = 79 */
+    assert_in_range(both, 90 - 50, 90 + 50);         /* of 1000 pairs */
+    ag_tape_free(t);
+    nn_params_free(m.params);
+}
+
+/* Some of a part's rows never share noise with another part. */
+static void noise_of_some_rows(void **state)
+{
+    (void)state;
+    for (int relaxed = 0; relaxed < 2; relaxed++) {
+        const ag_controller_options all = { N, relaxed, true, 0.7, 5, 0 };
+        ag_controller_options some = all;
+        some.of_rows = ROWS;
+        ag_tape *t = tape_new();
+        noise(t, 3, 2, 1);                           /* the third part of three */
+        ag_tensor *z = input(t, AG_SHAPE(ROWS, D_FF), X_SITE, false);
+        ag_tensor *few = ag_input_f64(t, AG_SHAPE(2, D_FF), z->data, false), *want, *got, *off;
+        ag_control(t, z, &all, &want);
+        ag_control(t, few, &some, &got);
+        ag_control(t, few, &all, &off);
+        tape_ok(t);
+        const size_t bytes = 2 * BLOCKS * sizeof(int32_t);
+        assert_memory_equal(want->data, got->data, bytes);
+        assert_memory_not_equal(want->data, off->data, bytes);
+        ag_tape_free(t);
+    }
+}
+
 static void counts(void **state)
 {
     (void)state;
@@ -315,6 +447,7 @@ static void bad_configs(void **state)
         { { .kind = NN_FF_SPARSE, .d_ff = 24, .block = 5 }, "must divide" },
         { { .kind = NN_FF_SPARSE, .d_ff = 24, .block = 4, .candidates = 5 }, "ff.candidates = 5" },
         { { .kind = NN_FF_SPARSE, .d_ff = 24, .block = 4, .quant_prob = 2 }, "ff.quant_prob = 2" },
+        { { .kind = NN_FF_SPARSE, .d_ff = 24, .block = 4, .coin_rows = -1 }, "ff.coin_rows = -1" },
         { { .kind = NN_FF_BLOCK, .d_ff = 24, .block = 4, .chooser = NN_CHOOSE_ORACLE }, "oracle" },
         { { .kind = NN_FF_SWITCH, .d_ff = 24, .block = 4, .chooser = NN_CHOOSE_RANDOM },
           "only ff.choice: controller" },
@@ -334,6 +467,8 @@ int main(void)
         cmocka_unit_test(straight_through_is_soft), cmocka_unit_test(controls),
         cmocka_unit_test(a_probe_counts), cmocka_unit_test(the_ramp), cmocka_unit_test(counts),
         cmocka_unit_test(bad_configs),
+        cmocka_unit_test(coins_of_rows), cmocka_unit_test(coins_are_fair),
+        cmocka_unit_test(noise_of_some_rows),
     };
     return cmocka_run_group_tests_name("sparse_ff", tests, NULL, NULL);
 }

@@ -30,6 +30,7 @@ static nn_ff_config ff_config(const train_config *c)
         .mask_order = c->model.ff.mask_order == TRAIN_MASK_AFTER_RELU ? NN_MASK_AFTER_RELU
                                                                       : NN_MASK_BEFORE_RELU,
         .quant_prob = c->model.ff.quant_prob, .quant_ramp = c->model.ff.quant_ramp,
+        .coin_rows = c->model.ff.coin_rows,
         .temperature = c->model.ff.temperature,
         .controller_bias = c->model.ff.controller_bias,
         .controller_relu = c->model.ff.controller_relu,

@@ -26,11 +26,12 @@ static int64_t blocks_of(const ag_call *c) { return ag_cols(c->in[C2]) / c->attr
 static ag_chooser setup(const ag_call *c)
 {
     const ag_tensor *low = c->in[LOW];
-    const int64_t rows = ag_rows(low);
+    const int64_t rows = ag_rows(low), of = c->attr.choose.of_rows;
     return (ag_chooser){ .c = { .rows = rows, .blocks = blocks_of(c), .n = c->attr.choose.n,
                                 .relaxed = c->attr.choose.relaxed, .hard = true,
                                 .temperature = c->attr.choose.temperature,
-                                .noise = ag_noise_for(c->tape, c->attr.choose.site, rows) },
+                                .noise = ag_noise_for(c->tape, c->attr.choose.site,
+                                                      of ? of : rows) },
                          .rank = ag_cols(low), .low = low->data, .c2 = c->in[C2]->data,
                          .cb = c->in[CB] ? c->in[CB]->data : NULL, .gate = c->attr.choose.gate,
                          .picks = c->attr.choose.picks, .all = c->attr.choose.all };

@@ -13,11 +13,11 @@
 static ag_controller setup(const ag_call *c)
 {
     const ag_tensor *z = c->in[0];
-    const int64_t n = c->attr.control.n;
-    return (ag_controller){ .rows = ag_rows(z), .blocks = ag_cols(z) / n, .n = n,
+    const int64_t n = c->attr.control.n, rows = ag_rows(z), of = c->attr.control.of_rows;
+    return (ag_controller){ .rows = rows, .blocks = ag_cols(z) / n, .n = n,
                             .relaxed = c->attr.control.relaxed, .hard = c->attr.control.hard,
                             .temperature = c->attr.control.temperature,
-                            .noise = ag_noise_for(c->tape, c->attr.control.site, ag_rows(z)) };
+                            .noise = ag_noise_for(c->tape, c->attr.control.site, of ? of : rows) };
 }
 
 static int control_shape(ag_call *c, ag_shape *out)
@@ -87,6 +87,7 @@ ag_tensor *ag_control(ag_tape *t, ag_tensor *z, const ag_controller_options *o,
 {
     return ag_apply(t, &ag_op_control, (ag_tensor *[AG_MAX_IN]){ z },
                     &(ag_attr){ .control = { .n = o->n, .relaxed = o->relaxed, .hard = o->hard,
-                                             .temperature = o->temperature, .site = o->site } },
+                                             .temperature = o->temperature, .site = o->site,
+                                             .of_rows = o->of_rows } },
                     ret_choice);
 }
