@@ -1,39 +1,33 @@
 /*
- * cmd_decode.c -- tulle bench decode: how long a token takes, dense and with each sparse part of
- * the model, on random weights of a configuration's sizes.
+ * cmd_decode.c -- tulle bench decode: how long a token takes, for one or several sequences.
  *
- * A token reads each weight that it touches once, so its time has a floor: bytes over bandwidth.
- * The bandwidth is that of reading a block as large as the model, measured around each row; a
- * model that fits a cache is compared with the cache.  Several sequences read the units that any
- * of them chose: these are counted.
+ * The rows are one of three.  A configuration: its sizes on random weights, dense and with each
+ * sparse part.  An ablation: each of its arms, on random weights.  A run: the trained model, which
+ * reads its validation data; its choices are not those of random weights.
  */
+#include "train/ablation.h"
 #include "train/command.h"
+#include "train/config_yaml.h"
+#include "train/decode_time.h"
 #include "train/environment.h"
-#include "train/session.h"
-
-#include "autograd/base/arena.h"
-#include "autograd/base/clock.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+
+enum { MAX_BATCHES = 16, BATCH_MOST = 4096 };
 
 typedef struct options {
-    int64_t tokens, prompt, batch, vocab;
+    int64_t tokens, prompt, vocab;
+    int64_t batch[MAX_BATCHES];
+    int     batches;
     bool    json;
 } options;
 
-typedef struct row {                 /* medians, in seconds */
-    double token, fastest, slowest;
-    double prompt;                   /* per token of the prompt */
-    double bandwidth;                /* bytes per second */
-    int64_t touched;                 /* weights read by a token of all sequences */
-    nn_cost cost;
-} row;
-
-enum { MAX_OVERRIDES = 4 };
-static const struct { const char *name, *set[MAX_OVERRIDES]; } variants[] = {
+static const struct { const char *name, *set[4]; } variants[] = {
     { "dense", { "model.ff.type=dense" } },
     { "+FF", { "model.ff.type=sparse" } },
     { "+QKV", { "model.ff.type=dense", "model.attention.type=multconv", "model.match=params" } },
@@ -45,206 +39,245 @@ static const struct { const char *name, *set[MAX_OVERRIDES]; } variants[] = {
 };
 enum { N_VARIANTS = sizeof variants / sizeof *variants };
 
-typedef uint64_t line __attribute__((vector_size(64)));  /* of a cache */
+typedef struct table {               /* what is kept of the rows so far */
+    double first[MAX_BATCHES];       /* time of the first row */
+    int    n;                        /* rows, and sums over them at the first batch, of */
+    double x, y, xx, xy;             /* x = log bytes, y = log time */
+} table;
 
-/* All threads read n lines, each from four places at once. */
-static uint64_t read_all(const line *x, int64_t n)
-{
-    enum { PART = 4096 };            /* lines: 256 kB */
-    uint64_t sum = 0;
-#pragma omp parallel for schedule(static) reduction(+ : sum)
-    for (int64_t p = 0; p < n / PART; p++) {
-        const line *at = x + p * PART;
-        line s[4] = { { 0 } };
-        for (int64_t i = 0; i < PART / 4; i++)
-            for (int l = 0; l < 4; l++) s[l] += at[l * (PART / 4) + i];
-        s[0] += s[1] + s[2] + s[3];
-        for (int l = 0; l < 8; l++) sum += s[0][l];
-    }
-    return sum;
-}
+/* --- one row ---------------------------------------------------------------------------------- */
 
-/* Bytes per second of reading as many bytes, the best of some turns. */
-static int read_bandwidth(size_t bytes, double *ret, ag_err *err)
+static void print_row(const char *name, const train_decode_time *x, const nn_cost *cost,
+                      int64_t batch, double bandwidth, double first, const options *o)
 {
-    enum { TURNS = 5 };
-    line *x = ag_block_alloc(bytes);
-    volatile uint64_t keep = 0;
-    double best = 0;
-    if (!x) return ag_err_set(err, AG_ENOMEM, "out of memory for %.1f MB", 1e-6 * (double)bytes);
-    memset(x, 1, bytes);
-    for (int i = 0; i < TURNS; i++) {
-        const double t = ag_seconds();
-        keep += read_all(x, (int64_t)(bytes / sizeof *x));
-        const double rate = (double)bytes / (ag_seconds() - t);
-        best = rate > best ? rate : best;
-    }
-    ag_block_free(x, bytes);
-    *ret = best;
-    return AG_OK;
-}
-
-/* Feeds t tokens to each sequence; ids [batch,t] are random, so that choices change. */
-static int feed(train_session *s, ag_kv_cache *cache, int64_t batch, int64_t t, uint32_t turn,
-                int32_t *ids, ag_err *err)
-{
-    ag_tape_reset(s->tape);
-    ag_tape_no_grad(s->tape, true);
-    ag_tape_noise(s->tape, &(ag_noise_key){ .step = turn, .n_samples = batch });
-    for (int64_t i = 0; i < batch * t; i++)
-        ids[i] = (int32_t)(ag_noise_bits(1, turn, 0, (uint64_t)i) % (uint32_t)s->model->classes);
-    nn_model_decode(s->model, s->tape, ag_input_i32(s->tape, AG_SHAPE(batch, t), ids), cache);
-    return ag_tape_status(s->tape, err);
-}
-
-/* Weights of a layer that all sequences together read beside those of one. */
-static int64_t read_besides(const nn_ff *l, const nn_ff_probe *seen)
-{
-    int64_t used = 0;
-    for (int64_t i = 0; i < l->blocks * l->config.block; i++) used += seen->used[i] > 0;
-    return (used - l->blocks) * l->width * 2 * l->d_model;
-}
-
-/* One more token, with a look at the choices. */
-static int count_touched(train_session *s, ag_kv_cache *cache, const options *o, int32_t *ids,
-                         int64_t *ret_touched, ag_err *err)
-{
-    const nn_model *m = s->model;
-    *ret_touched = m->cost.touched;
-    int r = AG_OK;
-    nn_ff *l;
-    for (int i = 0; r == AG_OK && (l = m->ff_layer(m, i)); i++) {
-        if (l->config.kind == NN_FF_DENSE) continue;
-        const size_t choices = (size_t)(l->blocks * l->config.block);
-        nn_ff_probe seen = { .used = calloc(choices, sizeof *seen.used) };
-        if (!seen.used) return ag_err_set(err, AG_ENOMEM, "out of memory for the choices");
-        l->probe = &seen;
-        ag_kv_cache_reset(cache, o->prompt);
-        r = feed(s, cache, o->batch, 1, 1, ids, err);
-        l->probe = NULL;
-        *ret_touched += read_besides(l, &seen);
-        free(seen.used);
-    }
-    return r;
-}
-
-static int time_model(train_session *s, const options *o, double *seconds, row *ret, ag_err *err)
-{
-    enum { WARM = 3 };
-    ag_kv_cache *cache = NULL;
-    int32_t *ids = malloc((size_t)(o->batch * o->prompt) * sizeof *ids);
-    int r = ids ? nn_model_cache(s->model, o->batch, &cache, err)
-                : ag_err_set(err, AG_ENOMEM, "out of memory for the prompt");
-    double t = 0;
-    for (int turn = 0; turn < 2 && r == AG_OK; turn++) {       /* the first one warms up */
-        ag_kv_cache_reset(cache, 0);
-        t = ag_seconds();
-        r = feed(s, cache, o->batch, o->prompt, 0, ids, err);
-    }
-    ret->prompt = (ag_seconds() - t) / (double)(o->prompt * o->batch);
-    for (int64_t i = -WARM; i < o->tokens && r == AG_OK; i++) {
-        ag_kv_cache_reset(cache, o->prompt + (i < 0 ? 0 : i));
-        t = ag_seconds();
-        r = feed(s, cache, o->batch, 1, (uint32_t)(i + WARM + 1), ids, err);
-        if (i >= 0) seconds[i] = ag_seconds() - t;
-    }
-    if (r == AG_OK) r = count_touched(s, cache, o, ids, &ret->touched, err);
-    free(ids);
-    ag_kv_cache_free(cache);
-    if (r < 0) return r;
-    train_sort_times(seconds, o->tokens);
-    ret->token = seconds[o->tokens / 2];
-    ret->fastest = seconds[0];
-    ret->slowest = seconds[o->tokens - 1];
-    ret->cost = s->model->cost;
-    return AG_OK;
-}
-
-static int run_variant(const train_config *base, int v, const options *o, double *seconds, row *ret,
-                       ag_err *err)
-{
-    train_config c = *base;
-    train_session *s = NULL;
-    double before, after;
-    int r = AG_OK;
-    for (int i = 0; i < MAX_OVERRIDES && variants[v].set[i] && r == AG_OK; i++)
-        r = train_config_override(&c, variants[v].set[i], err);
-    c.train.micro_batch = 1;
-    c.model.tied_embeddings = false;
-    if (r == AG_OK) r = train_config_check(&c, err);
-    const train_open what = { .classes = o->vocab };
-    if (r == AG_OK) r = train_session_new(&c, &what, &s, err);
-    if (r < 0) return r;
-    const size_t bytes = (size_t)s->model->params->n * sizeof(float);
-    r = read_bandwidth(bytes, &before, err);
-    if (r == AG_OK) r = time_model(s, o, seconds, ret, err);
-    if (r == AG_OK) r = read_bandwidth(bytes, &after, err);
-    if (r == AG_OK) ret->bandwidth = before > after ? before : after;
-    train_session_free(s);
-    return r;
-}
-
-static void print_row(int v, const row *x, const row *dense, const options *o)
-{
-    const double bytes = (double)x->touched * sizeof(float);
-    const double rate = bytes / x->token, share = rate / x->bandwidth;
+    const double rate = (double)x->touched * sizeof(float) / x->token;
     if (o->json) {
         printf("{\"model\":\"%s\",\"ms_per_token\":%.6g,\"fastest\":%.6g,\"slowest\":%.6g,"
                "\"prompt_ms_per_token\":%.6g,\"params\":%" PRId64 ",\"touched\":%" PRId64
                ",\"gb_per_second\":%.4g,\"read_gb_per_second\":%.4g,\"batch\":%" PRId64
-               ",\"threads\":%d}\n",
-               variants[v].name, 1e3 * x->token, 1e3 * x->fastest, 1e3 * x->slowest,
-               1e3 * x->prompt, x->cost.params, x->touched, 1e-9 * rate,
-               1e-9 * x->bandwidth, o->batch, train_threads());
+               ",\"threads\":%d,\"units\":%.6g,\"random_units\":%.6g}\n",
+               name, 1e3 * x->token, 1e3 * x->fastest, 1e3 * x->slowest, 1e3 * x->prompt,
+               cost->params, x->touched, 1e-9 * rate, 1e-9 * bandwidth, batch, train_threads(),
+               x->units, x->random_units);
         return;
     }
-    printf("%-13s %10.3f ms (%.3f to %.3f) %6.2f x  %8.2f M of %8.2f M weights  %6.1f GB/s, "
-           "%3.0f %% of %.1f  prompt %.4f ms a token\n", variants[v].name, 1e3 * x->token,
-           1e3 * x->fastest, 1e3 * x->slowest, dense->token / x->token,
-           1e-6 * (double)x->touched, 1e-6 * (double)x->cost.params, 1e-9 * rate,
-           100 * share, 1e-9 * x->bandwidth, 1e3 * x->prompt);
+    printf("%-13s ", name);
+    if (o->batches > 1) printf("batch %4" PRId64 " ", batch);
+    printf("%10.3f ms (%.3f to %.3f) %6.2f x  %8.2f M of %8.2f M weights  %6.1f GB/s, "
+           "%3.0f %% of %.1f  prompt %.4f ms a token", 1e3 * x->token, 1e3 * x->fastest,
+           1e3 * x->slowest, first / x->token, 1e-6 * (double)x->touched,
+           1e-6 * (double)cost->params, 1e-9 * rate, 100 * rate / bandwidth, 1e-9 * bandwidth,
+           1e3 * x->prompt);
+    if (batch > 1 && x->random_units > 0)
+        printf("  units %.1f %%, at random %.1f %%", 100 * x->units, 100 * x->random_units);
+    printf("\n");
 }
 
-static int run_all(const train_config *c, const options *o, ag_err *err)
+static void table_add(table *t, const train_decode_time *x)
 {
-    row rows[N_VARIANTS];
-    double *seconds = malloc((size_t)o->tokens * sizeof *seconds);
-    if (!seconds)
-        return ag_err_set(err, AG_ENOMEM, "out of memory for %" PRId64 " times", o->tokens);
-    int r = AG_OK;
-    if (!o->json)
-        printf("one token for each of %" PRId64 " sequences, after a prompt of %" PRId64 ", %d "
-               "threads; medians of %" PRId64 "\n", o->batch, o->prompt, train_threads(),
-               o->tokens);
-    for (int v = 0; v < N_VARIANTS && r == AG_OK; v++) {
-        r = run_variant(c, v, o, seconds, &rows[v], err);
-        if (r == AG_OK) print_row(v, &rows[v], &rows[0], o);
-        fflush(stdout);
+    const double lx = log((double)x->touched), ly = log(x->token);
+    t->n++;
+    t->x += lx;
+    t->y += ly;
+    t->xx += lx * lx;
+    t->xy += lx * ly;
+}
+
+/* The slope of log time over log bytes: 1 where a token takes as long as its bytes. */
+static void print_law(const table *t)
+{
+    const double spread = t->n * t->xx - t->x * t->x;
+    if (t->n >= 3 && spread > 1e-6)
+        printf("time grows as the bytes read to the power %.2f\n",
+               (t->n * t->xy - t->x * t->y) / spread);
+}
+
+/* What each sequence reads: a window of the validation data, or random tokens. */
+static void fill_text(const train_session *s, const train_decode_plan *p, int32_t *window,
+                      int32_t *ignored)
+{
+    const int64_t n = p->prompt + p->tokens;
+    const data_draw draw = { .split = DATA_VAL, .order = DATA_RANDOM, .seed = 1,
+                             .batch = p->batch };
+    for (int64_t b = 0; b < p->batch; b++) {
+        if (window) {
+            data_batch_tokens(s->data, &draw, b, 1, window, ignored);
+            memcpy(p->text + b * n, window, (size_t)n * sizeof *window);
+            continue;
+        }
+        for (int64_t i = 0; i < n; i++)
+            p->text[b * n + i] = (int32_t)(ag_noise_bits(1, (uint32_t)i, 0, (uint64_t)b) %
+                                           (uint32_t)s->model->classes);
     }
-    free(seconds);
+}
+
+static int measure(train_session *s, const options *o, int64_t batch, train_decode_time *ret,
+                   ag_err *err)
+{
+    train_decode_plan p = { .batch = batch, .prompt = o->prompt, .tokens = o->tokens };
+    const size_t context = (size_t)s->context * sizeof(int32_t);
+    int32_t *window = s->data ? malloc(2 * context) : NULL;
+    p.text = malloc((size_t)(batch * (p.prompt + p.tokens)) * sizeof *p.text);
+    p.seconds = malloc((size_t)p.tokens * sizeof *p.seconds);
+    int r = AG_OK;
+    if (!p.text || !p.seconds || (s->data && !window)) {
+        r = ag_err_set(err, AG_ENOMEM, "out of memory for the tokens");
+    } else {
+        fill_text(s, &p, window, window ? window + s->context : NULL);
+        r = train_decode_measure(s, &p, ret, err);
+    }
+    free(window);
+    free(p.text);
+    free(p.seconds);
     return r;
+}
+
+/* A model with each number of sequences; the bandwidth is the better one of before and after. */
+static int run_model(train_session *s, const char *name, const options *o, table *t, ag_err *err)
+{
+    const size_t bytes = (size_t)s->model->params->n * sizeof(float);
+    train_decode_time x[MAX_BATCHES] = { { 0 } };
+    double before, after;
+    int r = train_read_bandwidth(bytes, &before, err);
+    for (int i = 0; i < o->batches && r == AG_OK; i++) {
+        r = measure(s, o, o->batch[i], &x[i], err);
+        if (r == AG_OK) r = train_read_bandwidth(bytes, &after, err);
+        if (r < 0) return r;
+        if (!t->n) t->first[i] = x[i].token;
+        print_row(name, &x[i], &s->model->cost, o->batch[i], fmax(before, after), t->first[i], o);
+        fflush(stdout);
+        before = after;
+    }
+    if (r == AG_OK) table_add(t, &x[0]);
+    return r;
+}
+
+static int check_context(const train_config *c, const options *o, ag_err *err)
+{
+    if (c->model.type != TRAIN_MODEL_GPT)
+        return ag_err_set(err, AG_ECONFIG, "bench decode: model.type must be gpt");
+    if (o->prompt + o->tokens <= c->model.context) return AG_OK;
+    return ag_err_set(err, AG_ECONFIG, "bench decode: a prompt of %" PRId64 " and %" PRId64
+                      " tokens do not fit model.context = %" PRId64 "; give --prompt, --tokens "
+                      "or model.context", o->prompt, o->tokens, c->model.context);
+}
+
+/* --- which rows ------------------------------------------------------------------------------- */
+
+static void print_head(const options *o)
+{
+    if (o->json) return;
+    printf("one token for each of the sequences (%" PRId64, o->batch[0]);
+    for (int i = 1; i < o->batches; i++) printf(", %" PRId64, o->batch[i]);
+    printf("), after a prompt of %" PRId64 ", %d threads; medians of %" PRId64 "\n", o->prompt,
+           train_threads(), o->tokens);
+}
+
+/* A model of random weights. */
+static int run_config(train_config *c, const char *name, const options *o, table *t, ag_err *err)
+{
+    train_session *s = NULL;
+    const train_open what = { .classes = o->vocab };
+    c->train.micro_batch = 1;
+    int r = check_context(c, o, err);
+    if (r == AG_OK) r = train_session_new(c, &what, &s, err);
+    if (r == AG_OK) r = run_model(s, name, o, t, err);
+    train_session_free(s);
+    return r;
+}
+
+static int run_variant(const train_config *base, int v, const options *o, table *t, ag_err *err)
+{
+    enum { SETTINGS = sizeof variants->set / sizeof *variants->set };
+    train_config c = *base;
+    int r = AG_OK;
+    for (int i = 0; i < SETTINGS && variants[v].set[i] && r == AG_OK; i++)
+        r = train_config_override(&c, variants[v].set[i], err);
+    c.model.tied_embeddings = false;
+    if (r == AG_OK) r = train_config_check(&c, err);
+    return r < 0 ? r : run_config(&c, variants[v].name, o, t, err);
+}
+
+static int run_arm(const train_config *base, const train_arm *arm, const options *o, table *t,
+                   ag_err *err)
+{
+    train_config c;
+    const int r = train_ablation_config(arm, base, &c, err);
+    return r < 0 ? r : run_config(&c, arm->name, o, t, err);
+}
+
+/* argv: CONFIG or an ablation, key=value ... */
+static int run_file(int argc, char **argv, const options *o, ag_err *err)
+{
+    train_config c;
+    table t = { .n = 0 };
+    train_ablation *a = calloc(1, sizeof *a);
+    if (!a) return ag_err_set(err, AG_ENOMEM, "out of memory");
+    train_config_init(&c);
+    int r = train_config_load_with(&c, argv[1], a, err);
+    for (int i = 2; i < argc && r == AG_OK; i++) r = train_config_override(&c, argv[i], err);
+    if (r == AG_OK && !a->n_arms) r = train_config_check(&c, err);
+    if (r == AG_OK) r = train_threads_set(c.train.threads, err);
+    if (r == AG_OK) print_head(o);
+    const int rows = a->n_arms ? a->n_arms : N_VARIANTS;
+    for (int i = 0; i < rows && r == AG_OK; i++)
+        r = a->n_arms ? run_arm(&c, &a->arm[i], o, &t, err) : run_variant(&c, i, o, &t, err);
+    if (r == AG_OK && a->n_arms && o->batches == 1 && !o->json) print_law(&t);
+    free(a);
+    return r;
+}
+
+static int run_trained(const char *path, const options *o, ag_err *err)
+{
+    train_session *s = NULL;
+    table t = { .n = 0 };
+    int r = train_open_arg(path, false, true, &s, err);
+    if (r == AG_OK) r = check_context(&s->config, o, err);
+    if (r == AG_OK) {
+        print_head(o);
+        r = run_model(s, "trained", o, &t, err);
+    }
+    train_session_free(s);
+    return r;
+}
+
+/* "1,2,4" */
+static int read_batches(const char *text, options *o, ag_err *err)
+{
+    for (const char *p = text; *p || p == text; o->batches++) {
+        char *end;
+        const long n = strtol(p, &end, 10);
+        if (end == p || n < 1 || n > BATCH_MOST || (*end && *end != ',') ||
+            (*end && !end[1]) || o->batches == MAX_BATCHES)
+            return ag_err_set(err, AG_ECONFIG, "--batch: '%s' is no list of at most %d numbers "
+                              "from 1 to %d, as 1,2,4", text, MAX_BATCHES, BATCH_MOST);
+        o->batch[o->batches] = n;
+        p = end + (*end == ',');
+    }
+    return AG_OK;
+}
+
+/* A run's folder or a checkpoint, not a configuration. */
+static bool is_trained(const char *path)
+{
+    struct stat st;
+    const size_t n = strlen(path);
+    return (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) ||
+           (n > 3 && !strcmp(path + n - 3, ".h5"));
 }
 
 int train_cmd_bench_decode(int argc, char **argv, ag_err *err)
 {
-    options o = { .tokens = 100, .prompt = 32, .batch = 1, .vocab = 65 };
+    const char *batches = "1";
+    options o = { .tokens = 100, .prompt = 32, .vocab = 65 };
     const train_flag flags[] = { { "tokens", TRAIN_FLAG_INT, &o.tokens, 'n', 1, 1e6 },
                                  { "prompt", TRAIN_FLAG_INT, &o.prompt, 0, 1, 1e6 },
-                                 { "batch", TRAIN_FLAG_INT, &o.batch, 0, 1, 4096 },
+                                 { "batch", TRAIN_FLAG_TEXT, &batches, 0, 0, 0 },
                                  { "vocab", TRAIN_FLAG_INT, &o.vocab, 0, 2, 1e7 },
                                  { "json", TRAIN_FLAG_ON, &o.json, 0, 0, 0 }, { 0 } };
-    train_config c;
     int r = train_flags_read(flags, &argc, argv, err);
+    if (r == AG_OK) r = read_batches(batches, &o, err);
     if (r < 0) return r;
-    if (argc < 2) return AG_ECONFIG;
-    r = train_config_args(argc, argv, &c, err);
-    if (r < 0) return r;
-    if (c.model.type != TRAIN_MODEL_GPT)
-        return ag_err_set(err, AG_ECONFIG, "bench decode: model.type must be gpt");
-    if (o.prompt + o.tokens > c.model.context)
-        return ag_err_set(err, AG_ECONFIG, "bench decode: a prompt of %" PRId64 " and %" PRId64
-                          " tokens do not fit model.context = %" PRId64 "; give --prompt, --tokens "
-                          "or model.context", o.prompt, o.tokens, c.model.context);
-    r = train_threads_set(c.train.threads, err);
-    return r < 0 ? r : run_all(&c, &o, err);
+    if (argc < 2 || (is_trained(argv[1]) && argc > 2)) return AG_ECONFIG;
+    return is_trained(argv[1]) ? run_trained(argv[1], &o, err) : run_file(argc, argv, &o, err);
 }

@@ -1,8 +1,6 @@
 /* cmd_run.c -- tulle train, resume, sample, eval. */
 #include "train/command.h"
-#include "train/environment.h"
 #include "train/generate.h"
-#include "train/state.h"
 #include "train/trainer.h"
 
 #include <inttypes.h>
@@ -32,22 +30,6 @@ int train_cmd_resume(int argc, char **argv, ag_err *err)
     if (r < 0) return r;
     if (argc < 2) return AG_ECONFIG;
     return train_resume(argv[1], argv + 2, argc - 2, quiet ? NULL : stdout, &result, err);
-}
-
-/* The session of a checkpoint, without an optimizer. */
-static int open_trained(const char *arg, bool best, bool data, train_session **ret_s, ag_err *err)
-{
-    train_ckpt_file *f = NULL;
-    char warning[1024];
-    train_config c;
-    int r = train_checkpoint_arg(arg, best, &f, warning, err);
-    if (r == AG_OK && warning[0]) fprintf(stderr, "tulle: warning: %s\n", warning);
-    if (r == AG_OK) r = train_state_config(f, &c, err);
-    if (r == AG_OK) r = train_threads_set(c.train.threads, err);
-    const train_open what = { .data = data };
-    if (r == AG_OK) r = train_state_load(f, &c, &what, ret_s, err);
-    train_ckpt_close(f);
-    return r;
 }
 
 /* Prints each token as it comes; no more once nobody reads them. */
@@ -129,7 +111,7 @@ int train_cmd_sample(int argc, char **argv, ag_err *err)
     if (r < 0) return r;
     if (argc != 2) return AG_ECONFIG;
     train_session *s = NULL;
-    r = open_trained(argv[1], best, false, &s, err);
+    r = train_open_arg(argv[1], best, false, &s, err);
     if (r == AG_OK && !s->tokenizer)
         r = ag_err_set(err, AG_ECONFIG, "'%s' has no tokenizer: it was not trained on text",
                        argv[1]);
@@ -169,7 +151,7 @@ int train_cmd_eval(int argc, char **argv, ag_err *err)
     train_session *s = NULL;
     train_eval e;
     char text[160];
-    r = open_trained(argv[1], best, true, &s, err);
+    r = train_open_arg(argv[1], best, true, &s, err);
     if (r == AG_OK) r = train_session_eval(s, split, batches, &e, err);
     if (r == AG_OK && json)
         printf("{\"step\":%" PRId64 ",\"split\":\"%s\",\"loss\":%.9g,\"accuracy\":%.9g,\"count\":%"

@@ -1,10 +1,13 @@
 /* command.c -- what the commands share: flags, configurations, checkpoints as arguments. */
 #include "train/command.h"
 
+#include "train/environment.h"
 #include "train/rundir.h"
+#include "train/state.h"
 
 #include <errno.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -94,4 +97,19 @@ int train_checkpoint_arg(const char *arg, bool best, train_ckpt_file **ret_file,
     char path[PATH_MAX];
     const int r = train_rundir_path(arg, "best.h5", path, err);
     return r < 0 ? r : train_ckpt_open(path, ret_file, err);
+}
+
+int train_open_arg(const char *arg, bool best, bool data, train_session **ret_s, ag_err *err)
+{
+    train_ckpt_file *f = NULL;
+    char warning[1024];
+    train_config c;
+    int r = train_checkpoint_arg(arg, best, &f, warning, err);
+    if (r == AG_OK && warning[0]) fprintf(stderr, "tulle: warning: %s\n", warning);
+    if (r == AG_OK) r = train_state_config(f, &c, err);
+    if (r == AG_OK) r = train_threads_set(c.train.threads, err);
+    const train_open what = { .data = data };
+    if (r == AG_OK) r = train_state_load(f, &c, &what, ret_s, err);
+    train_ckpt_close(f);
+    return r;
 }

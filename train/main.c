@@ -28,9 +28,9 @@ static const train_command commands[] = {
     { "inspect", "RUN|FILE.h5", "what is in a checkpoint", train_cmd_inspect, false },
     { "show", "ops [CONFIG] | memory CONFIG", "the ops of a step, where memory goes",
       train_cmd_show, false },
-    { "bench", "CONFIG [key=value ...] [--steps N] [--json] | decode CONFIG [key=value ...] "
-      "[--tokens N] [--prompt N] [--batch N] [--vocab N] [--json]",
-      "time the steps of a configuration, or a token with each of its sparse parts",
+    { "bench", "CONFIG [key=value ...] [--steps N] [--json] | decode CONFIG|RUN [key=value ...] "
+      "[--tokens N] [--prompt N] [--batch N,N,...] [--vocab N] [--json]",
+      "time the steps of a configuration, or a token with each of its sparse parts or arms",
       train_cmd_bench, false },
 };
 enum { COMMANDS = sizeof commands / sizeof *commands };

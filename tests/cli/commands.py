@@ -179,9 +179,44 @@ def looking(tmp):
     says(run('train', '--help'), r'CONFIG')
 
 
+def decoding(tmp):
+    def rows(*args):
+        out = run('bench', 'decode', *args, '--tokens', '6', '--prompt', '5', '--json', cwd=tmp)
+        return [json.loads(line) for line in out.splitlines()]
+    names = ['dense', '+FF', '+QKV', '+FF+QKV', '+FF+QKV+loss']
+    seen = rows(quick, *tiny, 'model.ff.block=16')
+    assert [r['model'] for r in seen] == names
+    assert [r['random_units'] > 0 for r in seen] == [False, True, False, True, True]
+    sparse = seen[1]
+    assert abs(sparse['units'] - 1 / 16) < 1e-6 and sparse['touched'] < seen[0]['touched'] < sparse['params']
+    # several sequences read the units that any of them chose; random choices, as many as 1 - (1 - 1/N)^B
+    (tmp / 'a.yaml').write_text('data:\n  source: language\nmodel:\n  n_layers: 2\n  d_model: 64\n  n_heads: 2\n  context: 16\n'
+                                '  d_ff: 1024\n  ff:\n    type: sparse\n    block: 8\nablation:\n  arms:\n    random: [model.ff.choice=random]\n'
+                                '    first: [model.ff.choice=first]\n    controller: []\n    dense: [model.ff.type=dense]\n')
+    seen = rows('a.yaml', '--batch', '1,3,40')
+    assert [(r['model'], r['batch']) for r in seen] == [(m, b) for m in ('random', 'first', 'controller', 'dense') for b in (1, 3, 40)]
+    for r in seen[:3]:
+        assert abs(r['random_units'] - (1 - (7 / 8) ** r['batch'])) < 1e-5, r
+        assert abs(r['units'] - r['random_units']) < 0.02, r
+    one, _, all_ = seen[:3]                           # two layers, two matrices of 1024 units of width 64
+    assert abs(all_['touched'] - one['touched'] - (all_['units'] - 1 / 8) * 2 * 2 * 1024 * 64) <= 128, seen
+    assert all(abs(r['units'] - 1 / 8) < 1e-6 for r in seen[3:6]) and len({r['touched'] for r in seen[3:6]}) == 1
+    assert 1 / 8 < seen[7]['units'] < seen[8]['units'] <= 1 and all(r['units'] == 0 for r in seen[9:])
+    text = run('bench', 'decode', 'a.yaml', '--tokens', '6', '--prompt', '5', cwd=tmp)
+    says(text, r'random .*first .*controller .*dense ', r'bytes read to the power -?\d')
+    run('train', quick, *tiny, 'train.steps=2', 'run.dir=r', cwd=tmp)
+    for path in ('r', 'r/last.h5'):
+        trained = rows(path, '--batch', '1,4')
+        assert [r['model'] for r in trained] == ['trained'] * 2 and 0 < trained[0]['units'] < trained[1]['units'] < 1
+    for bad in ('0', '1,', ',1', '1,,2', '4097', 'x', '', '1 2'):
+        says(run('bench', 'decode', quick, f'--batch={bad}', status=2), r"--batch", r'1,2,4')
+    says(run('bench', 'decode', quick, *tiny, '--tokens', '12', status=2), r'do not fit model.context = 16')
+    run('bench', 'decode', 'r', 'model.d_ff=8', status=2, cwd=tmp)
+
+
 for f in (train_and_look, resume_is_the_same_run, signals_save, a_stop_in_an_evaluation,
           changed_settings_are_told, nobody_reads, a_locked_run_is_refused, divergence_is_explained,
-          configurations, data, looking):
+          configurations, data, looking, decoding):
     check(f)
 print(f'{passed} passed, {len(failed)} failed')
 sys.exit(bool(failed))

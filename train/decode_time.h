@@ -1,0 +1,37 @@
+/*
+ * decode_time.h -- how long a model takes for a token, and what it reads for it.
+ *
+ * A token reads each weight that it touches once, so its time has a floor: bytes over bandwidth.
+ * The bandwidth is that of reading a block as large as the model; a model that fits a cache is
+ * compared with the cache.  Several sequences read the units that any of them chose: these are
+ * counted.
+ */
+#ifndef TRAIN_DECODE_TIME_H
+#define TRAIN_DECODE_TIME_H
+
+#include "train/session.h"
+
+typedef struct train_decode_plan {
+    int64_t batch;                   /* sequences, one token of each at a time */
+    int64_t prompt, tokens;          /* of each sequence, together at most the context */
+    int32_t *text;                   /* [batch, prompt + tokens], what they read */
+    double  *seconds;                /* [tokens], scratch */
+} train_decode_plan;
+
+typedef struct train_decode_time {   /* medians, in seconds */
+    double  token, fastest, slowest; /* of a token of all sequences */
+    double  prompt;                  /* per token of the prompt */
+    int64_t touched;                 /* weights read by a token of all sequences */
+    double  units;                   /* share of the sparse layers' units that any of them chose */
+    double  random_units;            /* ... if each chose at random: 1 - (1 - 1/N)^batch; 0: there
+                                      * are no sparse layers */
+} train_decode_time;
+
+/* Times p->tokens tokens, then looks at the choices of some.  AG_ENOMEM, AG_ERANGE. */
+int train_decode_measure(train_session *s, const train_decode_plan *p, train_decode_time *ret,
+                         ag_err *err);
+
+/* Bytes per second of reading `bytes` bytes, the best of some turns.  AG_ENOMEM. */
+int train_read_bandwidth(size_t bytes, double *ret, ag_err *err);
+
+#endif
