@@ -105,13 +105,14 @@ static int check_lengths(const data_set *d, ag_err *err)
     static const char *const part[DATA_SPLITS] = {"training", "validation", "test"};
     for (int s = 0; s < DATA_SPLITS; s++) {
         const int64_t n = d->tokens[s].n;
-        if ((n > 0 || s == DATA_TRAIN) && n <= d->context)
+        const int64_t need = d->context + (d->start ? 0 : 1);
+        if ((n > 0 || s == DATA_TRAIN) && n < need)
             return ag_err_set(
                 err, AG_EINPUT,
                 "%s: the %s part has %" PRId64 " tokens, but a context of %" PRId64
                 " needs at least %" PRId64 ": take a shorter context, another val_fraction or more"
                 " data",
-                d->file[0] ? d->file[0] : d->name, part[s], n, d->context, d->context + 1);
+                d->file[0] ? d->file[0] : d->name, part[s], n, d->context, need);
     }
     return AG_OK;
 }
@@ -182,6 +183,7 @@ static void describe(data_set *d)
 static int open_checked(const data_options *o, data_set *d, ag_err *err)
 {
     d->context = o->context;
+    d->start = o->start;
     d->entropy_rate = NAN;
     snprintf(d->name, sizeof d->name, "%s", o->source);
     d->scale = (float)(1 / (255 * o->std));

@@ -48,6 +48,8 @@ typedef struct data_options {
     const data_tokenizer *known;     /* NULL, or the tokenizer of a checkpoint, used instead */
     double      val_fraction;        /* of a text or of images without a test part, 0 <= f < 1 */
     int64_t     context;             /* T, tokens that a sample shows; token sets only */
+    bool        start;               /* a sample begins with the start, token vocab, and so scores
+                                      * T tokens of T, not of T + 1 */
     int64_t     size;                /* generated sets: tokens or images in all; 0: the default */
     uint64_t    seed;                /* generated sets */
     double      mean, std;           /* images: x = (pixel / 255 - mean) / std */
@@ -71,6 +73,7 @@ typedef struct data_set {
     char       *file[4];             /* the files that it came from; NULL behind the last */
     data_tokens tokens[DATA_SPLITS];
     int64_t     context;             /* T */
+    bool        start;               /* as in data_options */
     int64_t     vocab;
     data_tokenizer *tokenizer;       /* NULL: tokens without a text, as in a foreign HDF5 file */
     double      entropy_rate;        /* nats per token, the best loss there is; NAN where unknown */
@@ -106,11 +109,21 @@ typedef struct data_draw {
     uint64_t   seed;                 /* give evaluation a seed of its own */
     int64_t    step;                 /* 0, 1, ...: which batch */
     int64_t    batch;                /* B */
+    int64_t    last;                 /* DATA_SEQUENTIAL, tokens: 0, or a window begins so many
+                                      * tokens after the one before and scores its last ones only:
+                                      * see data_windows() */
 } data_draw;
 
 /* Samples of a split: images, or windows of T + 1 tokens that overlap by one (the last, short one
- * left out). */
+ * left out); with the start, windows of T tokens that do not. */
 int64_t data_samples(const data_set *d, int split);
+
+/*
+ * Windows that score every token of a split once (but for the first token where there is no start):
+ * the first one scores all its targets, each further one its last `last` targets, 1 .. T, the final
+ * one what is left.  Targets that a window does not score are -1.
+ */
+int64_t data_windows(const data_set *d, int split, int64_t last);
 
 /* Where sample i (0 .. B-1) of the batch starts: an image index or a token offset; -1 behind the
  * end of a sequential pass. */
@@ -119,7 +132,8 @@ int64_t data_sample_at(const data_set *d, const data_draw *w, int64_t i);
 /* Index s of the n samples of an epoch in its shuffled order: a bijection of 0 .. n-1. */
 int64_t data_shuffle(uint64_t seed, int64_t epoch, int64_t n, int64_t s);
 
-/* Fetch samples i0 .. i0+n-1 of the batch: x, y [n, T], y one token ahead; or x [n, h*w*c], label
+/* Fetch samples i0 .. i0+n-1 of the batch: x, y [n, T], y one token ahead (x begins with the start
+ * where there is one); or x [n, h*w*c], label
  * [n].  Return the samples written: n, or fewer at the end of a sequential pass. */
 int64_t data_batch_tokens(const data_set *d, const data_draw *w, int64_t i0, int64_t n,
                           int32_t *x, int32_t *y);

@@ -59,11 +59,25 @@ int64_t data_shuffle(uint64_t seed, int64_t epoch, int64_t n, int64_t s)
     return shuffle_at(&f, s);
 }
 
+/* Tokens of a split that can be scored: with nothing before it the first one cannot. */
+static int64_t targets(const data_set *d, int split)
+{
+    const int64_t n = d->tokens[split].n - (d->start ? 0 : 1);
+    return n > 0 ? n : 0;
+}
+
 int64_t data_samples(const data_set *d, int split)
 {
     if (d->kind == DATA_IMAGES)
         return d->images[split].n;
-    return d->tokens[split].n > d->context ? (d->tokens[split].n - 1) / d->context : 0;
+    return targets(d, split) / d->context;
+}
+
+int64_t data_windows(const data_set *d, int split, int64_t last)
+{
+    const int64_t n = targets(d, split), t = d->context;
+    assert(d->kind == DATA_TOKENS && last > 0 && last <= t);
+    return n < t ? 0 : 1 + (n - t + last - 1) / last;
 }
 
 /* Uniform in 0 .. n-1 from 64 bits: the high half of their product with n. */
@@ -77,16 +91,21 @@ static int64_t random_at(const data_draw *w, int64_t i, int64_t n)
 }
 
 /* What sample_at needs of a draw, found once per call: the shuffle of the epoch at hand. */
-typedef struct sampler { int64_t n, unit, epoch; shuffle order; } sampler;
+typedef struct sampler { int64_t n, unit, most, epoch; shuffle order; } sampler;
 
 static sampler sampler_make(const data_set *d, const data_draw *w)
 {
     sampler s = {.n = data_samples(d, w->split),
                  .unit = d->kind == DATA_TOKENS ? d->context : 1,
+                 .most = INT64_MAX,
                  .epoch = -1};
     if (w->order == DATA_RANDOM && d->kind == DATA_TOKENS) {
-        s.n = d->tokens[w->split].n - d->context;        /* offsets at which T + 1 tokens follow */
+        s.n = targets(d, w->split) - d->context + 1;     /* offsets at which enough tokens follow */
         s.unit = 1;
+    } else if (w->last && d->kind == DATA_TOKENS) {
+        s.n = data_windows(d, w->split, w->last);
+        s.unit = w->last;
+        s.most = targets(d, w->split) - d->context;
     }
     assert(s.n > 0 && w->step >= 0 && w->batch > 0 && w->batch < INT64_C(1) << 31);
     return s;
@@ -98,7 +117,7 @@ static int64_t sample_at(sampler *s, const data_draw *w, int64_t i)
     if (w->order == DATA_RANDOM)
         return s->unit * random_at(w, i, s->n);
     if (w->order == DATA_SEQUENTIAL)
-        return g < s->n ? s->unit * g : -1;
+        return g >= s->n ? -1 : s->unit * g < s->most ? s->unit * g : s->most;
     if (g / s->n != s->epoch) {
         s->epoch = g / s->n;
         s->order = shuffle_make(w->seed, s->epoch, s->n);
@@ -110,6 +129,13 @@ int64_t data_sample_at(const data_set *d, const data_draw *w, int64_t i)
 {
     sampler s = sampler_make(d, w);
     return sample_at(&s, w, i);
+}
+
+static int32_t token_at(const data_tokens *t, int64_t at)
+{
+    if (t->bytes == 1)
+        return ((const uint8_t *)t->at)[at];
+    return t->bytes == 2 ? ((const uint16_t *)t->at)[at] : ((const int32_t *)t->at)[at];
 }
 
 /* n + 1 tokens from at: x gets the first n, y the last n. */
@@ -134,6 +160,26 @@ static void copy_tokens(const data_tokens *t, int64_t at, int64_t n, int32_t *re
     }
 }
 
+/* The sample at a token offset. */
+static void copy_sample(const data_set *d, int split, int64_t at, int32_t *x, int32_t *y)
+{
+    const data_tokens *t = &d->tokens[split];
+    if (!d->start) {
+        copy_tokens(t, at, d->context, x, y);
+        return;
+    }
+    x[0] = (int32_t)d->vocab;
+    y[0] = token_at(t, at);
+    copy_tokens(t, at, d->context - 1, x + 1, y + 1);
+}
+
+/* The first n targets do not count. */
+static void hide(int32_t *y, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] = -1;
+}
+
 int64_t data_batch_tokens(const data_set *d, const data_draw *w, int64_t i0, int64_t n,
                           int32_t *x, int32_t *y)
 {
@@ -143,7 +189,11 @@ int64_t data_batch_tokens(const data_set *d, const data_draw *w, int64_t i0, int
         const int64_t at = sample_at(&s, w, i0 + i);
         if (at < 0)
             return i;
-        copy_tokens(&d->tokens[w->split], at, d->context, x + i * d->context, y + i * d->context);
+        copy_sample(d, w->split, at, x + i * d->context, y + i * d->context);
+        if (w->last && at > 0) {                         /* the window before has the others */
+            const int64_t before = w->last * (w->step * w->batch + i0 + i - 1);
+            hide(y + i * d->context, d->context - (at - before));
+        }
     }
     return n;
 }

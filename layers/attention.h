@@ -25,6 +25,7 @@ typedef struct nn_attention_config {
     int64_t d_qk, d_v;               /* per head */
     bool    bias;                    /* of dense projections */
     double  dropout;                 /* of the attention weights, and of the branch's end */
+    bool    keep_weights;            /* no dropout of the attention weights */
     double  init_std;                /* 0: Glorot */
     double  out_gain;                /* factor of the initial output projection */
 

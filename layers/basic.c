@@ -29,23 +29,6 @@ ag_tensor *nn_norm_forward(const nn_norm *l, ag_tape *t, ag_tensor *x)
     return ag_layernorm(t, x, l->gain, l->bias, l->eps);
 }
 
-void nn_embedding_build(nn_embedding *l, nn_params *p, const char *name, int64_t vocab,
-                        int64_t context, int64_t d, double init_std)
-{
-    const size_t at = nn_push(p, "%s", name);
-    l->token = nn_param(p, "token", AG_SHAPE(vocab, d), nn_matrix_init(init_std, vocab, d, 1));
-    l->position = NULL;
-    if (context > 0)
-        l->position =
-            nn_param(p, "position", AG_SHAPE(context, d), nn_matrix_init(init_std, context, d, 1));
-    nn_pop(p, at);
-}
-
-ag_tensor *nn_embedding_forward(const nn_embedding *l, ag_tape *t, ag_tensor *ids, int64_t pos0)
-{
-    return ag_embedding(t, ids, l->token, l->position, pos0);
-}
-
 void nn_dropout_build(nn_dropout *l, nn_params *p, double probability)
 {
     *l = (nn_dropout){ probability, nn_site(p) };

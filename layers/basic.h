@@ -1,5 +1,5 @@
 /*
- * basic.h -- the layers that everything else is made of: linear, layer norm, embedding, dropout.
+ * basic.h -- the layers that everything else is made of: linear, layer norm, dropout.
  *
  * A layer is a struct of its parameters and sizes.  nn_X_build() names its parameters in a store
  * (params.h); it is ready once nn_params_alloc() has run.  nn_X_forward() calls ops on a tape and
@@ -33,16 +33,6 @@ typedef struct nn_norm {
 } nn_norm;
 void nn_norm_build(nn_norm *l, nn_params *p, const char *name, int64_t d, bool bias, double eps);
 ag_tensor *nn_norm_forward(const nn_norm *l, ag_tape *t, ag_tensor *x);
-
-typedef struct nn_embedding {
-    ag_tensor *token;                /* [vocab,d] */
-    ag_tensor *position;             /* [context,d] or NULL */
-} nn_embedding;
-/* context 0: no positions */
-void nn_embedding_build(nn_embedding *l, nn_params *p, const char *name, int64_t vocab,
-                        int64_t context, int64_t d, double init_std);
-/* ids int32 [b,t] at positions pos0 .. pos0 + t - 1 -> [b,t,d] */
-ag_tensor *nn_embedding_forward(const nn_embedding *l, ag_tape *t, ag_tensor *ids, int64_t pos0);
 
 typedef struct nn_dropout {
     double   p;                      /* probability that an element is dropped */

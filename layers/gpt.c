@@ -11,14 +11,34 @@ static int check_field(const char *name, int64_t value, int64_t most, ag_err *er
                       (long long)value, (long long)most);
 }
 
+/* How much larger the weights of a matrix that reads d_in features are than those of one that reads
+ * d_model. */
+static double init_ratio(const nn_gpt_config *c, int64_t d_in)
+{
+    if (c->init == NN_INIT_STD) return 1;
+    return nn_rule_std(c->init, 0, d_in) / nn_rule_std(c->init, 0, c->d_model);
+}
+
+static void fill_init(nn_gpt_config *c)
+{
+    const double gain = 1 / sqrt(2 * (double)c->n_layers);
+    const double std = nn_rule_std(c->init, c->init_std, c->d_model);
+    const int axes = nn_position_axes(c->embedding.position);
+    c->attention.init_std = c->ff.init_std = c->head.init_std = std;
+    c->attention.out_gain = gain * init_ratio(c, c->n_heads * c->d_v);
+    c->ff.out_gain = gain * init_ratio(c, c->ff.d_ff);
+    c->embedding.token_std = nn_rule_embedding_std(c->init, c->init_std, c->d_model, 1);
+    c->embedding.position_std =
+        nn_rule_embedding_std(c->init, c->init_std, c->d_model, axes ? axes : 1);
+}
+
 /* With the zeros filled in, and what the parts share. */
 static nn_gpt_config filled(const nn_gpt_config *config)
 {
     nn_gpt_config c = *config;
     if (!c.d_qk) c.d_qk = c.d_model / c.n_heads;
     if (!c.d_v) c.d_v = c.d_model / c.n_heads;
-    c.ff.init_std = c.init_std;
-    c.ff.out_gain = 1 / sqrt(2 * (double)c.n_layers);
+    if (!(c.final_norm_eps > 0)) c.final_norm_eps = c.norm_eps;
     nn_attention_config *a = &c.attention;
     a->d_model = c.d_model;
     a->n_heads = c.n_heads;
@@ -26,12 +46,29 @@ static nn_gpt_config filled(const nn_gpt_config *config)
     a->d_v = c.d_v;
     a->bias = c.bias;
     a->dropout = c.dropout;
-    a->init_std = c.init_std;
-    a->out_gain = c.ff.out_gain;
     c.head.d_model = c.d_model;
     c.head.vocab = c.vocab;
-    c.head.init_std = c.init_std;
+    c.embedding.vocab = c.vocab;
+    c.embedding.context = c.context;
+    c.embedding.d_model = c.d_model;
+    fill_init(&c);
     return c;
+}
+
+/* Dropout, norms and init. */
+static int check_numbers(const nn_gpt_config *c, ag_err *err)
+{
+    if (!(c->dropout >= 0 && c->dropout < 1))
+        return ag_err_set(err, AG_ECONFIG, "gpt: dropout = %g must be in [0, 1)", c->dropout);
+    if (!(c->embedding_dropout >= 0 && c->embedding_dropout < 1))
+        return ag_err_set(err, AG_ECONFIG, "gpt: embedding_dropout = %g must be in [0, 1)",
+                          c->embedding_dropout);
+    if (!(c->norm_eps > 0) || !(c->final_norm_eps >= 0) || !(c->init_std >= 0))
+        return ag_err_set(err, AG_ECONFIG,
+                          "gpt: layer_norm_eps = %g must be positive, final_norm_eps = %g and "
+                          "init_std = %g not negative", c->norm_eps, c->final_norm_eps,
+                          c->init_std);
+    return AG_OK;
 }
 
 int nn_gpt_check(const nn_gpt_config *c, ag_err *err)
@@ -50,17 +87,17 @@ int nn_gpt_check(const nn_gpt_config *c, ag_err *err)
     if (c->d_qk < 0 || c->d_v < 0 || c->d_qk > MANY || c->d_v > MANY)
         return ag_err_set(err, AG_ECONFIG, "gpt: d_qk = %lld and d_v = %lld must be in [0, %d]",
                           (long long)c->d_qk, (long long)c->d_v, MANY);
-    if (!(c->dropout >= 0 && c->dropout < 1))
-        return ag_err_set(err, AG_ECONFIG, "gpt: dropout = %g must be in [0, 1)", c->dropout);
-    if (!(c->norm_eps > 0) || !(c->init_std >= 0))
-        return ag_err_set(err, AG_ECONFIG,
-                          "gpt: layer_norm_eps = %g must be positive, init_std = %g not negative",
-                          c->norm_eps, c->init_std);
+    r = check_numbers(c, err);
+    if (r) return r;
     if (c->tied && c->head.type != NN_HEAD_DENSE)
         return ag_err_set(err, AG_ECONFIG, "gpt: a sparse head has weights of its own: set "
                           "tied_embeddings = false, or head.type = dense");
+    if (c->head.zero && (c->tied || c->head.type != NN_HEAD_DENSE))
+        return ag_err_set(err, AG_ECONFIG, "gpt: head.zero is for a dense head with weights of its "
+                          "own: set tied_embeddings = false and head.type = dense");
     const nn_gpt_config f = filled(c);
-    r = nn_attention_check(&f.attention, err);
+    r = nn_embedding_check(&f.embedding, err);
+    if (!r) r = nn_attention_check(&f.attention, err);
     if (!r) r = nn_head_check(&f.head, err);
     return r ? r : nn_ff_check(&c->ff, c->d_model, err);
 }
@@ -113,8 +150,8 @@ static void gpt_build(nn_gpt *g, nn_params *p)
 {
     const nn_gpt_config *c = &g->config;
     const int64_t d = c->d_model;
-    nn_embedding_build(&g->embedding, p, "embedding", c->vocab, c->context, d, c->init_std);
-    nn_dropout_build(&g->drop, p, c->dropout);
+    nn_embedding_build(&g->embedding, p, "embedding", &c->embedding);
+    nn_dropout_build(&g->drop, p, c->embedding_dropout);
     for (int i = 0; i < (int)c->n_layers; i++) {
         nn_block *b = &g->block[i];
         const size_t at = nn_push(p, "blocks/%d", i);
@@ -124,7 +161,7 @@ static void gpt_build(nn_gpt *g, nn_params *p)
         nn_ff_build(&b->ff, p, "ff", d, &c->ff);
         nn_pop(p, at);
     }
-    nn_norm_build(&g->norm, p, "norm", d, c->bias, c->norm_eps);
+    nn_norm_build(&g->norm, p, "norm", d, c->bias, c->final_norm_eps);
     nn_head_build(&g->head, p, "head", &c->head, c->tied ? g->embedding.token : NULL);
 }
 
@@ -137,22 +174,20 @@ static int64_t params_below(const nn_params *p, const char *prefix)
     return n;
 }
 
-/* A query sees (context + 1) / 2 keys on average; one row of each embedding table is read, but for
- * the output all of a shared one. */
+/* A query sees (context + 1) / 2 keys on average. */
 static nn_cost cost_of(const nn_gpt *g)
 {
     const nn_gpt_config *c = &g->config;
     const nn_params *p = g->model.params;
     const nn_block *b = &g->block[0];
-    const int64_t d = c->d_model, heads = c->n_heads * (c->d_qk + c->d_v);
+    const int64_t heads = c->n_heads * (c->d_qk + c->d_v);
     const double pairs = 0.5 * (double)(heads * (c->context + 1));
     const double layer =
         (double)(nn_attention_products(&b->attention) + nn_ff_products(&b->ff)) + pairs;
     const double products = (double)c->n_layers * layer + (double)nn_head_products(&g->head);
     const int64_t ff = c->n_layers * nn_ff_params(&b->ff),
         live = c->n_layers * nn_ff_touched(&b->ff);
-    const int64_t unread = (c->context - 1) * d + (c->tied ? 0 : (c->vocab - 1) * d) +
-                           nn_head_beside(&g->head);
+    const int64_t unread = nn_embedding_unread(&g->embedding, c->tied) + nn_head_beside(&g->head);
     return (nn_cost){ .params = p->n_used, .ff_params = ff, .ff_touched = live,
                       .flops = 2 * products, .touched = p->n_used - ff + live - unread,
                       .attention_params = c->n_layers * params_below(p, "blocks/0/attention/"),
@@ -175,6 +210,7 @@ static int plan(const nn_gpt_config *config, ag_dtype dtype, nn_gpt **ret_g, ag_
     }
     *g = (nn_gpt){ .config = filled(config), .block = block };
     g->model = (nn_model){ .kind = "gpt", .params = p, .classes = config->vocab,
+                           .start = config->embedding.start,
                            .logits = gpt_logits, .cache_new = gpt_cache_new,
                            .ff_layer = gpt_ff_layer, .release = gpt_release };
     gpt_build(g, p);

@@ -1,17 +1,19 @@
 /*
  * gpt.h -- a decoder-only transformer with layer norm before each branch, shaped as nanoGPT.
  *
- *     x = dropout(token[ids] + position)
+ *     x = dropout(embedding(ids))                             token + position, as embedding.h
  *     x = x + attention(norm1(x));  x = x + ff(norm2(x))      n_layers times
  *     logits = norm(x) head^T                                 head = token where tied
  *
- * Initial weights: normal of init_std (Glorot if 0), the two projections onto the residual stream
- * divided by sqrt(2 n_layers), biases 0; the sparse feed-forward starts as layers/ff.h says.
+ * Initial weights: normal of init_std (Glorot if 0) or as `init` says, the two projections onto the
+ * residual stream divided by sqrt(2 n_layers), biases 0; the sparse feed-forward starts as
+ * layers/ff.h says.
  */
 #ifndef NN_GPT_H
 #define NN_GPT_H
 
 #include "layers/attention.h"
+#include "layers/embedding.h"
 #include "layers/head.h"
 #include "layers/model.h"
 
@@ -21,8 +23,12 @@ typedef struct nn_gpt_config {
     int64_t d_qk, d_v;               /* per head; 0: d_model / n_heads */
     bool    bias;                    /* in attention and norms; ff has its own */
     bool    tied;                    /* the head is the token embedding */
-    double  dropout;                 /* of embeddings and attention; that of ff: ff.dropout */
-    double  init_std, norm_eps;
+    double  dropout;                 /* of attention; that of ff: ff.dropout */
+    double  embedding_dropout;
+    nn_init_rule init;
+    double  init_std;                /* NN_INIT_STD */
+    double  norm_eps, final_norm_eps;                    /* the last layer norm; 0: norm_eps */
+    nn_embedding_config embedding;   /* its sizes and init are set here */
     nn_ff_config ff;                 /* init_std and out_gain are set here */
     nn_attention_config attention;   /* of which the sizes above, bias, dropout and init are set
                                       * here */

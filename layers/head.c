@@ -26,7 +26,8 @@ static bool has_beside(const nn_head_config *c)
 void nn_head_build(nn_head *l, nn_params *p, const char *name, const nn_head_config *c,
                    ag_tensor *tied)
 {
-    const nn_init init = nn_matrix_init(c->init_std, c->d_model, c->vocab, 1);
+    const nn_init init =
+        c->zero ? nn_constant(0) : nn_matrix_init(c->init_std, c->d_model, c->vocab, 1);
     *l = (nn_head){ .config = *c };
     if (c->type == NN_HEAD_DENSE) {
         if (tied) l->dense.weight = tied;

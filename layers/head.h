@@ -27,6 +27,8 @@ typedef struct nn_head_config {
     int64_t d_lowrank;
     double  prob_sparse;
     double  init_std;                /* dense; 0: Glorot */
+    bool    zero;                    /* dense, not tied: it starts at 0, so that the first loss is
+                                      * log(vocab) */
 } nn_head_config;
 
 typedef struct nn_head {

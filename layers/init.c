@@ -18,6 +18,22 @@ nn_init nn_matrix_init(double std, int64_t fan_in, int64_t fan_out, double gain)
     return std > 0 ? nn_normal(gain * std) : nn_glorot(fan_in, fan_out, gain);
 }
 
+double nn_rule_std(nn_init_rule rule, double std, int64_t d_in)
+{
+    switch (rule) {
+    case NN_INIT_PAPER_STD: return 0.125 / sqrt((double)d_in);
+    case NN_INIT_PAPER_VAR: return sqrt(0.125 / sqrt((double)d_in));
+    case NN_INIT_RELEASED:  return sqrt(0.125 / (double)d_in);
+    default:                return std;
+    }
+}
+
+double nn_rule_embedding_std(nn_init_rule rule, double std, int64_t d_model, int tables)
+{
+    if (rule == NN_INIT_RELEASED) return 0.01 / sqrt((double)tables);
+    return nn_rule_std(rule, std, d_model * tables);
+}
+
 /*
  * Box and Muller in f32, for 16 lanes at once: a model of 10 million weights would wait most of a
  * second for the C library.  Agrees with ag_normal2() to 1e-6.

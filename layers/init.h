@@ -20,6 +20,20 @@ nn_init nn_glorot(int64_t fan_in, int64_t fan_out, double gain);
 /* For the weights of a matrix: normal of gain * std, or Glorot where std is 0. */
 nn_init nn_matrix_init(double std, int64_t fan_in, int64_t fan_out, double gain);
 
+
+/* How large the initial weights of matrices and embeddings are (1904.10509 section 5.2 writes
+ * N(0, 0.125 / sqrt(d_in)), which can be read in two ways; its released code has a third). */
+typedef enum nn_init_rule {
+    NN_INIT_STD,                     /* the same std for all; 0: Glorot */
+    NN_INIT_PAPER_STD,               /* std 0.125 / sqrt(d_in) */
+    NN_INIT_PAPER_VAR,               /* variance 0.125 / sqrt(d_in) */
+    NN_INIT_RELEASED                 /* variance 0.125 / d_in; embeddings: std 0.01 */
+} nn_init_rule;
+/* The std of a matrix that reads d_in features, `std` with NN_INIT_STD. */
+double nn_rule_std(nn_init_rule rule, double std, int64_t d_in);
+/* The same for each of `tables` embedding tables whose rows are added up. */
+double nn_rule_embedding_std(nn_init_rule rule, double std, int64_t d_model, int tables);
+
 /* Fills x, f32 or f64, which is zero so far; the same numbers for both types and any number of
  * threads. */
 void nn_init_fill(const nn_init *init, uint64_t seed, uint32_t site, ag_tensor *x);

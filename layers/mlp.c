@@ -82,8 +82,9 @@ int nn_mlp_new(const nn_mlp_config *config, ag_dtype dtype, uint64_t seed, nn_mo
         nn_params_free(p);
         return ag_err_set(err, AG_ENOMEM, "out of memory for the model");
     }
-    *m = (nn_mlp){ .model = { "mlp", p, config->classes, { 0 }, mlp_logits, NULL, mlp_ff_layer,
-                             mlp_release },
+    *m = (nn_mlp){ .model = { .kind = "mlp", .params = p, .classes = config->classes,
+                             .logits = mlp_logits, .ff_layer = mlp_ff_layer,
+                             .release = mlp_release },
                    .config = *config, .ff = ff };
     m->config.ff.init_std = config->init_std;
     m->config.ff.out_gain = 1;

@@ -22,6 +22,7 @@ struct nn_model {
     const char *kind;                /* "gpt" or "mlp" */
     nn_params  *params;
     int64_t     classes;             /* width of the logits */
+    bool        start;               /* sequences begin with the token `classes` */
     nn_cost     cost;
     /* x -> [..,classes].  gpt: x int32 [b,t], mlp: x [b,d_in].  cache: see nn_model_decode. */
     ag_tensor *(*logits)(const nn_model *m, ag_tape *t, ag_tensor *x, nn_mode mode,

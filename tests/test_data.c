@@ -192,7 +192,7 @@ static void idx_small(void **state)
     assert_int_equal(d->images[DATA_VAL].n, 7);
     assert_int_equal(d->h * 100 + d->w * 10 + d->c, 451);
     assert_int_equal(d->n_classes, 3);
-    const data_draw w = {DATA_TRAIN, DATA_SEQUENTIAL, 0, 0, 8};
+    const data_draw w = {DATA_TRAIN, DATA_SEQUENTIAL, 0, 0, 8, 0};
     assert_int_equal(data_batch_images(d, &w, 3, 2, x, y), 2);
     assert_int_equal(y[0], 0);
     assert_int_equal(y[1], 1);

@@ -55,7 +55,11 @@ static void simple_layers(void **state)
 
         p = nn_params_new(AG_F64);
         nn_embedding embedding;
-        nn_embedding_build(&embedding, p, "embedding", 7, bias ? 6 : 0, 5, 0.5);
+        nn_embedding_build(&embedding, p, "embedding",
+                           &(nn_embedding_config){
+                               .vocab = 7, .context = 6, .d_model = 5, .token_std = 0.5,
+                               .position = bias ? NN_POSITION_TABLE : NN_POSITION_NONE,
+                               .position_std = 0.5 });
         params_ready(p);
         check_subject(&(subject){ p, &embedding, embedding_forward, AG_SHAPE(2, 4), 7 });
         nn_params_free(p);

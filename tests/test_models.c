@@ -77,7 +77,7 @@ static void gpt_gradients(void **state)
         nn_gpt_config c = gpt_small(i & 1 ? &SPARSE : &DENSE);
         c.bias = c.ff.bias_in = i & 2;
         c.tied = !(i & 2);
-        c.dropout = c.ff.dropout = i & 4 ? 0.2 : 0;
+        c.dropout = c.embedding_dropout = c.ff.dropout = i & 4 ? 0.2 : 0;
         c.d_qk = i & 2 ? 3 : 0;
         c.d_v = i & 4 ? 5 : 0;
         nn_model *m = gpt_new(&c);
@@ -134,7 +134,7 @@ static void parts_add_up(void **state)
     (void)state;
     for (int i = 0; i < 12; i++) {
         nn_gpt_config c = gpt_small(i & 1 ? &SPARSE : &DENSE);
-        c.dropout = c.ff.dropout = 0.3;
+        c.dropout = c.embedding_dropout = c.ff.dropout = 0.3;
         c.ff.quant_prob = i & 2 ? 1 : 0.5;
         c.ff.relaxed = i & 4;
         nn_model *m = gpt_new(&c);
@@ -164,7 +164,7 @@ static void evaluation_has_no_noise(void **state)
 {
     (void)state;
     nn_gpt_config c = gpt_small(&SPARSE);
-    c.dropout = c.ff.dropout = 0.5;
+    c.dropout = c.embedding_dropout = c.ff.dropout = 0.5;
     nn_model *m = gpt_new(&c);
     ag_tape *t = tape_new();
     noise(t, 1, 0, 2);
@@ -225,7 +225,7 @@ static void decoding_is_the_forward_pass(void **state)
         c.bias = i & 2;
         c.d_qk = i & 2 ? 3 : 0;
         c.d_v = i & 2 ? 5 : 0;
-        c.dropout = c.ff.dropout = 0.5;
+        c.dropout = c.embedding_dropout = c.ff.dropout = 0.5;
         nn_model *m = gpt_new(&c);
         ag_kv_cache *cache = NULL;
         assert_int_equal(nn_model_cache(m, 3, &cache, NULL), AG_OK);

@@ -196,7 +196,7 @@ static void token_ranges(void **state)
     data_set *d = open_ok(&o);
     for (int order = DATA_RANDOM; order <= DATA_SEQUENTIAL; order++)
         for (int64_t step = 0; step < 10; step++) {
-            const data_draw w = {DATA_TRAIN, (data_order)order, 42, step, B};
+            const data_draw w = {DATA_TRAIN, (data_order)order, 42, step, B, 0};
             assert_int_equal(data_batch_tokens(d, &w, 0, B, x, y), B);
             for (int64_t i0 = 0; i0 < B; i0 += 5) {
                 const int64_t n = B - i0 < 5 ? B - i0 : 5;
@@ -227,7 +227,7 @@ static void random_offsets_cover(void **state)
     o.val_fraction = 0;
     data_set *d = open_ok(&o);
     for (int64_t step = 0; step < 200; step++) {
-        const data_draw w = {DATA_TRAIN, DATA_RANDOM, 1, step, 4};
+        const data_draw w = {DATA_TRAIN, DATA_RANDOM, 1, step, 4, 0};
         for (int i = 0; i < 4; i++) {
             const int64_t at = data_sample_at(d, &w, i);
             assert_true(at >= 0 && at <= 6);
@@ -251,7 +251,7 @@ static void sequential_pass(void **state)
     const int64_t n = data_samples(d, DATA_VAL);
     assert_int_equal(n, 99 / T);
     do {
-        const data_draw w = {DATA_VAL, DATA_SEQUENTIAL, 0, step++, B};
+        const data_draw w = {DATA_VAL, DATA_SEQUENTIAL, 0, step++, B, 0};
         got = data_batch_tokens(d, &w, 0, B, x, y);
         for (int64_t i = 0; i < got * T; i++)
             assert_int_equal(x[i], ((const uint8_t *)d->tokens[1].at)[total * T + i]);
@@ -259,6 +259,86 @@ static void sequential_pass(void **state)
     } while (got == B);
     assert_int_equal(total, n);
     data_close(d);
+}
+
+/* With the start: x is the start and y but its last, all tokens of a window are scored. */
+static void windows_with_a_start(void **state)
+{
+    enum { T = 7, B = 4 };
+    int32_t x[B * T], y[B * T];
+    int seen[9] = {0};
+    data_options o = options("language", NULL, T);
+    (void)state;
+    o.size = 1000;
+    o.start = true;
+    data_set *d = open_ok(&o);
+    assert_int_equal(data_samples(d, DATA_VAL), 100 / T);
+    for (int order = DATA_RANDOM; order <= DATA_SEQUENTIAL; order++) {
+        const data_draw w = {DATA_TRAIN, (data_order)order, 42, 1, B, 0};
+        assert_int_equal(data_batch_tokens(d, &w, 0, B, x, y), B);
+        for (int i = 0; i < B; i++) {
+            const uint8_t *at = (const uint8_t *)d->tokens[0].at + data_sample_at(d, &w, i);
+            assert_int_equal(x[i * T], d->vocab);
+            for (int j = 0; j < T; j++) {
+                assert_int_equal(y[i * T + j], at[j]);
+                if (j > 0)
+                    assert_int_equal(x[i * T + j], at[j - 1]);
+            }
+        }
+    }
+    data_close(d);
+
+    o.context = 10;                                      /* the last window ends with the set */
+    o.size = 18;
+    o.val_fraction = 0;
+    d = open_ok(&o);
+    for (int64_t step = 0; step < 400; step++) {
+        const data_draw w = {DATA_TRAIN, DATA_RANDOM, 1, step, 1, 0};
+        const int64_t at = data_sample_at(d, &w, 0);
+        assert_true(at >= 0 && at <= 8);
+        seen[at]++;
+    }
+    for (int i = 0; i < 9; i++)
+        assert_true(seen[i] > 0);
+    data_close(d);
+}
+
+/* Windows that score their last tokens only score every token once, each where it stands, whatever
+ * the lengths. */
+static void overlapping_windows(void **state)
+{
+    enum { T = 7, B = 3, MOST = 40 };
+    int32_t x[B * T], y[B * T];
+    (void)state;
+    for (int start = 0; start < 2; start++)
+        for (int64_t n = T + 1; n < MOST; n++)
+            for (int64_t last = 1; last <= T; last++) {
+                data_options o = options("language", NULL, T);
+                o.size = n;
+                o.val_fraction = 0;
+                o.start = start;
+                data_set *d = open_ok(&o);
+                const uint8_t *text = d->tokens[DATA_TRAIN].at;
+                int scored[MOST] = {0};
+                int64_t got = B, windows = 0;
+                for (int64_t step = 0; got == B; step++, windows += got) {
+                    const data_draw w = {DATA_TRAIN, DATA_SEQUENTIAL, 0, step, B, last};
+                    got = data_batch_tokens(d, &w, 0, B, x, y);
+                    for (int64_t i = 0; i < got * T; i++) {
+                        const int64_t at = data_sample_at(d, &w, i / T) + i % T + (start ? 0 : 1);
+                        if (y[i] < 0)
+                            continue;
+                        assert_true(at < n);
+                        assert_int_equal(y[i], text[at]);
+                        assert_true(windows + i / T == 0 || i % T >= T - last);
+                        scored[at]++;
+                    }
+                }
+                assert_int_equal(windows, data_windows(d, DATA_TRAIN, last));
+                for (int64_t at = start ? 0 : 1; at < n; at++)
+                    assert_int_equal(scored[at], 1);
+                data_close(d);
+            }
 }
 
 /* Over one epoch the shuffled batches hold every image once, however the epoch and the batch size
@@ -275,7 +355,7 @@ static void image_epochs(void **state)
     o.val_fraction = 0;
     data_set *d = open_ok(&o);
     for (int64_t step = 0; step < 75; step++) {          /* 75 * 64 = 16 * 300 */
-        const data_draw w = {DATA_TRAIN, DATA_SHUFFLED, 9, step, B};
+        const data_draw w = {DATA_TRAIN, DATA_SHUFFLED, 9, step, B, 0};
         for (int i = 0; i < B; i++)
             seen[data_sample_at(d, &w, i)]++;
         assert_int_equal(data_batch_images(d, &w, 10, 20, x, label), 20);
@@ -298,6 +378,7 @@ int main(void)
         cmocka_unit_test(digits),           cmocka_unit_test(shuffle),
         cmocka_unit_test(token_ranges),     cmocka_unit_test(random_offsets_cover),
         cmocka_unit_test(sequential_pass),  cmocka_unit_test(image_epochs),
+        cmocka_unit_test(windows_with_a_start), cmocka_unit_test(overlapping_windows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -64,6 +64,7 @@ static nn_attention_config attention_config(const train_config *c)
         .own_output = c->model.attention.output != TRAIN_OUTPUT_AUTO,
         .output = outputs[c->model.attention.output],
         .v_concat = concats[c->model.attention.v_concat],
+        .keep_weights = !c->model.attention.drop_weights,
     };
 }
 
@@ -73,9 +74,32 @@ static nn_head_config head_config(const train_config *c)
         [TRAIN_HEAD_DENSE] = NN_HEAD_DENSE, [TRAIN_HEAD_MULT] = NN_HEAD_MULT,
         [TRAIN_HEAD_LOWRANK] = NN_HEAD_LOWRANK,
     };
-    return (nn_head_config){ .type = types[c->model.head.type], .modules = c->model.head.modules,
+    return (nn_head_config){ .type = types[c->model.head.type], .zero = c->model.head.zero,
+                             .modules = c->model.head.modules,
                              .d_lowrank = c->model.head.d_lowrank,
                              .prob_sparse = c->model.head.prob_sparse };
+}
+
+static nn_embedding_config embedding_config(const train_config *c)
+{
+    static const nn_position positions[] = {
+        [TRAIN_POSITION_TABLE] = NN_POSITION_TABLE, [TRAIN_POSITION_NONE] = NN_POSITION_NONE,
+        [TRAIN_POSITION_GRID] = NN_POSITION_GRID, [TRAIN_POSITION_IMAGE] = NN_POSITION_IMAGE,
+    };
+    return (nn_embedding_config){ .position = positions[c->model.position.type],
+                                  .stride = c->model.position.stride,
+                                  .width = c->model.position.width,
+                                  .channels = c->model.position.channels,
+                                  .start = c->model.start_vector };
+}
+
+static nn_init_rule init_rule(const train_config *c)
+{
+    static const nn_init_rule rules[] = {
+        [TRAIN_INIT_STD] = NN_INIT_STD, [TRAIN_INIT_PAPER_STD] = NN_INIT_PAPER_STD,
+        [TRAIN_INIT_PAPER_VAR] = NN_INIT_PAPER_VAR, [TRAIN_INIT_RELEASED] = NN_INIT_RELEASED,
+    };
+    return rules[c->model.init];
 }
 
 /* model.match = params: the d_ff with which g is as large as with everything dense but the
@@ -99,21 +123,32 @@ static int match_touched(const train_config *c, int64_t d_model, nn_ff_config *f
     return nn_match_touched(ff, &like, d_model, err);
 }
 
-int train_build_gpt(const train_config *c, int64_t vocab, nn_model **ret_model, ag_err *err)
+static int gpt_config(const train_config *c, int64_t vocab, nn_gpt_config *ret_g, ag_err *err)
 {
     nn_gpt_config g = {
         .vocab = vocab, .context = c->model.context, .n_layers = c->model.n_layers,
         .n_heads = c->model.n_heads, .d_model = c->model.d_model, .d_qk = c->model.d_qk,
         .d_v = c->model.d_v, .bias = c->model.bias, .tied = c->model.tied_embeddings,
-        .dropout = c->model.dropout, .init_std = c->model.init_std,
-        .norm_eps = c->model.layer_norm_eps, .ff = ff_config(c),
+        .dropout = c->model.dropout,
+        .embedding_dropout = c->model.embedding_dropout < 0 ? c->model.dropout
+                                                            : c->model.embedding_dropout,
+        .init = init_rule(c), .init_std = c->model.init_std,
+        .norm_eps = c->model.layer_norm_eps, .final_norm_eps = c->model.final_norm_eps,
+        .embedding = embedding_config(c), .ff = ff_config(c),
         .attention = attention_config(c), .head = head_config(c),
     };
     const int r = c->model.match == TRAIN_MATCH_PARAMS  ? match_params(c, &g, err)
                 : c->model.match == TRAIN_MATCH_TOUCHED ? match_touched(c, g.d_model, &g.ff, err)
                                                         : AG_OK;
-    if (r < 0) return r;
-    return nn_gpt_new(&g, AG_F32, (uint64_t)c->run.seed, ret_model, err);
+    *ret_g = g;
+    return r;
+}
+
+int train_build_gpt(const train_config *c, int64_t vocab, nn_model **ret_model, ag_err *err)
+{
+    nn_gpt_config g;
+    const int r = gpt_config(c, vocab, &g, err);
+    return r < 0 ? r : nn_gpt_new(&g, AG_F32, (uint64_t)c->run.seed, ret_model, err);
 }
 
 int train_build_mlp(const train_config *c, int64_t d_in, int64_t classes, nn_model **ret_model,

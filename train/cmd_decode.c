@@ -231,7 +231,8 @@ static int run_trained(const char *path, const options *o, ag_err *err)
 {
     train_session *s = NULL;
     table t = { .n = 0 };
-    int r = train_open_arg(path, false, true, &s, err);
+    const train_open what = { .data = true };
+    int r = train_open_arg(path, false, &what, &s, err);
     if (r == AG_OK) r = check_context(&s->config, o, err);
     if (r == AG_OK) {
         print_head(o);

@@ -52,7 +52,8 @@ static int read_prompt(const train_session *s, const char *prompt, int32_t **ret
     const data_tokenizer *tok = s->tokenizer;
     if (prompt) return data_encode(tok, prompt, strlen(prompt), "--prompt", ret_ids, ret_n, err);
     prompt = s->config.sample.prompt;
-    if (data_encode(tok, prompt, strlen(prompt), "", ret_ids, ret_n, NULL) == AG_OK && *ret_n > 0)
+    if (data_encode(tok, prompt, strlen(prompt), "", ret_ids, ret_n, NULL) == AG_OK &&
+        (*ret_n > 0 || s->model->start))
         return AG_OK;
     free(*ret_ids);
     if (!(*ret_ids = calloc(1, sizeof **ret_ids)))
@@ -95,6 +96,7 @@ int train_cmd_sample(int argc, char **argv, ag_err *err)
 {
     const char *prompt = NULL;
     bool best = false;
+    train_open what = { 0 };
     int64_t seed = -1;
     train_draw d = { .temperature = -1, .top_k = -1 };
     const train_flag flags[] = {
@@ -104,6 +106,7 @@ int train_cmd_sample(int argc, char **argv, ag_err *err)
         { "top-k", TRAIN_FLAG_INT, &d.top_k, 'k', 0, 1e9 },
         { "top-p", TRAIN_FLAG_REAL, &d.top_p, 0, 1e-9, 1 },
         { "seed", TRAIN_FLAG_INT, &seed, 's', 0, 9e15 },
+        { "no-ema", TRAIN_FLAG_ON, &what.plain_weights, 0, 0, 0 },
         { "best", TRAIN_FLAG_ON, &best, 0, 0, 0 },
         { 0 },
     };
@@ -111,7 +114,7 @@ int train_cmd_sample(int argc, char **argv, ag_err *err)
     if (r < 0) return r;
     if (argc != 2) return AG_ECONFIG;
     train_session *s = NULL;
-    r = train_open_arg(argv[1], best, false, &s, err);
+    r = train_open_arg(argv[1], best, &what, &s, err);
     if (r == AG_OK && !s->tokenizer)
         r = ag_err_set(err, AG_ECONFIG, "'%s' has no tokenizer: it was not trained on text",
                        argv[1]);
@@ -132,14 +135,30 @@ static int split_of(const char *word, int *ret_split, ag_err *err)
     return AG_OK;
 }
 
+/* How windows overlap; -1: as in the run. */
+static int set_last(train_session *s, int64_t last, int64_t batches, ag_err *err)
+{
+    if (last > 0 && (s->d_in || batches))
+        return ag_err_set(err, AG_ECONFIG, "--last is for the whole split of a model of tokens%s",
+                          batches ? ": leave out --batches" : "");
+    if (last > s->context)
+        return ag_err_set(err, AG_ECONFIG, "--last: %" PRId64 " tokens are more than the context, %"
+                          PRId64, last, s->context);
+    if (last >= 0) s->config.train.eval_last = last;
+    return AG_OK;
+}
+
 int train_cmd_eval(int argc, char **argv, ag_err *err)
 {
     const char *word = "val";
     bool best = false, json = false;
-    int64_t batches = 0;
+    train_open what = { .data = true };
+    int64_t batches = 0, last = -1;
     const train_flag flags[] = {
         { "split", TRAIN_FLAG_TEXT, &word, 0, 0, 0 },
         { "batches", TRAIN_FLAG_INT, &batches, 0, 0, 1e9 },
+        { "last", TRAIN_FLAG_INT, &last, 0, 0, 1e6 },
+        { "no-ema", TRAIN_FLAG_ON, &what.plain_weights, 0, 0, 0 },
         { "best", TRAIN_FLAG_ON, &best, 0, 0, 0 },
         { "json", TRAIN_FLAG_ON, &json, 0, 0, 0 },
         { 0 },
@@ -150,12 +169,14 @@ int train_cmd_eval(int argc, char **argv, ag_err *err)
     if (argc != 2) return AG_ECONFIG;
     train_session *s = NULL;
     train_eval e;
-    char text[160];
-    r = train_open_arg(argv[1], best, true, &s, err);
+    char text[160], bits[64];
+    r = train_open_arg(argv[1], best, &what, &s, err);
+    if (r == AG_OK) r = set_last(s, last, batches, err);
     if (r == AG_OK) r = train_session_eval(s, split, batches, &e, err);
     if (r == AG_OK && json)
-        printf("{\"step\":%" PRId64 ",\"split\":\"%s\",\"loss\":%.9g,\"accuracy\":%.9g,\"count\":%"
-               PRId64 "}\n", s->step, word, e.loss, e.accuracy, e.count);
+        printf("{\"step\":%" PRId64 ",\"split\":\"%s\",\"loss\":%.9g,%s\"accuracy\":%.9g,"
+               "\"count\":%" PRId64 "}\n", s->step, word, e.loss,
+               train_bits_json(s, "", e.loss, bits), e.accuracy, e.count);
     else if (r == AG_OK)
         printf("step %" PRId64 ", split %s: %s, over %" PRId64 " %s\n", s->step, word,
                train_eval_text(s, &e, text, sizeof text), e.count, s->d_in ? "images" : "tokens");

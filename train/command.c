@@ -99,7 +99,8 @@ int train_checkpoint_arg(const char *arg, bool best, train_ckpt_file **ret_file,
     return r < 0 ? r : train_ckpt_open(path, ret_file, err);
 }
 
-int train_open_arg(const char *arg, bool best, bool data, train_session **ret_s, ag_err *err)
+int train_open_arg(const char *arg, bool best, const train_open *what, train_session **ret_s,
+                   ag_err *err)
 {
     train_ckpt_file *f = NULL;
     char warning[1024];
@@ -108,8 +109,7 @@ int train_open_arg(const char *arg, bool best, bool data, train_session **ret_s,
     if (r == AG_OK && warning[0]) fprintf(stderr, "tulle: warning: %s\n", warning);
     if (r == AG_OK) r = train_state_config(f, &c, err);
     if (r == AG_OK) r = train_threads_set(c.train.threads, err);
-    const train_open what = { .data = data };
-    if (r == AG_OK) r = train_state_load(f, &c, &what, ret_s, err);
+    if (r == AG_OK) r = train_state_load(f, &c, what, ret_s, err);
     train_ckpt_close(f);
     return r;
 }

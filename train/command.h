@@ -51,9 +51,10 @@ void train_sort_times(double *t, int64_t n);
 struct train_ckpt_file;
 int train_checkpoint_arg(const char *arg, bool best, struct train_ckpt_file **ret_file,
                          char ret_warning[1024], ag_err *err);
-/* The session of that, without an optimizer, with or without its data. */
+/* The session of that, without an optimizer. */
 struct train_session;
-int train_open_arg(const char *arg, bool best, bool data, struct train_session **ret_s,
-                   ag_err *err);
+struct train_open;
+int train_open_arg(const char *arg, bool best, const struct train_open *what,
+                   struct train_session **ret_s, ag_err *err);
 
 #endif

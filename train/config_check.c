@@ -131,6 +131,11 @@ static void check_sparse_parts(checker *k)
     else if (c->model.head.type != TRAIN_HEAD_DENSE && c->model.tied_embeddings)
         clash(k, "model.head.type", "has weights of its own, but", "model.tied_embeddings",
               "set model.tied_embeddings: false");
+    if (c->model.head.zero && c->model.tied_embeddings)
+        clash(k, "model.head.zero", "needs weights of its own, but", "model.tied_embeddings",
+              "set model.tied_embeddings: false");
+    if (c->model.head.zero && c->model.head.type != TRAIN_HEAD_DENSE)
+        clash(k, "model.head.zero", "needs a dense head, but", "model.head.type", "");
     if (!gpt && c->model.match == TRAIN_MATCH_PARAMS)
         clash(k, "model.match", "needs a gpt, but", "model.type", "");
     if (c->model.match == TRAIN_MATCH_TOUCHED && c->model.ff.type != TRAIN_FF_DENSE)
@@ -163,6 +168,19 @@ static void check_ff(checker *k)
               "");
 }
 
+static void check_position(checker *k)
+{
+    const train_config *c = k->c;
+    const int64_t context = c->model.context, stride = c->model.position.stride;
+    const int64_t row = c->model.position.width * c->model.position.channels;
+    if (c->model.position.type == TRAIN_POSITION_GRID && (stride < 1 || stride > context))
+        clash(k, "model.position.stride", "must be from 1 to", "model.context",
+              "the length of a row");
+    if (c->model.position.type == TRAIN_POSITION_IMAGE && (row < 1 || row > context))
+        clash(k, "model.position.width", "times model.position.channels must be from 1 to",
+              "model.context", "the bytes of a row of the image");
+}
+
 static void check_model(checker *k)
 {
     const train_config *c = k->c;
@@ -172,6 +190,7 @@ static void check_model(checker *k)
               "or set model.d_qk and model.d_v");
     check_sparse_parts(k);
     if (c->model.ff.type != TRAIN_FF_DENSE || c->model.match == TRAIN_MATCH_TOUCHED) check_ff(k);
+    if (gpt) check_position(k);
 }
 
 static void check_training(checker *k)
@@ -188,6 +207,11 @@ static void check_training(checker *k)
         clash(k, "schedule.min_lr", "must not be more than", "optim.lr", "");
     if (c->train.micro_batch && c->train.batch % c->train.micro_batch)
         clash(k, "train.batch", "must be a multiple of", "train.micro_batch", "");
+    if (c->model.type == TRAIN_MODEL_GPT && c->train.eval_last > c->model.context)
+        clash(k, "train.eval_last", "must not be more than", "model.context", "");
+    if (c->train.eval_last && c->train.eval_batches)
+        clash(k, "train.eval_last", "is for the whole split, but", "train.eval_batches",
+              "set train.eval_batches: 0");
     if (c->optim.nesterov && c->optim.type != TRAIN_OPTIM_SGD)
         clash(k, "optim.nesterov", "needs sgd, but", "optim.type", "");
     else if (c->optim.nesterov && c->optim.momentum <= 0)

@@ -78,7 +78,7 @@ typedef struct decoder {
     ag_tape *t;
     ag_kv_cache *cache;
     int64_t context;
-    int32_t *text;                   /* [n_text]: prompt and what was drawn */
+    int32_t *text;                   /* [n_text]: start, if any, prompt and what was drawn */
     int64_t  n_text, fed;            /* tokens; how many of them the cache has seen or has
                                       * dropped */
     float   *logits;                 /* [classes] of the last position */
@@ -91,6 +91,7 @@ static int feed(decoder *d, ag_err *err)
         ag_kv_cache_reset(d->cache, 0);
         const int64_t keep = d->context > 1 ? d->context / 2 : 1;
         d->fed = d->n_text > keep ? d->n_text - keep : 0;
+        if (d->m->start) d->text[d->fed] = (int32_t)d->m->classes;
     }
     ag_tape_reset(d->t);
     ag_tensor *ids = ag_input_i32(d->t, AG_SHAPE(1, d->n_text - d->fed), d->text + d->fed);
@@ -122,18 +123,19 @@ int64_t train_generate(const nn_model *m, ag_tape *t, int64_t context, const tra
                        const int32_t *prompt, int64_t n_prompt, int32_t *ret_tokens,
                        train_token *told, void *arg, ag_err *err)
 {
-    if (n_prompt < 1)
+    const int64_t n_start = m->start ? 1 : 0, n = n_start + n_prompt;
+    if (n < 1)
         return ag_err_set(err, AG_ECONFIG, "an empty prompt: give at least one character");
-    decoder dec = { .m = m, .t = t, .context = context, .n_text = n_prompt };
+    decoder dec = { .m = m, .t = t, .context = context, .n_text = n };
     int64_t r = nn_model_cache(m, 1, &dec.cache, err);
     if (r < 0) return r;
     int32_t *work = malloc((size_t)m->classes * sizeof *work);
-    dec.text = malloc((size_t)(n_prompt + d->length) * sizeof *dec.text);
+    dec.text = malloc((size_t)(n + d->length) * sizeof *dec.text);
     dec.logits = malloc((size_t)m->classes * sizeof *dec.logits);
     if (work && dec.text && dec.logits) {
-        memcpy(dec.text, prompt, (size_t)n_prompt * sizeof *prompt);
-        if (n_prompt > context) dec.fed = n_prompt - context;    /* the model sees the last part of
-                                                                  * a long prompt */
+        if (n_prompt > 0) memcpy(dec.text + n_start, prompt, (size_t)n_prompt * sizeof *prompt);
+        if (n > context) dec.fed = n - context;  /* the model sees the last part of a long prompt */
+        if (m->start) dec.text[dec.fed] = (int32_t)m->classes;
         ag_tape_noise(t, &(ag_noise_key){ .step = UINT32_MAX, .n_samples = 1 });
         ag_tape_no_grad(t, true);
         r = draw_all(&dec, d, work, ret_tokens, told, arg, err);

@@ -26,7 +26,8 @@ typedef struct train_draw {
 typedef int train_token(void *arg, int32_t token);
 
 /*
- * Continues prompt[n_prompt] (at least one token) by d->length tokens into ret_tokens[d->length];
+ * Continues prompt[n_prompt] (at least one token, unless sequences of the model have a start of
+ * their own) by d->length tokens into ret_tokens[d->length];
  * told may be NULL.  Resets the tape.  Returns the number of tokens drawn, or AG_ENOMEM, AG_ECONFIG
  * (no prompt, a model that does not decode), AG_EDIVERGED (the logits are not finite).
  */

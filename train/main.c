@@ -16,8 +16,9 @@ static const train_command commands[] = {
     { "resume", "RUN [key=value ...] [--quiet]", "go on with a run that was stopped or killed",
       train_cmd_resume, true },
     { "sample", "RUN [--prompt TEXT] [-n N] [--temperature T] [--top-k K] [--top-p P] [--seed S] "
-      "[--best]", "draw text from a trained model", train_cmd_sample, true },
-    { "eval", "RUN [--split val|test|train] [--batches N] [--best] [--json]",
+      "[--no-ema] [--best]", "draw text from a trained model", train_cmd_sample, true },
+    { "eval", "RUN [--split val|test|train] [--batches N] [--last N] [--no-ema] [--best] "
+      "[--json]",
       "loss and accuracy of a trained model", train_cmd_eval, false },
     { "ablate", "FILE [key=value ...] [--dir DIR] [--jobs N] [--seeds K] [--arms A,B] [--json]",
       "run every arm of an ablation for every seed, and compare them", train_cmd_ablate, true },

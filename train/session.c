@@ -23,6 +23,7 @@ static int open_data(train_session *s, const train_open *what, ag_err *err)
     o.known = what->tokenizer;
     o.val_fraction = c->data.val_fraction;
     o.context = images ? 1 : c->model.context;
+    o.start = !images && c->model.start_vector;
     o.size = c->data.size;
     o.seed = (uint64_t)c->run.seed;
     o.mean = c->data.mean;
@@ -261,6 +262,12 @@ int train_session_step(train_session *s, double *ret_loss, double *ret_norm, ag_
     return AG_OK;
 }
 
+bool train_session_of_bytes(const train_session *s)
+{
+    return !s->d_in && s->model->classes == 256 &&
+           (!s->tokenizer || s->tokenizer->kind == DATA_TOKENIZER_BYTE);
+}
+
 double train_session_lr(const train_session *s) { return opt_schedule_lr(&s->schedule, s->step); }
 
 /* --- evaluation ------------------------------------------------------------------------------- */
@@ -275,6 +282,13 @@ static int64_t count_right(const float *logits, const int32_t *targets, int64_t 
         right += best == targets[r];
     }
     return right;
+}
+
+static int64_t count_scored(const int32_t *targets, int64_t rows)
+{
+    int64_t scored = 0;
+    for (int64_t r = 0; r < rows; r++) scored += targets[r] >= 0;
+    return scored;
 }
 
 typedef struct sums { double loss, right; int64_t count; } sums;
@@ -293,10 +307,10 @@ static int eval_part(train_session *s, const data_draw *w, int64_t i0, int64_t n
     ag_tensor *part = ag_cross_entropy(s->tape, logits, targets);
     const int r = ag_tape_status(s->tape, err);
     if (r < 0) return r;
-    const int64_t rows = n * s->context;
-    sum->loss += scalar_of(part) * (double)rows;
+    const int64_t rows = n * s->context, scored = count_scored(s->targets, rows);
+    sum->loss += scalar_of(part) * (double)scored;
     sum->right += (double)count_right(logits->data, s->targets, rows, s->model->classes);
-    sum->count += rows;
+    sum->count += scored;
     if (s->stop && *s->stop) return ag_err_set(err, AG_EINTR, "interrupted in an evaluation");
     return AG_OK;
 }
@@ -327,12 +341,14 @@ static int eval_samples(train_session *s, const data_draw *w, int64_t samples, n
 int train_session_eval(train_session *s, int split, int64_t batches, train_eval *ret_eval,
                        ag_err *err)
 {
-    const int64_t micro = s->config.train.micro_batch, have = data_samples(s->data, split);
+    const int64_t micro = s->config.train.micro_batch;
+    const int64_t last = s->d_in || batches ? 0 : s->config.train.eval_last;
+    const int64_t have = last ? data_windows(s->data, split, last) : data_samples(s->data, split);
     const int64_t samples =
         batches ? batches * ((s->config.train.batch + micro - 1) / micro) * micro : have;
     const data_draw w = { .split = split, .order = batches ? DATA_RANDOM : DATA_SEQUENTIAL,
                           .seed = (uint64_t)s->config.run.seed ^ 0x6576616Cull,
-                          .batch = samples };
+                          .batch = samples, .last = last };
     sums sum;
     if (have < 1)
         return ag_err_set(err, AG_EINPUT, "nothing to evaluate on: the split is empty");

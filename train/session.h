@@ -57,6 +57,7 @@ typedef struct train_open {          /* what a session needs */
     bool data, optimizer;
     const data_tokenizer *tokenizer; /* of a checkpoint; NULL: the data's */
     int64_t classes, d_in;           /* of a checkpoint; 0: the data's */
+    bool plain_weights;              /* of a checkpoint, without optimizer: not their average */
     data_progress *progress;         /* told of a download; may be NULL */
     void *progress_arg;
 } train_open;
@@ -73,8 +74,9 @@ void train_session_free(train_session *s);               /* NULL is fine */
 int train_session_step(train_session *s, double *ret_loss, double *ret_norm, ag_err *err);
 
 /* Loss and accuracy over `batches` random batches of a split that are the same every time, or over
- * the whole split in order (batches = 0).  With averaged weights where there are some.  AG_EINPUT:
- * the split is empty; AG_EDIVERGED: the loss is not finite; AG_EINTR: s->stop was set. */
+ * the whole split in order (batches = 0), with overlap where train.eval_last is set.  With averaged
+ * weights where there are some.  AG_EINPUT: the split is empty; AG_EDIVERGED: the loss is not
+ * finite; AG_EINTR: s->stop was set. */
 int train_session_eval(train_session *s, int split, int64_t batches, train_eval *ret_eval,
                        ag_err *err);
 
@@ -89,6 +91,9 @@ void train_session_swap_ema(train_session *s);
 
 /* SHA-256 of weights, optimizer state and counters, 64 hex digits. */
 void train_session_hash(const train_session *s, char ret_hex[65]);
+
+/* Is a token a byte, so that the loss is one in nats per byte? */
+bool train_session_of_bytes(const train_session *s);
 
 /* The learning rate of the next step. */
 double train_session_lr(const train_session *s);

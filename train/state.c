@@ -145,11 +145,11 @@ static int read_optimizer(const train_ckpt_file *f, train_session *s, ag_err *er
     return train_ckpt_get_i64(f, group, "step", &s->opt->step, err);
 }
 
-/* For evaluation: the averaged weights, where the file has them. */
-static int read_weights(const train_ckpt_file *f, train_session *s, ag_err *err)
+/* For evaluation: the averaged weights where the file has them, unless plain ones are wanted. */
+static int read_weights(const train_ckpt_file *f, train_session *s, bool plain, ag_err *err)
 {
     char group[GROUP_MAX] = "model";
-    for (int type = 0; !s->opt && type <= OPT_SGD; type++) {
+    for (int type = 0; !plain && !s->opt && type <= OPT_SGD; type++) {
         char ema[GROUP_MAX];
         slot_group(ema, (opt_type)type, "ema");
         if (train_ckpt_has(f, ema)) memcpy(group, ema, sizeof group);
@@ -182,10 +182,10 @@ static int read_choices(const train_ckpt_file *f, train_session *s, ag_err *err)
     return r;
 }
 
-static int read_all(const train_ckpt_file *f, train_session *s, ag_err *err)
+static int read_all(const train_ckpt_file *f, train_session *s, bool plain, ag_err *err)
 {
     const train_ckpt_head *head = train_ckpt_file_head(f);
-    int r = read_weights(f, s, err);
+    int r = read_weights(f, s, plain, err);
     if (r == AG_OK && s->opt) r = read_optimizer(f, s, err);
     if (r == AG_OK) r = train_ckpt_get_i64(f, "train", "samples_seen", &s->samples_seen, err);
     if (r == AG_OK) r = train_ckpt_get_i64(f, "train", "pending", &s->pending, err);
@@ -207,7 +207,7 @@ int train_state_load(const train_ckpt_file *f, const train_config *c, const trai
     if (r == AG_OK) r = train_ckpt_get_i64(f, "model", "d_in", &w.d_in, err);
     w.tokenizer = tok;
     if (r == AG_OK) r = train_session_new(c, &w, &s, err);
-    if (r == AG_OK) r = read_all(f, s, err);
+    if (r == AG_OK) r = read_all(f, s, w.plain_weights, err);
     if (r == AG_OK && !s->data) {    /* sampling: the session keeps the file's tokenizer */
         s->tokenizer = tok;
         tok = NULL;

@@ -22,6 +22,7 @@ typedef struct train_progress {
     double  loss, lr, val_loss;      /* val_loss NaN: not known yet */
     double  per_second;              /* tokens or images */
     size_t  memory;                  /* bytes of the process, resident */
+    bool    bytes;                   /* losses are those of bytes: show bits per byte too */
 } train_progress;
 
 void train_status_init(train_status *s, FILE *out, int64_t first_step, int64_t steps,

@@ -30,16 +30,26 @@ void train_run_dir(const train_config *c, char *buf, size_t size)
     else snprintf(buf, size, "runs/%s", c->run.name);
 }
 
+const char *train_bits_json(const train_session *s, const char *prefix, double loss, char buf[64])
+{
+    buf[0] = '\0';
+    if (!s->d_in)
+        snprintf(buf, 64, "\"%sbits_per_%s\":%.9g,", prefix,
+                 train_session_of_bytes(s) ? "byte" : "token", loss / M_LN2);
+    return buf;
+}
+
 const char *train_eval_text(const train_session *s, const train_eval *e, char *buf, size_t size)
 {
+    const char *what = train_session_of_bytes(s) ? "byte" : "token";
     if (s->d_in)
         snprintf(buf, size, "val loss %.4f, accuracy %.2f %%", e->loss, 100 * e->accuracy);
     else if (s->data && isfinite(s->data->entropy_rate))
-        snprintf(buf, size, "val loss %.4f (best possible %.4f), %.3f bits per token", e->loss,
-                 s->data->entropy_rate, e->loss / log(2));
+        snprintf(buf, size, "val loss %.4f (best possible %.4f), %.3f bits per %s", e->loss,
+                 s->data->entropy_rate, e->loss / log(2), what);
     else
-        snprintf(buf, size, "val loss %.4f, perplexity %.2f, %.3f bits per token", e->loss,
-                 exp(e->loss), e->loss / log(2));
+        snprintf(buf, size, "val loss %.4f, perplexity %.2f, %.3f bits per %s", e->loss,
+                 exp(e->loss), e->loss / log(2), what);
     return buf;
 }
 
@@ -85,7 +95,8 @@ static int log_step(run *r, double loss, double lr, double norm, ag_err *err)
     const bool log = due(r->s->step, r->s->config.train.log_every, r->s->config.train.steps);
     const train_progress p = { .step = r->s->step, .loss = loss, .lr = lr, .per_second = rate,
                                .val_loss = r->val.count ? r->val.loss : (double)NAN,
-                               .memory = log ? train_resident_bytes() : 0 };
+                               .memory = log ? train_resident_bytes() : 0,
+                               .bytes = train_session_of_bytes(r->s) };
     if (log || r->status.tty) {
         train_progress shown = p;
         if (!shown.memory) shown.memory = train_resident_bytes();
@@ -116,10 +127,11 @@ static int evaluate(run *r, ag_err *err)
         s->best_loss = r->val.loss;
         s->best_step = s->step;
     }
-    char *line = NULL, text[128];
-    const int n = asprintf(&line, "{\"step\":%lld,\"val_loss\":%.9g,\"val_accuracy\":%.9g,"
+    char *line = NULL, text[128], bits[64];
+    const int n = asprintf(&line, "{\"step\":%lld,\"val_loss\":%.9g,%s\"val_accuracy\":%.9g,"
                            "\"val_count\":%lld,\"best\":%s,\"eval_seconds\":%.3f%s%s}",
-                           (long long)s->step, r->val.loss, r->val.accuracy,
+                           (long long)s->step, r->val.loss,
+                           train_bits_json(s, "val_", r->val.loss, bits), r->val.accuracy,
                            (long long)r->val.count, best ? "true" : "false", ag_seconds() - before,
                            sparse ? ",\"sparse\":" : "", sparse ? sparse : "");
     free(sparse);
@@ -192,7 +204,7 @@ static int read_prompt(run *r, ag_err *err)
     const char *prompt = s->config.sample.prompt;
     const int code = data_encode(s->tokenizer, prompt, strlen(prompt), "sample.prompt", &r->prompt,
                                  &r->n_prompt, &why);
-    if (code == AG_OK && r->n_prompt > 0) return AG_OK;
+    if (code == AG_OK && (r->n_prompt > 0 || s->model->start)) return AG_OK;
     train_config plain;
     train_config_init(&plain);
     if (strcmp(prompt, plain.sample.prompt))
