@@ -43,7 +43,7 @@ static const data_named catalog[] = {
          FASHION_URL, "8181f5470baa50b63fa0f6fddb340f0a"},
         {"t10k-labels-idx1-ubyte.gz", NULL, 5148, "bb300cfdad3c16e7a12a480ee83cd310", FASHION_URL,
          "15d484375f8d13e6eb1aabb0c3f46965"}}},
-    {"cifar10", "CIFAR-10, 60,000 photographs, 32 x 32 (fetched, not yet read)", {
+    {"cifar10", "CIFAR-10, 60,000 photographs, 32 x 32 x 3", {
         {"cifar-10-binary.tar.gz", NULL, 170052171, "c32a1d4ab5d03f1284b67883e8d87530",
          {"https://www.cs.toronto.edu/~kriz/"}, NULL}}},
     {0},
@@ -81,7 +81,8 @@ char *data_cache_dir(void)
 /* The names under which the file of a set that is one file is found; an IDX set is a folder. */
 static const char *const shakespeare_files[] = {"tinyshakespeare.txt", "input.txt", NULL};
 static const char *const enwik8_files[] = {"enwik8", "enwik8.gz", "enwik8-4M.gz", NULL};
-static const char *const cifar_files[] = {"cifar-10-binary.tar.gz", NULL};
+static const char *const cifar_files[] = {"cifar-10-binary.tar.gz", "data_batch_1.bin",
+                                          "cifar-10-batches-bin/data_batch_1.bin", NULL};
 static const char *const idx_files[] = {"train-images-idx3-ubyte", "train-images-idx3-ubyte.gz",
                                         "train-images.idx3-ubyte", "train-images.idx3-ubyte.gz",
                                         NULL};

@@ -9,8 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const sources[] = {"shakespeare", "enwik8", "mnist", "fashion-mnist",
-                                      "cifar10",     "text",   "idx",   "hdf5",
+static const char *const sources[] = {"shakespeare", "enwik8", "mnist",    "fashion-mnist",
+                                      "cifar10",     "text",   "idx",      "hdf5",
+                                      "wav",         "grid",   "recall",   "copy",
                                       "language",    "digits", NULL};
 
 const char *const *data_sources(void) { return sources; }
@@ -40,36 +41,43 @@ int data_add_file(data_set *d, const char *path, ag_err *err)
 
 void data_split_tokens(data_set *d, const void *at, int64_t n, int bytes, double val, double test)
 {
-    const int64_t a = (int64_t)((double)n * (1 - val)), b = (int64_t)((double)n * (1 - test));
+    const int64_t a = (int64_t)((double)n * (1 - (val + test)));
+    const int64_t b = (int64_t)((double)n * (1 - test));
     const int64_t end[DATA_SPLITS] = {a, b, n};
     for (int s = 0; s < DATA_SPLITS; s++) {
         const int64_t begin = s ? end[s - 1] : 0;
-        d->tokens[s] = (data_tokens){(const uint8_t *)at + begin * bytes, end[s] - begin, bytes};
+        d->tokens[s] = (data_tokens){.at = (const uint8_t *)at + begin * bytes,
+                                     .n = end[s] - begin, .bytes = bytes};
     }
 }
 
-void data_split_images(data_set *d, double val_fraction)
+void data_split_images(data_set *d, double val, double test)
 {
-    data_images *a = &d->images[DATA_TRAIN], *b = &d->images[DATA_VAL];
-    if (b->n)
+    data_images *im = d->images;
+    const int64_t n = im[DATA_TRAIN].n, size = d->h * d->w * d->c;
+    if (im[DATA_VAL].n)
         return;
-    b->n = a->n - (int64_t)((double)a->n * (1 - val_fraction));
-    a->n -= b->n;
-    b->at = a->at + a->n * d->h * d->w * d->c;
-    b->label = a->label + a->n;
+    const int64_t a = (int64_t)((double)n * (1 - (val + test)));
+    const int64_t b = (int64_t)((double)n * (1 - test));
+    const uint8_t *at = im[DATA_TRAIN].at;
+    const int32_t *label = im[DATA_TRAIN].label;
+    im[DATA_TRAIN].n = a;
+    im[DATA_VAL] = (data_images){at + a * size, label ? label + a : NULL, b - a};
+    im[DATA_TEST] = (data_images){at + b * size, label ? label + b : NULL, n - b};
 }
 
 int data_check_labels(data_set *d, int64_t n_classes, const char *name, ag_err *err)
 {
     d->n_classes = n_classes;
-    for (int s = DATA_TRAIN; s <= DATA_VAL; s++) {
+    static const char *const part[DATA_SPLITS] = {"training", "validation", "test"};
+    for (int s = 0; s < DATA_SPLITS; s++) {
         for (int64_t i = 0; i < d->images[s].n; i++) {
             const int32_t y = d->images[s].label[i];
             if (n_classes > 0 && y >= n_classes)
                 return ag_err_set(err, AG_EINPUT,
                                   "'%s': label %d of %s image %" PRId64
                                   " is out of range 0..%" PRId64,
-                                  name, y, s ? "validation" : "training", i, n_classes - 1);
+                                  name, y, part[s], i, n_classes - 1);
             if (y >= d->n_classes)
                 d->n_classes = y + 1;
         }
@@ -86,6 +94,10 @@ static int check_options(const data_options *o, ag_err *err)
     if (!(o->val_fraction >= 0 && o->val_fraction < 1))
         return ag_err_set(err, AG_ECONFIG, "data: val_fraction is %g, not in 0 <= f < 1",
                           o->val_fraction);
+    if (!(o->test_fraction >= 0 && o->val_fraction + o->test_fraction < 1))
+        return ag_err_set(err, AG_ECONFIG,
+                          "data: val_fraction %g and test_fraction %g leave nothing to train on",
+                          o->val_fraction, o->test_fraction);
     if (o->context < 1)
         return ag_err_set(err, AG_ECONFIG, "data: the context is %" PRId64 " tokens, below 1",
                           o->context);
@@ -103,7 +115,7 @@ static int check_options(const data_options *o, ag_err *err)
 static int check_lengths(const data_set *d, ag_err *err)
 {
     static const char *const part[DATA_SPLITS] = {"training", "validation", "test"};
-    for (int s = 0; s < DATA_SPLITS; s++) {
+    for (int s = 0; s < DATA_SPLITS && !d->sequence; s++) {
         const int64_t n = d->tokens[s].n;
         const int64_t need = d->context + (d->start ? 0 : 1);
         if ((n > 0 || s == DATA_TRAIN) && n < need)
@@ -132,17 +144,13 @@ static int find_named(const data_options *o, char **ret_path, ag_err *err)
 static int open_named(const data_options *o, data_set *d, ag_err *err)
 {
     char *path;
-    if (!strcmp(o->source, "cifar10"))
-        return ag_err_set(
-            err, AG_ECONFIG,
-            "data: cifar10 can be fetched (tulle data get cifar10), but its binary format"
-            " is not read; convert it to HDF5 with /train/images [N,32,32,3] and"
-            " /train/labels [N] and use source hdf5");
     int rc = find_named(o, &path, err);
     if (rc)
         return rc;
     if (!strcmp(o->source, "mnist") || !strcmp(o->source, "fashion-mnist"))
         rc = data_open_idx(o, path, 10, d, err);
+    else if (!strcmp(o->source, "cifar10"))
+        rc = data_open_cifar(o, path, d, err);
     else
         rc = data_open_text(o, path, d, err);
     free(path);
@@ -155,29 +163,47 @@ static int open_source(const data_options *o, data_set *d, ag_err *err)
         return data_open_language(o, d, err);
     if (!strcmp(o->source, "digits"))
         return data_open_digits(o, d, err);
+    if (!strcmp(o->source, "grid") || !strcmp(o->source, "recall") || !strcmp(o->source, "copy"))
+        return data_open_task(o, d, err);
     if (data_catalog_find(o->source))
         return open_named(o, d, err);
     if (!given(o->path))
         return ag_err_set(err, AG_ECONFIG, "data: source %s needs data.path", o->source);
     return !strcmp(o->source, "text")  ? data_open_text(o, o->path, d, err)
            : !strcmp(o->source, "idx") ? data_open_idx(o, o->path, 0, d, err)
+           : !strcmp(o->source, "wav") ? data_open_wav(o, o->path, d, err)
                                        : data_open_hdf5(o, d, err);
+}
+
+/* "MANY to train, MANY to validate", and the test part where there is one. */
+static void describe_parts(const data_set *d, const char *unit, char *buf, size_t size)
+{
+    int64_t n[DATA_SPLITS];
+    for (int s = 0; s < DATA_SPLITS; s++)
+        n[s] = d->kind == DATA_IMAGES ? d->images[s].n
+               : d->tokens[s].n / (d->sequence ? d->sequence : 1);
+    int used = snprintf(buf, size, "%" PRId64 " %s to train, %" PRId64 " to validate", n[0], unit,
+                        n[1]);
+    if (n[DATA_TEST])
+        snprintf(buf + used, size - (size_t)used, ", %" PRId64 " to test", n[2]);
 }
 
 static void describe(data_set *d)
 {
+    char parts[128], form[64] = "";
     const char *from = d->file[0] ? strrchr(d->file[0], '/') : NULL;
     from = from ? from + 1 : d->file[0] ? d->file[0] : "generated";
-    if (d->kind == DATA_TOKENS)
-        snprintf(d->about, sizeof d->about,
-                 "%s (%.80s): %" PRId64 " tokens to train, %" PRId64 " to validate,"
-                 " vocabulary %" PRId64,
-                 d->name, from, d->tokens[0].n, d->tokens[1].n, d->vocab);
-    else
-        snprintf(d->about, sizeof d->about,
-                 "%s (%.80s): %" PRId64 " images to train, %" PRId64 " to validate, %" PRId64
-                 " x %" PRId64 " x %" PRId64 ", %" PRId64 " classes",
-                 d->name, from, d->images[0].n, d->images[1].n, d->h, d->w, d->c, d->n_classes);
+    describe_parts(d, d->h ? "images" : d->sequence ? "sequences" : "tokens", parts, sizeof parts);
+    if (d->h)
+        snprintf(form, sizeof form, ", %" PRId64 " x %" PRId64 " x %" PRId64, d->h, d->w, d->c);
+    else if (d->sequence)
+        snprintf(form, sizeof form, " of %" PRId64 " tokens", d->sequence);
+    else if (d->rate)
+        snprintf(form, sizeof form, ", %" PRId64 " a second", d->rate);
+    snprintf(d->about, sizeof d->about, "%s (%.80s): %s%s, %s%" PRId64 "%s", d->name, from, parts,
+             form, d->kind == DATA_TOKENS ? "vocabulary " : "",
+             d->kind == DATA_TOKENS ? d->vocab : d->n_classes,
+             d->kind == DATA_TOKENS ? "" : " classes");
 }
 
 static int open_checked(const data_options *o, data_set *d, ag_err *err)
@@ -189,10 +215,12 @@ static int open_checked(const data_options *o, data_set *d, ag_err *err)
     d->scale = (float)(1 / (255 * o->std));
     d->shift = (float)(-o->mean / o->std);
     int rc = open_source(o, d, err);
-    if (rc == AG_OK && d->kind == DATA_TOKENS)
-        rc = check_lengths(d, err);
     if (rc == AG_OK && d->kind == DATA_IMAGES && d->images[DATA_TRAIN].n == 0)
         rc = ag_err_set(err, AG_EINPUT, "%s: no image is left to train on", d->name);
+    if (rc == AG_OK && d->kind == DATA_IMAGES && o->sequences)
+        rc = data_make_sequences(o, d, err);
+    if (rc == AG_OK && d->kind == DATA_TOKENS)
+        rc = check_lengths(d, err);
     if (rc == AG_OK)
         describe(d);
     return rc;
@@ -208,7 +236,8 @@ int data_open(const data_options *o, data_set **ret_set, ag_err *err)
     if (!sources[i])
         return ag_err_set(err, AG_ECONFIG,
                           "data: there is no source '%s' (there are: shakespeare, enwik8, mnist,"
-                          " fashion-mnist, cifar10, text, idx, hdf5, language, digits)",
+                          " fashion-mnist, cifar10, text, idx, hdf5, wav, grid, recall, copy,"
+                          " language, digits)",
                           o->source);
     int rc = check_options(o, err);
     if (rc)
@@ -242,7 +271,8 @@ int data_sha256(const data_set *d, char ret_hex[65], ag_err *err)
     uint8_t digest[32];
     ag_sha256 h;
     ag_sha256_init(&h);
-    for (size_t i = 0; i < sizeof d->file / sizeof *d->file && d->file[i]; i++) {
+    const bool files = d->file[0] && !d->rate;           /* of sound only the first is named */
+    for (size_t i = 0; files && d->file[i]; i++) {
         ag_map m;
         const int rc = ag_file_map(d->file[i], &m, err);
         if (rc)
@@ -250,7 +280,7 @@ int data_sha256(const data_set *d, char ret_hex[65], ag_err *err)
         ag_sha256_add(&h, m.data, m.size);
         ag_map_release(&m);
     }
-    for (int s = 0; s < DATA_SPLITS && !d->file[0]; s++) {
+    for (int s = 0; s < DATA_SPLITS && !files; s++) {
         const data_images *im = &d->images[s];
         if (d->tokens[s].n)
             ag_sha256_add(&h, d->tokens[s].at, (size_t)(d->tokens[s].n * d->tokens[s].bytes));
@@ -262,4 +292,39 @@ int data_sha256(const data_set *d, char ret_hex[65], ag_err *err)
     ag_sha256_end(&h, digest);
     ag_sha256_hex(digest, ret_hex);
     return AG_OK;
+}
+
+/* The bytes at p, or what stands for them where they are many. */
+static void fingerprint_add(ag_sha256 *h, const void *p, int64_t size)
+{
+    enum { PLACES = 64, PLACE = 1 << 16 };
+    if (size <= PLACES * PLACE) {
+        ag_sha256_add(h, p, (size_t)size);
+        return;
+    }
+    for (int64_t i = 0; i < PLACES; i++) {
+        const int64_t at = (int64_t)((double)(size - PLACE) * ((double)i / (PLACES - 1)));
+        ag_sha256_add(h, (const uint8_t *)p + at, PLACE);
+    }
+}
+
+void data_fingerprint(const data_set *d, char ret_hex[65])
+{
+    uint8_t digest[32];
+    ag_sha256 h;
+    ag_sha256_init(&h);
+    for (int s = 0; s < DATA_SPLITS; s++) {
+        const data_images *im = &d->images[s];
+        const data_tokens *t = &d->tokens[s];
+        const bool images = d->kind == DATA_IMAGES;
+        const int64_t size = images ? im->n * d->h * d->w * d->c : t->n * t->bytes;
+        const int64_t form[] = {size, images ? im->n : t->n, d->h, d->w, d->c, d->sequence};
+        ag_sha256_add(&h, form, sizeof form);
+        if (size)
+            fingerprint_add(&h, images ? (const void *)im->at : t->at, size);
+        if (images && im->label)
+            fingerprint_add(&h, im->label, im->n * (int64_t)sizeof *im->label);
+    }
+    ag_sha256_end(&h, digest);
+    ag_sha256_hex(digest, ret_hex);
 }

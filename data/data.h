@@ -1,12 +1,17 @@
 /*
- * data.h -- what a network is trained on: one interface for text, images, HDF5 files and generated
- * sets.
+ * data.h -- what a network is trained on: one interface for text, sound, images, HDF5 files and
+ * generated sets.
  *
  * A data_set is opened once and is read-only from then on: tokens and pixels lie in memory or in a
  * mapped file, so that a batch is an index computation and a copy.  Which samples a batch holds is
  * a function of (seed, step, index in the batch) and of nothing else: there is no cursor to store,
  * a resumed run sees the same batches, and a batch that is fetched in pieces (micro-batches) is the
  * same batch.
+ *
+ * A set of tokens is one long text, whose samples are windows of it, or it is made of sequences
+ * that stand alone (images as bytes, the generated tasks): then a sample is one whole sequence r of
+ * T tokens, y is r and x is r one place later, behind the start or a 0 that tells nothing.  Where y
+ * is -1 the prediction does not count.
  *
  * Legend: T context length, B samples in a batch, h w c height, width, channels of an image.
  */
@@ -22,13 +27,16 @@
 
 typedef enum data_kind { DATA_TOKENS, DATA_IMAGES } data_kind;
 
-/* The test part of an image set is its DATA_VAL; only enwik8 has a DATA_TEST. */
+/* The test part of MNIST and its like is DATA_VAL; a DATA_TEST have cifar10, enwik8, and what is
+ * cut with a test_fraction. */
 enum { DATA_TRAIN, DATA_VAL, DATA_TEST, DATA_SPLITS };
 
 typedef struct data_tokens {
     const void *at;                  /* [n] of u8, u16 or u32, little-endian */
     int64_t     n;
     int         bytes;               /* of one token: 1, 2 or 4 */
+    const uint8_t *scored;           /* [n], 0: it cannot be known, its prediction does not count;
+                                      * NULL: all count; sequences only */
 } data_tokens;
 
 typedef struct data_images {
@@ -47,10 +55,17 @@ typedef struct data_options {
     const char *tokenizer;           /* "char", "byte"; NULL or "": byte for enwik8, else char */
     const data_tokenizer *known;     /* NULL, or the tokenizer of a checkpoint, used instead */
     double      val_fraction;        /* of a text or of images without a test part, 0 <= f < 1 */
+    double      test_fraction;       /* the same, behind it; both together below 1 */
     int64_t     context;             /* T, tokens that a sample shows; token sets only */
     bool        start;               /* a sample begins with the start, token vocab, and so scores
                                       * T tokens of T, not of T + 1 */
-    int64_t     size;                /* generated sets: tokens or images in all; 0: the default */
+    int64_t     size;                /* generated sets: tokens, images or sequences in all; 0: the
+                                      * default */
+    bool        sequences;           /* images become tokens, one sequence each */
+    int64_t     image_size;          /* their height and width: zeros around, or means of blocks; 0:
+                                      * as they are */
+    int64_t     levels;              /* of a pixel or sample, 2 .. 256; 0: 256 */
+    int64_t     width;               /* grid: tokens of a row; 0: the square root of T */
     uint64_t    seed;                /* generated sets */
     double      mean, std;           /* images: x = (pixel / 255 - mean) / std */
     const char *h5_train, *h5_val;   /* names in an HDF5 file; NULL or "": /tokens/train and */
@@ -69,8 +84,8 @@ static inline data_options data_options_default(void)
 typedef struct data_set {
     data_kind   kind;
     char        name[32];            /* the source, as in data_options */
-    char        about[256];          /* one line: what it is, how much of it */
-    char       *file[4];             /* the files that it came from; NULL behind the last */
+    char        about[384];          /* one line: what it is, how much of it */
+    char       *file[8];             /* the files that it came from; NULL behind the last */
     data_tokens tokens[DATA_SPLITS];
     int64_t     context;             /* T */
     bool        start;               /* as in data_options */
@@ -78,7 +93,9 @@ typedef struct data_set {
     data_tokenizer *tokenizer;       /* NULL: tokens without a text, as in a foreign HDF5 file */
     double      entropy_rate;        /* nats per token, the best loss there is; NAN where unknown */
     data_images images[DATA_SPLITS];
-    int64_t     h, w, c, n_classes;
+    int64_t     h, w, c, n_classes;  /* h, w, c of sequences too where they are images; else 0 */
+    int64_t     sequence;            /* tokens of a sequence, the context; 0: one long text */
+    int64_t     rate;                /* sound: samples per second; else 0 */
     float       scale, shift;        /* of a pixel: x = pixel * scale + shift */
     void       *owned[8];            /* memory and maps to release */
     ag_map      map;
@@ -89,8 +106,12 @@ typedef struct data_set {
 int  data_open(const data_options *o, data_set **ret_set, ag_err *err);
 void data_close(data_set *d);                                      /* NULL is fine */
 
-/* SHA-256 of the files in order; of the tokens or pixels for a generated set. */
+/* SHA-256 of the files in order; of the tokens or pixels for a generated set and for sound. */
 int  data_sha256(const data_set *d, char ret_hex[65], ag_err *err);
+
+/* Tells whether a set holds the same samples as another one: SHA-256 of its sizes and of its tokens
+ * or pixels, of 64 places spread over each part where it has more than 4 MiB. */
+void data_fingerprint(const data_set *d, char ret_hex[65]);
 
 /* The names that data_options.source takes, NULL at the end. */
 const char *const *data_sources(void);
@@ -114,8 +135,8 @@ typedef struct data_draw {
                                       * see data_windows() */
 } data_draw;
 
-/* Samples of a split: images, or windows of T + 1 tokens that overlap by one (the last, short one
- * left out); with the start, windows of T tokens that do not. */
+/* Samples of a split: images, sequences, or windows of T + 1 tokens that overlap by one (the last,
+ * short one left out); with the start, windows of T tokens that do not. */
 int64_t data_samples(const data_set *d, int split);
 
 /*
@@ -132,9 +153,9 @@ int64_t data_sample_at(const data_set *d, const data_draw *w, int64_t i);
 /* Index s of the n samples of an epoch in its shuffled order: a bijection of 0 .. n-1. */
 int64_t data_shuffle(uint64_t seed, int64_t epoch, int64_t n, int64_t s);
 
-/* Fetch samples i0 .. i0+n-1 of the batch: x, y [n, T], y one token ahead (x begins with the start
- * where there is one); or x [n, h*w*c], label
- * [n].  Return the samples written: n, or fewer at the end of a sequential pass. */
+/* Fetch samples i0 .. i0+n-1 of the batch: x, y [n, T], y one token ahead, -1 where it does not
+ * count (x begins with the start where there is one); or x [n, h*w*c], label [n].  Return the
+ * samples written: n, or fewer at the end of a sequential pass. */
 int64_t data_batch_tokens(const data_set *d, const data_draw *w, int64_t i0, int64_t n,
                           int32_t *x, int32_t *y);
 int64_t data_batch_images(const data_set *d, const data_draw *w, int64_t i0, int64_t n,
@@ -179,6 +200,24 @@ int data_verify(const data_named *set, const char *dir, data_seen *seen, void *a
  * used instead of the published ones, each holding NAME/FILE.  On failure the message says how to
  * place the files by hand. */
 int data_get(const char *name, const char *dir, data_progress *progress, void *arg, ag_err *err);
+
+/* ---- pictures and sound from tokens: png.c, wav.c ---- */
+
+/* An image [h, w, c] of bytes as a PNG file (malloc): c 1 gray, 2 gray and opacity, 3 colours, 4
+ * colours and opacity.  AG_ESHAPE, AG_ENOMEM. */
+int data_png(const uint8_t *pixel, int64_t h, int64_t w, int64_t c, uint8_t **ret_file,
+             size_t *ret_size, ag_err *err);
+
+/* 8-bit mu-law, mu = 255 (ITU-T G.711's curve, evenly quantised as in WaveNet, arXiv 1609.03499,
+ * section 2.2): token floor((F(x) + 1) / 2 * 255 + 1/2) with F(x) = sign(x) ln(1 + 255 |x|) / ln
+ * 256; x beyond -1 .. 1 is cut; silence is token 128. */
+enum { DATA_SILENCE = 128 };
+uint8_t data_mulaw_encode(double x);
+double  data_mulaw_decode(uint8_t token);
+/* Tokens [n] as a WAV file (malloc), one channel of 16 bits.  AG_ENOMEM; AG_ECONFIG if it would be
+ * too long for one. */
+int data_wav(const int32_t *token, int64_t n, int64_t rate, uint8_t **ret_file, size_t *ret_size,
+             ag_err *err);
 
 /* ---- HDF5: hdf5.c ---- */
 

@@ -151,6 +151,6 @@ int data_open_digits(const data_options *o, data_set *d, ag_err *err)
     d->c = 1;
     d->n_classes = 10;
     d->images[DATA_TRAIN] = (data_images){at, label, n};
-    data_split_images(d, o->val_fraction);
+    data_split_images(d, o->val_fraction, o->test_fraction);
     return AG_OK;
 }

@@ -286,11 +286,12 @@ static int bind_tokens(const data_options *o, const h5_job *j, data_set *d, cons
         if (!d->tokenizer && most >= d->vocab)
             d->vocab = most + 1;
         if (a->rank)
-            d->tokens[s] = (data_tokens){d->map.data + a->at, a->n, a->bytes};
+            d->tokens[s] = (data_tokens){.at = d->map.data + a->at, .n = a->n,
+                                         .bytes = a->bytes};
     }
     if (rc == AG_OK && d->tokens[DATA_VAL].n == 0)
         data_split_tokens(d, d->tokens[0].at, d->tokens[0].n, d->tokens[0].bytes, o->val_fraction,
-                          0);
+                          o->test_fraction);
     return rc;
 }
 
@@ -336,12 +337,13 @@ static int bind_images(const data_options *o, const h5_job *j, data_set *d, cons
         d->w = a->dim[2];
         d->c = c;
         d->images[s] = (data_images){d->map.data + a->at, NULL, a->dim[0]};
-        const int rc = bind_labels(j, s, d, r, err);
+        const bool wanted = !o->sequences || r->array[s ? H5_VAL_LABELS : H5_TRAIN_LABELS].rank;
+        const int rc = wanted ? bind_labels(j, s, d, r, err) : AG_OK;
         if (rc)
             return rc;
     }
-    data_split_images(d, o->val_fraction);
-    return data_check_labels(d, 0, o->path, err);
+    data_split_images(d, o->val_fraction, o->test_fraction);
+    return o->sequences ? AG_OK : data_check_labels(d, 0, o->path, err);
 }
 
 /* The child may have been led astray in any way: its answer is checked again. */

@@ -146,6 +146,6 @@ int data_open_idx(const data_options *o, const char *dir, int n_classes, data_se
     }
     if (rc)
         return rc;
-    data_split_images(d, o->val_fraction);
+    data_split_images(d, o->val_fraction, o->test_fraction);
     return data_check_labels(d, n_classes, dir, err);
 }

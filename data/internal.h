@@ -12,16 +12,25 @@ int data_open_idx(const data_options *o, const char *dir, int n_classes, data_se
 int data_open_hdf5(const data_options *o, data_set *d, ag_err *err);
 int data_open_language(const data_options *o, data_set *d, ag_err *err);
 int data_open_digits(const data_options *o, data_set *d, ag_err *err);
+/* path: the published tar.gz, or one of the files data_batch_N.bin of its folder. */
+int data_open_cifar(const data_options *o, const char *path, data_set *d, ag_err *err);
+/* path: a WAV file or a folder of them. */
+int data_open_wav(const data_options *o, const char *path, data_set *d, ag_err *err);
+/* tasks.c: d->name is grid, recall or copy. */
+int data_open_task(const data_options *o, data_set *d, ag_err *err);
+
+/* sequences.c: makes the tokens of a set of images, one sequence each. */
+int data_make_sequences(const data_options *o, data_set *d, ag_err *err);
 
 /* Hands p to the set, which frees it; also on failure.  p NULL: AG_ENOMEM. */
 int data_own(data_set *d, void *p, size_t size, ag_err *err);
 int data_add_file(data_set *d, const char *path, ag_err *err);
-/* Cuts n tokens into train, val and test parts; test_fraction is part of val_fraction. */
+/* Cuts n tokens into train, val and test parts. */
 void data_split_tokens(data_set *d, const void *at, int64_t n, int bytes, double val, double test);
 /* Largest label + 1, at least n_classes; AG_EINPUT if n_classes > 0 and a label is not below it. */
 int data_check_labels(data_set *d, int64_t n_classes, const char *name, ag_err *err);
-/* Moves the last val_fraction of the training images into an empty DATA_VAL. */
-void data_split_images(data_set *d, double val_fraction);
+/* Moves the last of the training images into an empty DATA_VAL and DATA_TEST. */
+void data_split_images(data_set *d, double val, double test);
 
 /* ---- text.c ---- */
 /* Encodes a text into tokens of 1, 2 or 4 bytes (as few as the vocabulary needs). */

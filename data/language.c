@@ -175,6 +175,6 @@ int data_open_language(const data_options *o, data_set *d, ag_err *err)
         || (rc = data_own(d, at, size, err)))
         return rc;
     d->vocab = d->tokenizer->n;
-    data_split_tokens(d, at, n, bytes, o->val_fraction, 0);
+    data_split_tokens(d, at, n, bytes, o->val_fraction, o->test_fraction);
     return AG_OK;
 }

@@ -62,7 +62,7 @@ int64_t data_shuffle(uint64_t seed, int64_t epoch, int64_t n, int64_t s)
 /* Tokens of a split that can be scored: with nothing before it the first one cannot. */
 static int64_t targets(const data_set *d, int split)
 {
-    const int64_t n = d->tokens[split].n - (d->start ? 0 : 1);
+    const int64_t n = d->tokens[split].n - (d->start || d->sequence ? 0 : 1);
     return n > 0 ? n : 0;
 }
 
@@ -77,6 +77,8 @@ int64_t data_windows(const data_set *d, int split, int64_t last)
 {
     const int64_t n = targets(d, split), t = d->context;
     assert(d->kind == DATA_TOKENS && last > 0 && last <= t);
+    if (d->sequence)
+        return data_samples(d, split);
     return n < t ? 0 : 1 + (n - t + last - 1) / last;
 }
 
@@ -99,10 +101,10 @@ static sampler sampler_make(const data_set *d, const data_draw *w)
                  .unit = d->kind == DATA_TOKENS ? d->context : 1,
                  .most = INT64_MAX,
                  .epoch = -1};
-    if (w->order == DATA_RANDOM && d->kind == DATA_TOKENS) {
+    if (w->order == DATA_RANDOM && d->kind == DATA_TOKENS && !d->sequence) {
         s.n = targets(d, w->split) - d->context + 1;     /* offsets at which enough tokens follow */
         s.unit = 1;
-    } else if (w->last && d->kind == DATA_TOKENS) {
+    } else if (w->last && d->kind == DATA_TOKENS && !d->sequence) {
         s.n = data_windows(d, w->split, w->last);
         s.unit = w->last;
         s.most = targets(d, w->split) - d->context;
@@ -164,13 +166,16 @@ static void copy_tokens(const data_tokens *t, int64_t at, int64_t n, int32_t *re
 static void copy_sample(const data_set *d, int split, int64_t at, int32_t *x, int32_t *y)
 {
     const data_tokens *t = &d->tokens[split];
-    if (!d->start) {
+    if (!d->start && !d->sequence) {
         copy_tokens(t, at, d->context, x, y);
         return;
     }
-    x[0] = (int32_t)d->vocab;
+    x[0] = d->start ? (int32_t)d->vocab : 0;
     y[0] = token_at(t, at);
     copy_tokens(t, at, d->context - 1, x + 1, y + 1);
+    for (int64_t i = 0; t->scored && i < d->context; i++)
+        if (!t->scored[at + i])
+            y[i] = -1;
 }
 
 /* The first n targets do not count. */
@@ -190,7 +195,7 @@ int64_t data_batch_tokens(const data_set *d, const data_draw *w, int64_t i0, int
         if (at < 0)
             return i;
         copy_sample(d, w->split, at, x + i * d->context, y + i * d->context);
-        if (w->last && at > 0) {                         /* the window before has the others */
+        if (w->last && !d->sequence && at > 0) {         /* the window before has the others */
             const int64_t before = w->last * (w->step * w->batch + i0 + i - 1);
             hide(y + i * d->context, d->context - (at - before));
         }

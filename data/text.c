@@ -2,7 +2,8 @@
  * text.c -- a text file, plain or gzip, as characters or bytes.
  *
  * The parts are nanoGPT's: the first int(n * 0.9) tokens train, the rest validates; enwik8 is cut
- * 90 / 5 / 5 as everywhere (90 M, 5 M and 5 M bytes of the whole file).
+ * 90 / 5 / 5 as everywhere (90 M, 5 M and 5 M bytes of the whole file).  Any text has a test part
+ * with data_options.test_fraction.
  */
 #include "data/internal.h"
 #include <stdio.h>
@@ -68,8 +69,8 @@ int data_open_text(const data_options *o, const char *path, data_set *d, ag_err 
         return rc;
     d->vocab = d->tokenizer->n;
     if (enwik8)
-        data_split_tokens(d, at, n, bytes, 0.1, 0.05);
+        data_split_tokens(d, at, n, bytes, 0.05, 0.05);
     else
-        data_split_tokens(d, at, n, bytes, o->val_fraction, 0);
+        data_split_tokens(d, at, n, bytes, o->val_fraction, o->test_fraction);
     return data_add_file(d, path, err);
 }

@@ -105,8 +105,6 @@ static void bad_text(void **state)
     open_bad(&o, AG_ECONFIG, "needs data.path");
     o.source = "wikitext";
     open_bad(&o, AG_ECONFIG, "no source 'wikitext' (there are: shakespeare");
-    o.source = "cifar10";
-    open_bad(&o, AG_ECONFIG, "its binary format is not read");
     o = options("language", NULL, 0);
     open_bad(&o, AG_ECONFIG, "context");
     o.context = 4;
