@@ -300,6 +300,34 @@ void ag_pattern_free(ag_pattern *p)
     free(p);
 }
 
+/* The bits of a tile's queries in [begin, end). */
+static uint64_t rows_between(const ag_pattern_tile *t, int64_t begin, int64_t end)
+{
+    uint64_t rows = 0;
+    for (int r = 0; r < t->n; r++) {
+        const int64_t i = t->query0 + r * t->step;
+        if (i >= begin && i < end) rows |= UINT64_C(1) << r;
+    }
+    return rows;
+}
+
+int64_t ag_pattern_pairs(const ag_pattern *p, int64_t head, int64_t begin, int64_t end,
+                         int64_t keys)
+{
+    const ag_pattern_layout *l = ag_pattern_of(p, head);
+    if (begin <= 0 && end >= p->n && keys >= p->n) return l->n_seen;
+    int64_t pairs = 0;
+    for (int q = 0; q < l->n_parts; q++)
+        for (int64_t i = 0; i < l->part[q].n_tiles; i++) {
+            const ag_pattern_tile *t = &l->part[q].tile[i];
+            const uint64_t rows = rows_between(t, begin, end);
+            for (int64_t j = t->first; rows && j < t->first + t->n_keys; j++)
+                if (l->part[q].key[j] < keys)
+                    pairs += __builtin_popcountll(l->part[q].seen[j] & rows);
+        }
+    return pairs;
+}
+
 size_t ag_pattern_bytes(const ag_pattern *p)
 {
     size_t bytes = sizeof *p + (size_t)p->layouts * sizeof p->layout[0];

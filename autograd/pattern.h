@@ -10,8 +10,8 @@
  *                                 released code keeps l)
  *   STRIDED   (i - j) mod l = 0
  *   CHUNK     j / l = i / l       "fixed", first factor
- *   SUMMARY   l - (index + 1) c <= j mod l < l - index c       "fixed", second factor; the paper's is
- *                                 index 0, further ones give each head its own sub-block
+ *   SUMMARY   l - (index + 1) c <= j mod l < l - index c       "fixed", second factor; the paper's
+ *                                 is index 0, further ones give each head its own sub-block
  *   PAIRS     (i / c, j / c) is listed
  *
  * No set depends on n: a pattern for n positions serves any fewer.  A query may see no key (SUMMARY
@@ -92,6 +92,10 @@ bool ag_pattern_has(const ag_pattern *p, int head, int64_t i, int64_t j);
  * whole row.  False: there are none. */
 bool ag_pattern_run(const ag_pattern *p, int head, int64_t i, int64_t from, int64_t *ret_begin,
                     int64_t *ret_end);
+
+/* Pairs of a query in [begin, end) and a key before `keys`. */
+int64_t ag_pattern_pairs(const ag_pattern *p, int64_t head, int64_t begin, int64_t end,
+                         int64_t keys);
 
 size_t ag_pattern_bytes(const ag_pattern *p);
 

@@ -25,9 +25,10 @@ typedef struct nn_attention_config {
     int64_t d_qk, d_v;               /* per head */
     bool    bias;                    /* of dense projections */
     double  dropout;                 /* of the attention weights, and of the branch's end */
-    bool    keep_weights;            /* no dropout of the attention weights */
+    bool    keep_weights;            /* no dropout of the attention weights, as with a pattern */
     double  init_std;                /* 0: Glorot */
     double  out_gain;                /* factor of the initial output projection */
+    const ag_pattern *pattern;       /* which keys queries see, lives longer; NULL: all earlier */
 
     nn_map_kind type;                /* NN_MAP_NONE: as NN_MAP_DENSE */
     int64_t modules;                 /* S; 0: n_heads */

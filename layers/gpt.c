@@ -144,7 +144,17 @@ static nn_ff *gpt_ff_layer(const nn_model *m, int i)
     return i < g->config.n_layers ? &g->block[i].ff : NULL;
 }
 
-static void gpt_release(nn_model *m) { free(((nn_gpt *)m)->block); }
+static void gpt_release(nn_model *m)
+{
+    free(((nn_gpt *)m)->block);
+    nn_patterns_free(((nn_gpt *)m)->patterns);
+}
+
+/* What layer i sees; NULL: all earlier keys. */
+static const ag_pattern *pattern_of(const nn_gpt *g, int64_t i)
+{
+    return g->patterns ? nn_patterns_of(g->patterns, i)->keys : NULL;
+}
 
 static void gpt_build(nn_gpt *g, nn_params *p)
 {
@@ -156,7 +166,9 @@ static void gpt_build(nn_gpt *g, nn_params *p)
         nn_block *b = &g->block[i];
         const size_t at = nn_push(p, "blocks/%d", i);
         nn_norm_build(&b->norm1, p, "norm1", d, c->bias, c->norm_eps);
-        nn_attention_build(&b->attention, p, "attention", &c->attention);
+        nn_attention_config a = c->attention;
+        a.pattern = pattern_of(g, i);
+        nn_attention_build(&b->attention, p, "attention", &a);
         nn_norm_build(&b->norm2, p, "norm2", d, c->bias, c->norm_eps);
         nn_ff_build(&b->ff, p, "ff", d, &c->ff);
         nn_pop(p, at);
@@ -174,24 +186,36 @@ static int64_t params_below(const nn_params *p, const char *prefix)
     return n;
 }
 
-/* A query sees (context + 1) / 2 keys on average. */
+/* Keys that a query sees on average, those of all heads and layers together. */
+static double keys_per_query(const nn_gpt *g)
+{
+    const nn_gpt_config *c = &g->config;
+    double keys = 0;
+    for (int64_t i = 0; i < c->n_layers; i++) {
+        const ag_pattern *p = pattern_of(g, i);
+        if (!p) keys += 0.5 * (double)(c->n_heads * (c->context + 1));
+        for (int64_t h = 0; p && h < c->n_heads; h++)
+            keys += (double)ag_pattern_of(p, h)->n_seen / (double)c->context;
+    }
+    return keys;
+}
+
 static nn_cost cost_of(const nn_gpt *g)
 {
     const nn_gpt_config *c = &g->config;
     const nn_params *p = g->model.params;
     const nn_block *b = &g->block[0];
-    const int64_t heads = c->n_heads * (c->d_qk + c->d_v);
-    const double pairs = 0.5 * (double)(heads * (c->context + 1));
-    const double layer =
-        (double)(nn_attention_products(&b->attention) + nn_ff_products(&b->ff)) + pairs;
-    const double products = (double)c->n_layers * layer + (double)nn_head_products(&g->head);
+    const double layer = (double)(nn_attention_products(&b->attention) + nn_ff_products(&b->ff));
+    const double products = (double)c->n_layers * layer + (double)nn_head_products(&g->head) +
+                            (double)(c->d_qk + c->d_v) * keys_per_query(g);
     const int64_t ff = c->n_layers * nn_ff_params(&b->ff),
         live = c->n_layers * nn_ff_touched(&b->ff);
     const int64_t unread = nn_embedding_unread(&g->embedding, c->tied) + nn_head_beside(&g->head);
     return (nn_cost){ .params = p->n_used, .ff_params = ff, .ff_touched = live,
                       .flops = 2 * products, .touched = p->n_used - ff + live - unread,
                       .attention_params = c->n_layers * params_below(p, "blocks/0/attention/"),
-                      .head_params = params_below(p, "head/"), .d_ff = c->ff.d_ff };
+                      .head_params = params_below(p, "head/"), .d_ff = c->ff.d_ff,
+                      .pattern_bytes = g->patterns ? nn_patterns_bytes(g->patterns) : 0 };
 }
 
 /* Checked and laid out, without memory for the parameters. */
@@ -209,13 +233,16 @@ static int plan(const nn_gpt_config *config, ag_dtype dtype, nn_gpt **ret_g, ag_
         return ag_err_set(err, AG_ENOMEM, "out of memory for the model");
     }
     *g = (nn_gpt){ .config = filled(config), .block = block };
+    g->config.pattern = NULL;        /* the caller's */
     g->model = (nn_model){ .kind = "gpt", .params = p, .classes = config->vocab,
                            .start = config->embedding.start,
                            .logits = gpt_logits, .cache_new = gpt_cache_new,
                            .ff_layer = gpt_ff_layer, .release = gpt_release };
-    gpt_build(g, p);
-    if (p->err.code) {
-        const int r = ag_err_set(err, p->err.code, "%s", p->err.msg);
+    int r = config->pattern ? nn_patterns_new(&g->patterns, config->pattern, config->context,
+                                              config->n_layers, config->n_heads, err) : AG_OK;
+    if (r == AG_OK) gpt_build(g, p);
+    if (r == AG_OK && p->err.code) r = ag_err_set(err, p->err.code, "%s", p->err.msg);
+    if (r < 0) {
         nn_model_free(&g->model);
         return r;
     }

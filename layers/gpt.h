@@ -16,6 +16,7 @@
 #include "layers/embedding.h"
 #include "layers/head.h"
 #include "layers/model.h"
+#include "layers/pattern.h"
 
 typedef struct nn_gpt_config {
     int64_t vocab, context;          /* tokens */
@@ -30,8 +31,10 @@ typedef struct nn_gpt_config {
     double  norm_eps, final_norm_eps;                    /* the last layer norm; 0: norm_eps */
     nn_embedding_config embedding;   /* its sizes and init are set here */
     nn_ff_config ff;                 /* init_std and out_gain are set here */
-    nn_attention_config attention;   /* of which the sizes above, bias, dropout and init are set
-                                      * here */
+    nn_attention_config attention;   /* of which the sizes above, bias, dropout, init and pattern
+                                      * are set here */
+    const char *pattern;             /* as pattern.h; NULL or "dense": queries see all earlier keys;
+                                      * read while the model is made */
     nn_head_config head;             /* its sizes and init are set here; tied needs a dense one */
 } nn_gpt_config;
 
@@ -49,6 +52,7 @@ typedef struct nn_gpt {
     nn_block     *block;             /* [n_layers] */
     nn_norm       norm;
     nn_head       head;
+    nn_patterns  *patterns;          /* NULL: all layers are dense */
 } nn_gpt;
 
 /* AG_ECONFIG names the fields that do not fit. */

@@ -36,6 +36,7 @@ static int count_params(const counter *k, int64_t d_ff, int64_t *ret_n, ag_err *
     nn_gpt_config c = *k->gpt;
     nn_cost cost;
     c.ff.d_ff = d_ff;
+    c.pattern = NULL;                /* it has no parameters */
     const int r = nn_gpt_cost(&c, &cost, err);
     if (!r) *ret_n = cost.params;
     return r;

@@ -15,6 +15,7 @@ typedef struct nn_cost {
     int64_t attention_params;        /* of all attention layers; 0: it has none */
     int64_t head_params;             /* of the output layer; 0: shared with the embedding */
     int64_t d_ff;                    /* inner width of a feed-forward layer */
+    size_t  pattern_bytes;           /* of the attention patterns */
 } nn_cost;
 
 typedef struct nn_model nn_model;

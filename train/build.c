@@ -108,6 +108,7 @@ static int match_params(const train_config *c, nn_gpt_config *g, ag_err *err)
 {
     nn_gpt_config like = *g;
     like.attention = (nn_attention_config){ .type = NN_MAP_DENSE };
+    like.pattern = NULL;
     like.head = (nn_head_config){ .type = NN_HEAD_DENSE };
     g->ff.d_lowrank = like.ff.d_lowrank = c->model.ff.d_lowrank;     /* 0: by its own d_ff */
     const int64_t multiple = c->model.ff.type == TRAIN_FF_DENSE ? 1 : c->model.ff.block;
@@ -135,7 +136,8 @@ static int gpt_config(const train_config *c, int64_t vocab, nn_gpt_config *ret_g
         .init = init_rule(c), .init_std = c->model.init_std,
         .norm_eps = c->model.layer_norm_eps, .final_norm_eps = c->model.final_norm_eps,
         .embedding = embedding_config(c), .ff = ff_config(c),
-        .attention = attention_config(c), .head = head_config(c),
+        .attention = attention_config(c), .pattern = c->model.attention.pattern,
+        .head = head_config(c),
     };
     const int r = c->model.match == TRAIN_MATCH_PARAMS  ? match_params(c, &g, err)
                 : c->model.match == TRAIN_MATCH_TOUCHED ? match_touched(c, g.d_model, &g.ff, err)

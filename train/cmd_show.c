@@ -102,6 +102,9 @@ static int show_memory(train_session *s, ag_err *err)
     if (r < 0) return r;
     printf("%-30s %10.2f MB\n%-30s %10.2f MB\n%-30s %10.2f MB\n", "parameters", megabytes(params),
            "gradients", megabytes(params), "optimizer", megabytes(params * s->opt->n_slots));
+    if (s->model->cost.pattern_bytes)
+        printf("%-30s %10.2f MB\n", "attention patterns",
+               megabytes((double)s->model->cost.pattern_bytes));
     printf("activations of a micro-batch of %" PRId64 "\n", s->config.train.micro_batch);
     print_activations(s->tape);
     const double forward = (double)ag_tape_bytes(s->tape).used;
@@ -111,7 +114,8 @@ static int show_memory(train_session *s, ag_err *err)
     const double peak = (double)ag_tape_bytes(s->tape).peak;
     printf("%-30s %10.2f MB\n%-30s %10.2f MB\n", "their gradients, workspace",
            megabytes(peak - forward),
-           "all, at the peak of a step", megabytes(params * (2 + s->opt->n_slots) + peak));
+           "all, at the peak of a step", megabytes(params * (2 + s->opt->n_slots) + peak +
+                     (double)s->model->cost.pattern_bytes));
     return AG_OK;
 }
 

@@ -1,6 +1,7 @@
 /*
  * config_check.c -- what must hold between keys, and the sizes that follow from several.
  */
+#include "layers/pattern.h"
 #include "train/schema.h"
 
 #include <stdio.h>
@@ -181,6 +182,25 @@ static void check_position(checker *k)
               "model.context", "the bytes of a row of the image");
 }
 
+/* The pattern is text that only layers/ can read; it says where it is wrong. */
+static void check_pattern(checker *k)
+{
+    const train_config *c = k->c;
+    const char *path = "model.attention.pattern";
+    const bool gpt = c->model.type == TRAIN_MODEL_GPT;
+    ag_err err = { 0 };
+    if (!gpt && strcmp(c->model.attention.pattern, "dense"))
+        clash(k, path, "needs attention, which only a gpt has, but", "model.type", "");
+    else if (gpt && nn_patterns_check(c->model.attention.pattern, c->model.context,
+                                      c->model.n_heads, &err) < 0 && k->used < sizeof k->text) {
+        char origin[TRAIN_TEXT_MAX + 16], shown[160];
+        train_value_origin(c, train_key_find(path), origin, sizeof origin);
+        train_text_clean(origin, shown, sizeof shown);
+        k->used += (size_t)snprintf(k->text + k->used, sizeof k->text - k->used, "%s%s (%s): %s",
+                                    k->used ? "\n" : "", path, shown, err.msg);
+    }
+}
+
 static void check_model(checker *k)
 {
     const train_config *c = k->c;
@@ -189,6 +209,7 @@ static void check_model(checker *k)
         clash(k, "model.d_model", "must be a multiple of", "model.n_heads",
               "or set model.d_qk and model.d_v");
     check_sparse_parts(k);
+    check_pattern(k);
     if (c->model.ff.type != TRAIN_FF_DENSE || c->model.match == TRAIN_MATCH_TOUCHED) check_ff(k);
     if (gpt) check_position(k);
 }

@@ -150,7 +150,7 @@ static void explain_key(FILE *f, const train_config *init, int key)
     train_value_text(init, key, value);
     fprintf(f, "%s\n  %s\n  %s\n  default: %s\n  may change on resume: %s\n", k->path,
             k->help, domain, value, k->free ? "yes" : "no");
-    for (int i = 0; k->type == TRAIN_WORD && i < TRAIN_CHOICES; i++)
+    for (int i = 0; k->limits[0] && i < TRAIN_CHOICES; i++)
         if (strcmp(train_words[i].list, k->limits) == 0)
             fprintf(f, "    %-13s %s\n", train_words[i].word, train_words[i].help);
 }

@@ -150,7 +150,8 @@ void train_key_domain(const train_key *k, char *buf, size_t size)
                                         "text", "one of: "};
     char words[512] = "";
     if (k->type == TRAIN_WORD) list_words(k->limits, words, sizeof words);
-    snprintf(buf, size, "%s%s%s%s", nouns[k->type], k->type == TRAIN_WORD ? words : k->limits,
+    const char *limits = k->type == TRAIN_WORD ? words : k->type == TRAIN_TEXT ? "" : k->limits;
+    snprintf(buf, size, "%s%s%s%s", nouns[k->type], limits,
              k->unit[0] ? ", " : "", k->unit);
 }
 

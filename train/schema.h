@@ -17,7 +17,7 @@ typedef struct train_key {
     train_type  type;
     size_t      offset;              /* of the field in train_config */
     const char *init;                /* default, as in a file */
-    const char *limits;              /* "[1, 64]", or the list of choices */
+    const char *limits;              /* "[1, 64]"; the list of choices; TEXT: of its forms, or "" */
     const char *unit;
     bool        free;                /* may change on resume */
     const char *help;

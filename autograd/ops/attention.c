@@ -70,8 +70,8 @@ static int check_options(const ag_call *c)
                        c->op->name, c->attr.attention.drop);
     const ag_pattern *p = c->attr.attention.pattern;
     if (p && (!c->attr.attention.causal || c->attr.attention.drop > 0))
-        return ag_fail(c->tape, AG_ERANGE, "%s: a pattern wants causal attention without dropout on "
-                       "its weights", c->op->name);
+        return ag_fail(c->tape, AG_ERANGE, "%s: a pattern wants causal attention, without dropout "
+                       "on its weights", c->op->name);
     const ag_shape *q = &c->in[0]->shape;
     if (p && q->ndim == 3 && q->dim[1] + c->attr.attention.q_pos0 > p->n)
         return ag_fail(c->tape, AG_ERANGE, "%s: %lld positions, but the pattern is for %lld",
@@ -164,6 +164,12 @@ static int64_t attend_flops(const ag_call *c)
 {
     const ag_attention a = setup(c);
     int64_t pairs = a.tq * a.tk;
+    if (a.pattern) {
+        pairs = 0;
+        for (int64_t h = 0; h < a.heads; h++)
+            pairs += ag_pattern_pairs(a.pattern, h, a.q_pos0, a.q_pos0 + a.tq, a.tk);
+        return 2 * a.batch * pairs * (a.d_qk + a.d_v);
+    }
     if (a.causal) {
         pairs = 0;
         for (int64_t i = 0; i < a.tq; i++) {
@@ -299,6 +305,11 @@ static int cached_shape(ag_call *c, ag_shape *out)
                        "attend_cached: %lld positions and %lld new ones do not fit into a cache of "
                        "%lld", (long long)kv->length, (long long)x->dim[1],
                        (long long)kv->capacity);
+    const ag_pattern *p = c->attr.attention.pattern;
+    if (p && kv->length + x->dim[1] > p->n)
+        return ag_fail(c->tape, AG_ERANGE, "attend_cached: %lld positions and %lld new ones, but "
+                       "the pattern is for %lld", (long long)kv->length, (long long)x->dim[1],
+                       (long long)p->n);
     return AG_OK;
 }
 
