@@ -36,7 +36,7 @@ struct ag_tape {
     ag_noise_key noise;
     const struct ag_scope_node *scope;
     int  error;                      /* the first one; 0 while all is well */
-    bool no_grad, watch;
+    bool no_grad, watch, plan;
     char message[1024];
     ag_tensor poison;                /* what a failed op returns: a NaN scalar */
     double nan[2];
@@ -83,6 +83,7 @@ bool ag_tape_no_grad(ag_tape *t, bool on)
     return was;
 }
 void ag_tape_watch(ag_tape *t, bool on) { t->watch = on; }
+void ag_tape_plan(ag_tape *t, bool on) { t->plan = on; }
 int ag_error(const ag_tape *t) { return t->error; }
 const char *ag_error_message(const ag_tape *t) { return t->message; }
 int ag_tape_calls(const ag_tape *t) { return t->n; }
@@ -303,7 +304,7 @@ ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN],
     }
     if (check_inputs(t, c) < 0 || make_outputs(t, c, needs_grad) < 0) return poison(t);
 
-    if (op->forward) {
+    if (op->forward && !t->plan) {
         const ag_mark scratch = ag_arena_mark(&t->data);
         op->forward(c);
         ag_arena_rewind(&t->data, scratch);
@@ -396,7 +397,7 @@ static bool outputs_ready(ag_tape *t, ag_call *c)
         ag_tensor *y = c->out[i];
         if (y->grad_written || y->dtype == AG_I32) continue;
         if (!y->grad && !(y->grad = grad_alloc(t, y))) return false;
-        c->k->fill(y->size, 0, y->grad);
+        if (!t->plan) c->k->fill(y->size, 0, y->grad);
         y->grad_written = true;
     }
     return true;
@@ -417,14 +418,20 @@ static int reserve_grads(ag_tape *t, ag_call *c)
     return AG_OK;
 }
 
+static void run_backward(ag_tape *t, ag_call *c)
+{
+    const ag_mark scratch = ag_arena_mark(&t->data);
+    c->op->backward(c);
+    ag_arena_rewind(&t->data, scratch);
+}
+
 static int replay(ag_tape *t)
 {
     for (int i = t->n - 1; i >= 0; i--) {
         ag_call *c = t->call[i];
         if (outputs_ready(t, c) && !t->error && reserve_grads(t, c) == AG_OK) {
-            const ag_mark scratch = ag_arena_mark(&t->data);
-            c->op->backward(c);
-            ag_arena_rewind(&t->data, scratch);
+            if (t->plan) ag_plan_backward(c);
+            else run_backward(t, c);
             if (t->watch && !t->error) ag_watch_backward(t, c);
         }
         if (t->error) return t->error;
@@ -487,10 +494,3 @@ ag_noise ag_noise_for(const ag_tape *t, uint32_t site, int64_t rows)
 }
 
 size_t ag_real_size(const ag_call *c) { return ag_dtype_size(c->k->dtype); }
-
-int ag_digit(int64_t *i, int n)
-{
-    const int d = (int)(*i % n);
-    *i /= n;
-    return d;
-}

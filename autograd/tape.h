@@ -70,6 +70,11 @@ void ag_scope_end(ag_tape *t);
  * inputs.  Slow: for replaying a bad step. */
 void ag_tape_watch(ag_tape *t, bool on);
 
+/* While on, ops and their backward only take the memory that they would need, but for what an op
+ * works in, and run nothing: calls, shapes and bytes of a step without its time.  Numbers are not
+ * touched, so the memory costs address space alone. */
+void ag_tape_plan(ag_tape *t, bool on);
+
 int         ag_error(const ag_tape *t);
 const char *ag_error_message(const ag_tape *t);
 /* Copies the tape's error to err and returns its code. */

@@ -60,3 +60,14 @@ void ag_watch_backward(ag_tape *t, const ag_call *c)
         if (r.bad) watch_fail(t, c, x, x->name ? x->name : "the gradient of input", r.bad);
     }
 }
+
+void ag_plan_backward(ag_call *c)
+{
+    ag_tensor *y = c->out[0];
+    for (int i = 0; i < c->op->n_in; i++) {
+        ag_tensor *x = c->in[i];
+        bool acc;
+        if (x && !x->grad && y->grad && !y->grad_kept && c->op->passes >> i & 1) ag_grad_pass(c, i);
+        else ag_grad_of(c, i, &acc);
+    }
+}

@@ -1,5 +1,6 @@
 /*
- * watch.h -- what tape.c does while ag_tape_watch() is on: a search for NaN and infinity.
+ * watch.h -- what tape.c does while ag_tape_watch() is on, a search for NaN and infinity, or
+ * ag_tape_plan(), only taking memory.
  *
  * The first value that is not finite becomes the error of the tape, AG_EDIVERGED, with the place of
  * the call and the ranges of its inputs.
@@ -14,5 +15,8 @@ void ag_watch_backward(ag_tape *t, const ag_call *c);    /* the gradients of the
 
 /* The scope is from now on that in which c was called (tape.c). */
 void ag_scope_of_call(ag_tape *t, const ag_call *c);
+
+/* On a tape that plans: takes the memory that the gradients of the call's inputs would. */
+void ag_plan_backward(ag_call *c);
 
 #endif

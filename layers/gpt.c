@@ -117,9 +117,11 @@ static ag_tensor *gpt_logits(const nn_model *m, ag_tape *t, ag_tensor *ids, nn_m
                              ag_kv_cache *cache)
 {
     const nn_gpt *g = (const nn_gpt *)m;
+    ag_scope(t, "embedding", -1);
     ag_tensor *x =
         nn_embedding_forward(&g->embedding, t, ids, cache ? ag_kv_cache_length(cache) : 0);
     x = nn_dropout_forward(&g->drop, t, x, mode);
+    ag_scope_end(t);
     for (int i = 0; i < (int)g->config.n_layers; i++)
         x = block_forward(&g->block[i], t, x, mode, cache, i);
     return nn_head_forward(&g->head, t, nn_norm_forward(&g->norm, t, x), mode);
@@ -264,6 +266,17 @@ int nn_gpt_new(const nn_gpt_config *config, ag_dtype dtype, uint64_t seed, nn_mo
     }
     *ret_model = &g->model;
     return AG_OK;
+}
+
+int nn_gpt_plan(const nn_gpt_config *config, ag_dtype dtype, nn_model **ret_model, ag_err *err)
+{
+    nn_gpt *g;
+    int r = plan(config, dtype, &g, err);
+    if (r) return r;
+    r = nn_params_layout(g->model.params, err);
+    if (r) nn_model_free(&g->model);
+    else *ret_model = &g->model;
+    return r;
 }
 
 int nn_gpt_cost(const nn_gpt_config *config, nn_cost *ret_cost, ag_err *err)

@@ -60,6 +60,8 @@ int nn_gpt_check(const nn_gpt_config *c, ag_err *err);
 /* Checked, built and initialised.  AG_ECONFIG, AG_ENOMEM. */
 int nn_gpt_new(const nn_gpt_config *c, ag_dtype dtype, uint64_t seed, nn_model **ret_model,
                ag_err *err);
+/* The same, its weights left at zero and untouched: for a tape that only plans. */
+int nn_gpt_plan(const nn_gpt_config *c, ag_dtype dtype, nn_model **ret_model, ag_err *err);
 /* The sizes that this model would have. */
 int nn_gpt_cost(const nn_gpt_config *c, nn_cost *ret_cost, ag_err *err);
 #endif

@@ -113,7 +113,7 @@ const nn_item *nn_params_find(const nn_params *p, const char *name)
 
 /* --- memory and initial values ---------------------------------------------------------------- */
 
-int nn_params_alloc(nn_params *p, uint64_t seed, ag_err *err)
+int nn_params_layout(nn_params *p, ag_err *err)
 {
     if (p->err.code) return ag_err_set(err, p->err.code, "%s", p->err.msg);
     const size_t size = ag_dtype_size(p->dtype), bytes = (size_t)p->n * size;
@@ -127,9 +127,16 @@ int nn_params_alloc(nn_params *p, uint64_t seed, ag_err *err)
         const nn_item *item = &p->items[i];
         item->tensor->data = (char *)p->weights + (size_t)item->offset * size;
         item->tensor->grad = (char *)p->grads + (size_t)item->offset * size;
-        nn_init_fill(&item->init, seed, AG_SITE_INIT + (uint32_t)i, item->tensor);
     }
     return AG_OK;
+}
+
+int nn_params_alloc(nn_params *p, uint64_t seed, ag_err *err)
+{
+    const int r = nn_params_layout(p, err);
+    for (int i = 0; r == AG_OK && i < p->n_items; i++)
+        nn_init_fill(&p->items[i].init, seed, AG_SITE_INIT + (uint32_t)i, p->items[i].tensor);
+    return r;
 }
 
 void nn_params_zero_grad(nn_params *p)

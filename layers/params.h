@@ -55,6 +55,8 @@ uint32_t nn_site(nn_params *p);
 /* Lays out and initialises all parameters; gradients are zero.  AG_ENOMEM, or the first error of
  * building. */
 int nn_params_alloc(nn_params *p, uint64_t seed, ag_err *err);
+/* The same without initial values: all is zero, and large parts are not touched. */
+int nn_params_layout(nn_params *p, ag_err *err);
 void nn_params_zero_grad(nn_params *p);
 const nn_item *nn_params_find(const nn_params *p, const char *name); /* NULL: none of that name */
 

@@ -153,6 +153,13 @@ int train_build_gpt(const train_config *c, int64_t vocab, nn_model **ret_model, 
     return r < 0 ? r : nn_gpt_new(&g, AG_F32, (uint64_t)c->run.seed, ret_model, err);
 }
 
+int train_plan_gpt(const train_config *c, int64_t vocab, nn_model **ret_model, ag_err *err)
+{
+    nn_gpt_config g;
+    const int r = gpt_config(c, vocab, &g, err);
+    return r < 0 ? r : nn_gpt_plan(&g, AG_F32, ret_model, err);
+}
+
 int train_build_mlp(const train_config *c, int64_t d_in, int64_t classes, nn_model **ret_model,
                     ag_err *err)
 {

@@ -20,26 +20,38 @@ static void list_ops(void)
     }
 }
 
-/* The calls of one micro-batch's forward, recorded on the session's tape, and its backward. */
-static int record_step(train_session *s, ag_err *err)
+/* One micro-batch on the tape; its numbers do not matter. */
+static void fetch(train_session *s, ag_tensor **ret_x, ag_tensor **ret_y)
 {
-    const int64_t n = s->config.train.micro_batch;
+    const int64_t n = s->config.train.micro_batch, tokens = n * s->context;
     ag_tape *t = s->tape;
     const data_draw w = { .split = DATA_TRAIN, .order = s->d_in ? DATA_SHUFFLED : DATA_RANDOM,
                           .seed = 1, .batch = n };
-    ag_tensor *x, *y;
     if (s->d_in) {
         data_batch_images(s->data, &w, 0, n, s->pixels, s->targets);
-        x = ag_input(t, AG_SHAPE(n, s->d_in), s->pixels, false);
-        y = ag_input_i32(t, AG_SHAPE(n), s->targets);
-    } else {
-        data_batch_tokens(s->data, &w, 0, n, s->ids, s->targets);
-        x = ag_input_i32(t, AG_SHAPE(n, s->context), s->ids);
-        y = ag_input_i32(t, AG_SHAPE(n, s->context), s->targets);
+        *ret_x = ag_input(t, AG_SHAPE(n, s->d_in), s->pixels, false);
+        *ret_y = ag_input_i32(t, AG_SHAPE(n), s->targets);
+        return;
     }
-    ag_tape_noise(t, &(ag_noise_key){ 1, 0, 0, n });
-    nn_model_loss(s->model, t, x, y, NN_TRAIN);
-    return ag_tape_status(t, err);
+    if (s->data) {
+        data_batch_tokens(s->data, &w, 0, n, s->ids, s->targets);
+    } else {
+        memset(s->ids, 0, (size_t)tokens * sizeof *s->ids);
+        memset(s->targets, 0, (size_t)tokens * sizeof *s->targets);
+    }
+    *ret_x = ag_input_i32(t, AG_SHAPE(n, s->context), s->ids);
+    *ret_y = ag_input_i32(t, AG_SHAPE(n, s->context), s->targets);
+}
+
+/* The calls of one micro-batch's forward, recorded on the session's tape; *ret_loss may be used for
+ * its backward. */
+static int record_step(train_session *s, ag_tensor **ret_loss, ag_err *err)
+{
+    ag_tensor *x, *y;
+    fetch(s, &x, &y);
+    ag_tape_noise(s->tape, &(ag_noise_key){ 1, 0, 0, s->config.train.micro_batch });
+    *ret_loss = nn_model_loss(s->model, s->tape, x, y, NN_TRAIN);
+    return ag_tape_status(s->tape, err);
 }
 
 static double megabytes(double bytes) { return 1e-6 * bytes; }
@@ -54,7 +66,8 @@ static size_t call_bytes(const ag_call *c)
 
 static int show_ops(train_session *s, ag_err *err)
 {
-    const int r = record_step(s, err);
+    ag_tensor *loss;
+    const int r = record_step(s, &loss, err);
     if (r < 0) return r;
     double flops = 0, bytes = 0;
     printf("%4s  %-14s %-22s %-18s %10s %9s\n", "call", "op", "where", "output", "MFLOP",
@@ -95,32 +108,80 @@ static void print_activations(const ag_tape *t)
     }
 }
 
-static int show_memory(train_session *s, ag_err *err)
+/* "59,196,928" */
+static const char *grouped(int64_t n, char buf[32])
+{
+    char digits[24];
+    const int len = snprintf(digits, sizeof digits, "%" PRId64, n);
+    int at = 0;
+    for (int i = 0; i < len; i++) {
+        if (i && (len - i) % 3 == 0) buf[at++] = ',';
+        buf[at++] = digits[i];
+    }
+    buf[at] = '\0';
+    return buf;
+}
+
+static void print_bytes(const char *what, double bytes)
+{
+    printf("%-30s %10.2f MB\n", what, megabytes(bytes));
+}
+
+/* Of a step that is taken or, on a tape that plans, is not. */
+static int show_memory(train_session *s, bool plan, ag_err *err)
 {
     const double params = (double)s->model->params->n * sizeof(float);
-    int r = record_step(s, err);
+    char count[32];
+    ag_tensor *part;
+    double loss, norm;
+    int r = record_step(s, &part, err);
     if (r < 0) return r;
-    printf("%-30s %10.2f MB\n%-30s %10.2f MB\n%-30s %10.2f MB\n", "parameters", megabytes(params),
-           "gradients", megabytes(params), "optimizer", megabytes(params * s->opt->n_slots));
-    if (s->model->cost.pattern_bytes)
-        printf("%-30s %10.2f MB\n", "attention patterns",
-               megabytes((double)s->model->cost.pattern_bytes));
+    printf("%s, %s parameters\n", s->model->kind, grouped(s->model->cost.params, count));
+    print_bytes("parameters", params);
+    print_bytes("gradients", params);
+    print_bytes("optimizer", params * s->opt->n_slots);
+    const double patterns = (double)s->model->cost.pattern_bytes;
+    if (patterns > 0) print_bytes("attention patterns", patterns);
     printf("activations of a micro-batch of %" PRId64 "\n", s->config.train.micro_batch);
     print_activations(s->tape);
     const double forward = (double)ag_tape_bytes(s->tape).used;
-    ag_tape_reset(s->tape);
-    double loss, norm;
-    if ((r = train_session_step(s, &loss, &norm, err)) < 0) return r;
+    if (plan) {
+        ag_backward(s->tape, part, 1);
+        r = ag_tape_status(s->tape, err);
+    } else {
+        ag_tape_reset(s->tape);
+        r = train_session_step(s, &loss, &norm, err);
+    }
+    if (r < 0) return r;
     const double peak = (double)ag_tape_bytes(s->tape).peak;
-    printf("%-30s %10.2f MB\n%-30s %10.2f MB\n", "their gradients, workspace",
-           megabytes(peak - forward),
-           "all, at the peak of a step", megabytes(params * (2 + s->opt->n_slots) + peak +
-                     (double)s->model->cost.pattern_bytes));
+    print_bytes(plan ? "their gradients" : "their gradients, workspace", peak - forward);
+    print_bytes(plan ? "all, at the peak of a step (*)" : "all, at the peak of a step",
+                params * (2 + s->opt->n_slots) + peak + patterns);
+    if (plan)
+        puts("(*) planned, without the workspace of single ops; --run takes a step");
     return AG_OK;
+}
+
+/* The vocabulary as far as the configuration tells it: 256 for bytes, 0 where the data do. */
+static int64_t known_vocab(const train_config *c)
+{
+    const bool text = c->data.source == TRAIN_SOURCE_TEXT ||
+                      c->data.source == TRAIN_SOURCE_SHAKESPEARE ||
+                      c->data.source == TRAIN_SOURCE_ENWIK8;
+    const bool bytes = c->data.tokenizer == TRAIN_TOKENIZER_BYTE ||
+                       (c->data.tokenizer == TRAIN_TOKENIZER_AUTO &&
+                        c->data.source == TRAIN_SOURCE_ENWIK8);
+    return (text && bytes) || train_config_has_images(c) ? 256 : 0;
 }
 
 int train_cmd_show(int argc, char **argv, ag_err *err)
 {
+    bool run = false;
+    int64_t vocab = 0;
+    const train_flag flags[] = { { "run", TRAIN_FLAG_ON, &run, 0, 0, 0 },
+                                 { "vocab", TRAIN_FLAG_INT, &vocab, 0, 1, 1 << 24 }, { 0 } };
+    int r = train_flags_read(flags, &argc, argv, err);
+    if (r < 0) return r;
     if (argc == 2 && !strcmp(argv[1], "ops")) {
         list_ops();
         return AG_OK;
@@ -129,13 +190,16 @@ int train_cmd_show(int argc, char **argv, ag_err *err)
         memory = argc > 2 && !strcmp(argv[1], "memory");
     if (!ops && !memory) return AG_ECONFIG;
     train_config c;
-    int r = train_config_args(argc - 1, argv + 1, &c, err);
+    r = train_config_args(argc - 1, argv + 1, &c, err);
     if (r < 0) return r;
     train_session *s;
-    const train_open what = { .data = true, .optimizer = true };
+    train_open what = { .optimizer = true };
+    what.plan = memory && !run && c.model.type == TRAIN_MODEL_GPT;
+    if (what.plan) what.classes = vocab ? vocab : known_vocab(&c);
+    what.data = !what.classes;
     r = train_session_new(&c, &what, &s, err);
     if (r < 0) return r;
-    r = ops ? show_ops(s, err) : show_memory(s, err);
+    r = ops ? show_ops(s, err) : show_memory(s, what.plan, err);
     train_session_free(s);
     return r;
 }

@@ -27,7 +27,8 @@ static const train_command commands[] = {
     { "config", "print [CONFIG] [key=value ...] | explain KEY | reference | diff A B",
       "show what can be set, and what is", train_cmd_config, false },
     { "inspect", "RUN|FILE.h5", "what is in a checkpoint", train_cmd_inspect, false },
-    { "show", "ops [CONFIG] | memory CONFIG", "the ops of a step, where memory goes",
+    { "show", "ops [CONFIG] | memory CONFIG [key=value ...] [--vocab N] [--run]",
+      "the ops of a step; parameters and where memory goes, planned or in a step that is run",
       train_cmd_show, false },
     { "bench", "CONFIG [key=value ...] [--steps N] [--json] | decode CONFIG|RUN [key=value ...] "
       "[--tokens N] [--prompt N] [--batch N,N,...] [--vocab N] [--json]",

@@ -55,7 +55,8 @@ static int build_model(train_session *s, const train_open *what, ag_err *err)
             return ag_err_set(err, AG_EINPUT, "the data have %" PRId64 " tokens, the checkpoint %"
                               PRId64 ": other data than it was trained on?", vocab, what->classes);
         s->context = s->config.model.context;
-        return train_build_gpt(&s->config, vocab, &s->model, err);
+        return what->plan ? train_plan_gpt(&s->config, vocab, &s->model, err)
+                          : train_build_gpt(&s->config, vocab, &s->model, err);
     }
     const int64_t d_in = d ? d->h * d->w * d->c : what->d_in,
         classes = d ? d->n_classes : what->classes;
@@ -89,7 +90,7 @@ static int64_t choose_micro_batch(const train_session *s)
     return want;
 }
 
-static int build_optimizer(train_session *s, ag_err *err)
+static int build_optimizer(train_session *s, bool plan, ag_err *err)
 {
     static const opt_type types[] = { [TRAIN_OPTIM_ADAMW] = OPT_ADAMW,
                                       [TRAIN_OPTIM_ADAM] = OPT_ADAM, [TRAIN_OPTIM_SGD] = OPT_SGD };
@@ -117,17 +118,18 @@ static int build_optimizer(train_session *s, ag_err *err)
         ranges[i] = (opt_range){ p->items[i].offset, p->items[i].count, p->items[i].decay };
     r = opt_new(&o, p->n, ranges, p->n_items, &s->opt, err);
     free(ranges);
-    if (r == AG_OK && s->opt->ema)               /* as if after a step that changed nothing */
+    if (r == AG_OK && s->opt->ema && !plan)      /* as if after a step that changed nothing */
         memcpy(s->opt->ema, p->weights, (size_t)p->n * sizeof(float));
     return r;
 }
 
-static int build_buffers(train_session *s, ag_err *err)
+static int build_buffers(train_session *s, const train_open *what, ag_err *err)
 {
     const char *why = NULL;
     const ag_kernels *k = ag_kernels_best(AG_F32, &why);
     if (!k) return ag_err_set(err, AG_ECONFIG, "%s", why);
     s->tape = ag_tape_new(k);
+    if (s->tape) ag_tape_plan(s->tape, what->plan);
     if (!s->config.train.micro_batch) s->config.train.micro_batch = choose_micro_batch(s);
     const size_t n = (size_t)s->config.train.micro_batch;
     s->ids = malloc(n * (size_t)s->context * sizeof *s->ids);
@@ -148,8 +150,8 @@ int train_session_new(const train_config *c, const train_open *what, train_sessi
     s->best_step = -1;
     int r = what->data ? open_data(s, what, err) : AG_OK;
     if (r == AG_OK) r = build_model(s, what, err);
-    if (r == AG_OK && what->optimizer) r = build_optimizer(s, err);
-    if (r == AG_OK) r = build_buffers(s, err);
+    if (r == AG_OK && what->optimizer) r = build_optimizer(s, what->plan, err);
+    if (r == AG_OK) r = build_buffers(s, what, err);
     if (r == AG_OK && s->opt && s->data) r = train_probe_new(s, &s->probe, err);
     if (r < 0) {
         train_session_free(s);

@@ -55,6 +55,8 @@ typedef struct train_session {
 
 typedef struct train_open {          /* what a session needs */
     bool data, optimizer;
+    bool plan;                       /* only what a step would need: weights are untouched zeros, a
+                                      * gpt only */
     const data_tokenizer *tokenizer; /* of a checkpoint; NULL: the data's */
     int64_t classes, d_in;           /* of a checkpoint; 0: the data's */
     bool plain_weights;              /* of a checkpoint, without optimizer: not their average */
