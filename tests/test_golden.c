@@ -52,10 +52,13 @@ static double fill(uint32_t i, uint32_t e)
 
 static nn_ff_config ff_of(const char *name)
 {
-    const bool sparse = !strstr(name, "dense"), after = strstr(name, "after");
+    const bool paper = !strncmp(name, "sparse_transformer", 18);
+    const bool sparse = !strstr(name, "dense") && !paper, after = strstr(name, "after");
     nn_ff_config c = { .kind = sparse ? NN_FF_SPARSE : NN_FF_DENSE, .d_ff = 24, .bias_in = true,
                        .bias_out = true,
-                       .act = strstr(name, "mlp") ? AG_ACT_RELU : AG_ACT_GELU_ERF };
+                       .act = paper                ? AG_ACT_GELU_QUICK
+                              : strstr(name, "mlp") ? AG_ACT_RELU
+                                                    : AG_ACT_GELU_ERF };
     if (!sparse) return c;
     c.block = 4;
     c.d_lowrank = 3;
@@ -82,30 +85,36 @@ static nn_ff_config ff_of(const char *name)
 
 static bool is_mlp(const golden *g) { return strncmp(g->name, "mlp", 3) == 0; }
 
+static nn_gpt_config gpt_of(const golden *g)
+{
+    const bool paper = !strncmp(g->name, "sparse_transformer", 18), grid = strstr(g->name, "grid");
+    nn_gpt_config c = { .vocab = VOCAB, .context = 8, .n_layers = 2, .n_heads = 2, .d_model = 12,
+                        .d_qk = 5, .d_v = 7, .bias = true, .norm_eps = 1e-5, .ff = ff_of(g->name) };
+    c.tied = c.ff.kind == NN_FF_DENSE && !paper;
+    if (!paper) return c;
+    c.init = NN_INIT_RELEASED;
+    c.final_norm_eps = 1e-3;
+    c.embedding = (nn_embedding_config){
+        .position = grid ? NN_POSITION_GRID : NN_POSITION_IMAGE, .stride = 3, .width = 2,
+        .channels = 2, .start = true,
+    };
+    c.head.zero = true;
+    return c;
+}
+
 static nn_model *model_new(const golden *g, ag_dtype dtype)
 {
     nn_model *m;
     ag_err err = { 0 };
-    const nn_ff_config ff = ff_of(g->name);
+    const nn_gpt_config gpt = gpt_of(g);
     const int r = is_mlp(g) ? nn_mlp_new(&(nn_mlp_config){ .d_in = D_IN,
                                                            .d_hidden = 8,
                                                            .classes = CLASSES,
                                                            .n_layers = 2,
                                                            .bias = true,
-                                                           .ff = ff },
+                                                           .ff = ff_of(g->name) },
                                          dtype, 1, &m, &err)
-                            : nn_gpt_new(&(nn_gpt_config){ .vocab = VOCAB,
-                                                           .context = 8,
-                                                           .n_layers = 2,
-                                                           .n_heads = 2,
-                                                           .d_model = 12,
-                                                           .d_qk = 5,
-                                                           .d_v = 7,
-                                                           .bias = true,
-                                                           .tied = ff.kind == NN_FF_DENSE,
-                                                           .norm_eps = 1e-5,
-                                                           .ff = ff },
-                                         dtype, 1, &m, &err);
+                            : nn_gpt_new(&gpt, dtype, 1, &m, &err);
     if (r) fail_msg("%s", err.msg);
     assert_int_equal(m->params->n_items, g->n_items);
     for (int i = 0; i < m->params->n_items; i++) {
@@ -128,6 +137,19 @@ static ag_tensor *gpt_loss(const nn_model *m, ag_tape *t, int step)
         for (int i = 0; i < T; i++) {
             ids[b * T + i] = (b * 7 + i * i * 5 + step * 3) % VOCAB;
             targets[b * T + i] = i == 2 && b == 1 ? -1 : (b * 5 + i * 3 + step) % VOCAB;
+        }
+    return nn_model_loss(m, t, ag_input_i32(t, AG_SHAPE(B, T), ids),
+                         ag_input_i32(t, AG_SHAPE(B, T), targets), NN_TRAIN);
+}
+
+/* A sequence of its own: all its tokens are predicted, from the start on. */
+static ag_tensor *sequence_loss(const nn_model *m, ag_tape *t, int step)
+{
+    int32_t ids[B * T], targets[B * T];
+    for (int b = 0; b < B; b++)
+        for (int i = 0; i < T; i++) {
+            targets[b * T + i] = (b * 7 + i * i * 5 + step * 3) % VOCAB;
+            ids[b * T + i] = i ? targets[b * T + i - 1] : VOCAB;
         }
     return nn_model_loss(m, t, ag_input_i32(t, AG_SHAPE(B, T), ids),
                          ag_input_i32(t, AG_SHAPE(B, T), targets), NN_TRAIN);
@@ -181,7 +203,9 @@ static ag_tensor *forward(const golden *g, const nn_model *m, ag_tape *t, int st
     ag_tape_noise(t, &(ag_noise_key){ .seed = SEED,
                                       .step = (uint32_t)step,
                                       .n_samples = is_mlp(g) ? IMAGES : B });
-    ag_tensor *loss = is_mlp(g) ? mlp_loss(m, t, step) : gpt_loss(m, t, step);
+    ag_tensor *loss = is_mlp(g)  ? mlp_loss(m, t, step)
+                      : m->start ? sequence_loss(m, t, step)
+                                 : gpt_loss(m, t, step);
     if (ag_backward(t, loss, 1)) fail_msg("%s", ag_error_message(t));
     return loss;
 }

@@ -420,6 +420,39 @@ static void published_sizes(void **state)
     }
 }
 
+/* A plan takes the memory that a step takes, but for what single ops work in. */
+static void plans_are_steps(void **state)
+{
+    (void)state;
+    const nn_gpt_config c = small();
+    ag_tape_memory seen[2];
+    size_t forward[2];
+    int calls[2];
+    for (int plan = 0; plan < 2; plan++) {
+        nn_model *m = NULL;
+        if (plan) assert_int_equal(nn_gpt_plan(&c, AG_F64, &m, NULL), AG_OK);
+        else m = model_new(&c, AG_F64);
+        ag_tape *t = tape_new();
+        ag_tape_plan(t, plan);
+        noise(t, 1, 0, 2);
+        ag_tensor *loss = loss_of(m, t, integers(t, AG_SHAPE(2, CONTEXT), X_SITE, VOCAB));
+        calls[plan] = ag_tape_calls(t);
+        forward[plan] = ag_tape_bytes(t).used;
+        ag_backward(t, loss, 1);
+        tape_ok(t);
+        seen[plan] = ag_tape_bytes(t);
+        for (int64_t i = 0; plan && i < m->params->n; i++)
+            assert_true(((double *)m->params->weights)[i] == 0);
+        ag_tape_free(t);
+        nn_model_free(m);
+    }
+    assert_int_equal(calls[0], calls[1]);
+    assert_int_equal(forward[0], forward[1]);
+    assert_int_equal(seen[0].used, seen[1].used);
+    assert_true(seen[1].peak <= seen[0].peak);
+    assert_true((double)seen[1].peak > 0.9 * (double)seen[0].peak);
+}
+
 static void refused(const nn_gpt_config *c, const char *what, const char *why)
 {
     ag_err err = { 0 };
@@ -451,7 +484,8 @@ int main(void)
         cmocka_unit_test(the_first_step), cmocka_unit_test(initial_weights),
         cmocka_unit_test(decoding_with_a_start), cmocka_unit_test(no_token_sees_itself),
         cmocka_unit_test(one_sequence_is_learned), cmocka_unit_test(dropout_at_branch_ends_only),
-        cmocka_unit_test(published_sizes), cmocka_unit_test(bad_configurations_are_named),
+        cmocka_unit_test(published_sizes), cmocka_unit_test(plans_are_steps),
+        cmocka_unit_test(bad_configurations_are_named),
     };
     return cmocka_run_group_tests_name("sparse_transformer", tests, NULL, NULL);
 }

@@ -198,6 +198,8 @@ int train_cmd_show(int argc, char **argv, ag_err *err)
     if (what.plan) what.classes = vocab ? vocab : known_vocab(&c);
     what.data = !what.classes;
     r = train_session_new(&c, &what, &s, err);
+    if ((r == AG_EINPUT || r == AG_EIO) && what.plan)
+        ag_err_prefix(err, "the vocabulary is that of the data; --vocab N plans without them\n  ");
     if (r < 0) return r;
     r = ops ? show_ops(s, err) : show_memory(s, what.plan, err);
     train_session_free(s);

@@ -14,7 +14,7 @@ passed, failed = 0, []
 
 
 def run(*args, status=0, cwd=None):
-    out = subprocess.run([tulle, *map(str, args)], cwd=cwd, capture_output=True, text=True)
+    out = subprocess.run([tulle, *map(str, args)], cwd=cwd, capture_output=True, text=True, errors='replace')
     if out.returncode != status:
         raise AssertionError(f'{args}: exit {out.returncode}, wanted {status}\n{out.stderr}')
     return out.stdout + out.stderr
@@ -214,9 +214,49 @@ def decoding(tmp):
     run('bench', 'decode', 'r', 'model.d_ff=8', status=2, cwd=tmp)
 
 
+def sparse_transformer(tmp):
+    """The model of 1904.10509 on bytes: start vector, no weights in the output at first, their average, overlap."""
+    text = bytes(i * i // 7 % 251 for i in range(4000))
+    (tmp / 'some.bin').write_bytes(text)
+    keys = ['data.source=text', 'data.path=some.bin', 'data.tokenizer=byte', 'model.n_layers=1', 'model.d_model=16', 'model.n_heads=2',
+            'model.context=32', 'model.start_vector=true', 'model.position.type=grid', 'model.position.stride=8', 'model.init=released',
+            'model.tied_embeddings=false', 'model.head.zero=true', 'model.attention.drop_weights=false', 'model.dropout=0.1',
+            'optim.ema_decay=0.9', 'train.batch=4', 'train.log_every=1', 'train.steps=20', 'train.eval_every=10', 'train.eval_last=8',
+            'sample.prompt=', 'sample.every=20', 'sample.length=70', 'run.dir=r']
+    (tmp / 'empty.yaml').write_text('run:\n  name: r\n')
+    shown = run('train', 'empty.yaml', *keys, cwd=tmp)
+    says(shown, r'step 20/20 +loss [\d.]+ \([\d.]+ bits\)  val [\d.]+ \([\d.]+ bits\)', r'bits per byte', r'sample at step 20')
+    lines = [json.loads(l) for l in (tmp / 'r/metrics.jsonl').read_text().splitlines()]
+    assert abs(lines[0]['loss'] / 0.6931471805599453 - 8) < 1e-6, lines[0]
+    vals = [l for l in lines if 'val_loss' in l]
+    for l in vals:
+        assert abs(l['val_bits_per_byte'] * 0.6931471805599453 - l['val_loss']) < 1e-6 and l['val_count'] == 400, l
+
+    def loss(*flags):
+        e = json.loads(run('eval', 'r', '--json', *flags, cwd=tmp))
+        assert abs(e['bits_per_byte'] * 0.6931471805599453 - e['loss']) < 1e-6
+        return e['loss'], e['count']
+    assert loss() == loss('--last', '8') == (vals[-1]['val_loss'], 400)
+    assert loss('--last', '32')[1] == 400 and loss('--last', '0')[1] == 400 // 32 * 32
+    assert loss('--last', '1')[1] == 400 and loss('--no-ema')[0] < loss()[0] - 1e-4      # the average lags behind
+    run('eval', 'r', '--last', '33', status=2, cwd=tmp)
+    run('eval', 'r', '--last', '8', '--batches', '2', status=2, cwd=tmp)
+    out = subprocess.run([tulle, 'sample', 'r', '--prompt', '', '-n', '100'], cwd=tmp, capture_output=True, check=True).stdout
+    assert len(out) == 101, out                       # longer than the context, from nothing
+    says(run('show', 'memory', 'empty.yaml', *keys, cwd=tmp), r'parameters', r'embedding', r'planned')
+
+
+def published_models(tmp):
+    """Sizes and memory of the paper's models, without their data and without a step."""
+    for name, count in ('enwik8', '94,949,888'), ('imagenet64', '151,645,184'):
+        text = run('show', 'memory', source / f'configs/paper-{name}.yaml', '--vocab', '256')
+        says(text, f'gpt, {count} parameters', r'optimizer', r'activations of a micro-batch of 1\n', r'at the peak of a step')
+    says(run('show', 'memory', source / 'configs/paper-imagenet64.yaml', status=5), r'--vocab')
+
+
 for f in (train_and_look, resume_is_the_same_run, signals_save, a_stop_in_an_evaluation,
           changed_settings_are_told, nobody_reads, a_locked_run_is_refused, divergence_is_explained,
-          configurations, data, looking, decoding):
+          configurations, data, looking, decoding, sparse_transformer, published_models):
     check(f)
 print(f'{passed} passed, {len(failed)} failed')
 sys.exit(bool(failed))

@@ -84,12 +84,13 @@ class Linear:
 
 
 class Norm:
-    def __init__(self, p, name, d):
+    def __init__(self, p, name, d, eps=1e-5):
+        self.eps = eps
         self.gain, self.bias = p.get(name + '/gain', d), p.get(name + '/bias', d)
 
     def __call__(self, x):
         xc = x - x.mean(-1, keepdim=True)
-        return xc / torch.sqrt((xc * xc).mean(-1, keepdim=True) + 1e-5) * self.gain + self.bias
+        return xc / torch.sqrt((xc * xc).mean(-1, keepdim=True) + self.eps) * self.gain + self.bias
 
 
 class Attention:
@@ -180,6 +181,42 @@ class Gpt:
         return torch.nn.functional.cross_entropy(logits, targets, ignore_index=-1)
 
 
+class SparseTransformer(Gpt):
+    """1904.10509 sections 5.2 and 5.3, with dense attention: a start vector, two or three tables of positions, x sigmoid(1.702 x),
+    an output of its own."""
+
+    def __init__(self, o):
+        p = self.p = Store()
+        self.token = p.get('embedding/token', VOCAB, D)
+        axes = [('row', 3), ('column', 1)] if o['stride'] else [('row', 4), ('column', 2), ('channel', 1)]
+        sizes = [3, 3] if o['stride'] else [2, 2, 2]        # 8 positions: rows of 3, or 2 x 2 pixels of 2 bytes
+        self.axes = [(p.get('embedding/' + name, n, D), step) for (name, step), n in zip(axes, sizes)]
+        self.start = p.get('embedding/start', 1, D)
+        p.site()
+        self.blocks = []
+        for i in range(LAYERS):
+            at = f'blocks/{i}'
+            self.blocks.append((Norm(p, at + '/norm1', D), Attention(p, at + '/attention'), Norm(p, at + '/norm2', D),
+                                FeedForward(p, at + '/ff', D, FF, o)))
+        self.norm = Norm(p, 'norm', D, 1e-3)
+        self.head = p.get('head/weight', VOCAB, D)
+
+    def loss(self, step):
+        tokens = torch.tensor([[(b * 7 + t * t * 5 + step * 3) % VOCAB for t in range(T)] for b in range(B)])
+        rows = []
+        for b in range(B):
+            row = [self.start[0]]                   # no position
+            for i in range(T - 1):                  # what predicts i + 1 has seen the token and the position of i
+                row.append(self.token[tokens[b, i]] + sum(table[i // step % len(table)] for table, step in self.axes))
+            rows.append(torch.stack(row))
+        x = torch.stack(rows)
+        for norm1, attention, norm2, ff in self.blocks:
+            x = x + attention(norm1(x))
+            x = x + ff(norm2(x), step)
+        logits = (self.norm(x) @ self.head.T).reshape(B * T, VOCAB)
+        return torch.nn.functional.cross_entropy(logits, tokens.flatten())
+
+
 class Mlp:
     def __init__(self, o):
         p = self.p = Store()
@@ -231,6 +268,7 @@ GELU = torch.nn.functional.gelu
 DENSE = {'sparse': False, 'act': GELU, 'tied': True}
 SPARSE = {'sparse': True, 'tied': False, 'before': True, 'relaxed': False, 'temperature': 0.1, 'cbias': True,
           'crelu': False}
+QUICK = {'sparse': False, 'act': lambda x: x * torch.sigmoid(1.702 * x)}
 GPT_FULL, MLP_FULL = 'blocks/0/ff/c1/weight', 'layers/0/ff/c1/weight'
 CASES = [
     ('gpt_dense', Gpt, DENSE, 'blocks/0/attention/out/weight'),
@@ -244,6 +282,8 @@ CASES = [
     ('gpt_hard_candidates', Gpt, {**SPARSE, 'quant': 1, 'before': False, 'candidates': 2}, GPT_FULL),
     ('gpt_hard_scaled_after', Gpt, {**SPARSE, 'quant': 1, 'before': False, 'scaled': True}, GPT_FULL),
     ('gpt_block', Gpt, {**SPARSE, 'kind': 'block', 'quant': 0.5, 'temperature': 0.7}, 'blocks/0/ff/c2/weight'),
+    ('sparse_transformer_grid', SparseTransformer, {**QUICK, 'stride': 3}, 'embedding/row'),
+    ('sparse_transformer_image', SparseTransformer, {**QUICK, 'stride': 0}, 'embedding/start'),
     ('mlp_switch', Mlp, {**SPARSE, 'kind': 'switch', 'quant': 0}, 'layers/0/ff/c2/weight'),
 ]
 
