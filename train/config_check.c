@@ -198,6 +198,10 @@ static void check_pattern(checker *k)
         train_text_clean(origin, shown, sizeof shown);
         k->used += (size_t)snprintf(k->text + k->used, sizeof k->text - k->used, "%s%s (%s): %s",
                                     k->used ? "\n" : "", path, shown, err.msg);
+    } else if (gpt && strcmp(c->model.attention.pattern, "dense") && c->model.dropout > 0 &&
+               c->model.attention.drop_weights) {
+        clash(k, path, "drops no attention weights, but", "model.dropout",
+              "set model.attention.drop_weights: false");
     }
 }
 
