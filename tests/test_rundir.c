@@ -60,7 +60,7 @@ static void test_modes(void **state)
     assert_false(ag_path_exists(in_dir("run")));
     open_run(&r, TRAIN_RUNDIR_NEW);
     assert_int_equal(train_rundir_write(&r, "config.yaml", "a: 1\n", NULL), AG_OK);
-    assert_int_equal(train_rundir_sample(&r, 100, "To be", 5, NULL), AG_OK);
+    assert_int_equal(train_rundir_sample(&r, 100, "txt", "To be", 5, NULL), AG_OK);
     assert_text("run/samples/step-00000100.txt", "To be");
     err = (ag_err){ 0 };
     assert_int_equal(train_rundir_open(&other, in_dir("run"), TRAIN_RUNDIR_RESUME, &err),

@@ -1,6 +1,7 @@
 /* cmd_run.c -- tulle train, resume, sample, eval. */
 #include "train/command.h"
 #include "train/generate.h"
+#include "train/media.h"
 #include "train/trainer.h"
 
 #include <inttypes.h>
@@ -92,12 +93,56 @@ static void fill_draw(train_draw *d, int64_t seed, const train_config *c)
     d->seed = (uint64_t)(seed < 0 ? c->sample.seed : seed);
 }
 
+static int ask_to_stop(void *arg, int32_t token)
+{
+    (void)arg;
+    (void)token;
+    return train_stop_signal != 0;
+}
+
+/* A picture or a sound, in a file. */
+static int sample_media(train_session *s, const char *path, int64_t count, const train_draw *d,
+                        ag_err *err)
+{
+    char name[16], about[80];
+    uint8_t *file = NULL;
+    size_t size;
+    snprintf(name, sizeof name, "sample.%s", train_media_suffix(s));
+    path = path ? path : name;
+    int r = train_media_draw(s, d, count ? count : s->config.sample.count, ask_to_stop, &file,
+                             &size, about, err);
+    if (r == AG_OK) r = ag_file_replace(path, file, size, err);
+    if (r == AG_OK) printf("wrote %s: %s\n", path, about);
+    free(file);
+    return r;
+}
+
+/* Whether the model can be sampled, and the flags are for what it draws. */
+static int check_sample(const train_session *s, const char *run, const char *prompt,
+                        int64_t length, const char *output, int64_t count, ag_err *err)
+{
+    const bool media = !s->d_in && train_media_suffix(s);
+    if (!s->tokenizer && !media)
+        return ag_err_set(err, AG_ECONFIG, "'%s' has no tokenizer: it was trained neither on text, "
+                          "nor on images or sound as tokens", run);
+    if (s->tokenizer && (output || count))
+        return ag_err_set(err, AG_ECONFIG, "--%s is for images and sound, but '%s' draws text",
+                          output ? "output" : "count", run);
+    if (!s->tokenizer && prompt)
+        return ag_err_set(err, AG_ECONFIG, "--prompt is for text, but '%s' draws images or sound",
+                          run);
+    if (s->form.height && length)
+        return ag_err_set(err, AG_ECONFIG, "--length is for text and sound, but '%s' draws images",
+                          run);
+    return AG_OK;
+}
+
 int train_cmd_sample(int argc, char **argv, ag_err *err)
 {
-    const char *prompt = NULL;
+    const char *prompt = NULL, *output = NULL;
     bool best = false;
     train_open what = { 0 };
-    int64_t seed = -1;
+    int64_t seed = -1, count = 0;
     train_draw d = { .temperature = -1, .top_k = -1 };
     const train_flag flags[] = {
         { "prompt", TRAIN_FLAG_TEXT, &prompt, 'p', 0, 0 },
@@ -106,6 +151,8 @@ int train_cmd_sample(int argc, char **argv, ag_err *err)
         { "top-k", TRAIN_FLAG_INT, &d.top_k, 'k', 0, 1e9 },
         { "top-p", TRAIN_FLAG_REAL, &d.top_p, 0, 1e-9, 1 },
         { "seed", TRAIN_FLAG_INT, &seed, 's', 0, 9e15 },
+        { "count", TRAIN_FLAG_INT, &count, 'c', 1, 1024 },
+        { "output", TRAIN_FLAG_TEXT, &output, 'o', 0, 0 },
         { "no-ema", TRAIN_FLAG_ON, &what.plain_weights, 0, 0, 0 },
         { "best", TRAIN_FLAG_ON, &best, 0, 0, 0 },
         { 0 },
@@ -115,12 +162,10 @@ int train_cmd_sample(int argc, char **argv, ag_err *err)
     if (argc != 2) return AG_ECONFIG;
     train_session *s = NULL;
     r = train_open_arg(argv[1], best, &what, &s, err);
-    if (r == AG_OK && !s->tokenizer)
-        r = ag_err_set(err, AG_ECONFIG, "'%s' has no tokenizer: it was not trained on text",
-                       argv[1]);
+    if (r == AG_OK) r = check_sample(s, argv[1], prompt, d.length, output, count, err);
     if (r == AG_OK) {
         fill_draw(&d, seed, &s->config);
-        r = sample(s, prompt, &d, err);
+        r = s->tokenizer ? sample(s, prompt, &d, err) : sample_media(s, output, count, &d, err);
     }
     train_session_free(s);
     return r;

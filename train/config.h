@@ -106,7 +106,7 @@ const char *train_choice_word(int choice);
 int64_t train_config_d_ff(const train_config *c);
 /* Inner width of the sparse feed-forward's controller, the same. */
 int64_t train_config_d_lowrank(const train_config *c);
-/* Whether the data are images, not tokens. */
+/* Whether the model sees whole images, not tokens. */
 bool train_config_has_images(const train_config *c);
 
 #endif

@@ -30,13 +30,18 @@ int64_t train_config_d_lowrank(const train_config *c)
 
 bool train_config_has_images(const train_config *c)
 {
-    switch (c->data.source) {
+    return c->model.type == TRAIN_MODEL_MLP;
+}
+
+static bool may_be_images(int source)
+{
+    switch (source) {
     case TRAIN_SOURCE_DIGITS:
     case TRAIN_SOURCE_MNIST:
     case TRAIN_SOURCE_FASHION_MNIST:
     case TRAIN_SOURCE_CIFAR10:
-    case TRAIN_SOURCE_IDX:  return true;
-    case TRAIN_SOURCE_HDF5: return c->model.type == TRAIN_MODEL_MLP;
+    case TRAIN_SOURCE_IDX:
+    case TRAIN_SOURCE_HDF5: return true;
     default:                return false;
     }
 }
@@ -67,13 +72,15 @@ static void clash(checker *k, const char *a, const char *relation, const char *b
 static void check_data(checker *k)
 {
     const train_config *c = k->c;
-    const bool gpt = c->model.type == TRAIN_MODEL_GPT, images = train_config_has_images(c);
+    const bool gpt = c->model.type == TRAIN_MODEL_GPT;
     const int source = c->data.source;
-    if (gpt == images)
-        clash(k, "model.type", "cannot learn from", "data.source",
-              gpt ? "a gpt learns from tokens" : "an mlp learns from images");
+    if (!gpt && !may_be_images(source))
+        clash(k, "model.type", "cannot learn from", "data.source", "an mlp learns from images");
     const bool named = source == TRAIN_SOURCE_TEXT || source == TRAIN_SOURCE_IDX ||
-                       source == TRAIN_SOURCE_HDF5;
+                       source == TRAIN_SOURCE_HDF5 || source == TRAIN_SOURCE_WAV;
+    if (c->data.val_fraction + c->data.test_fraction >= 1)
+        clash(k, "data.val_fraction", "leaves nothing to train on beside", "data.test_fraction",
+              "");
     if (named && !c->data.path[0])
         clash(k, "data.source", "needs a file or folder, but", "data.path", "");
     const double size = (double)c->data.size, val = size * c->data.val_fraction;

@@ -16,7 +16,8 @@ static const train_command commands[] = {
     { "resume", "RUN [key=value ...] [--quiet]", "go on with a run that was stopped or killed",
       train_cmd_resume, true },
     { "sample", "RUN [--prompt TEXT] [-n N] [--temperature T] [--top-k K] [--top-p P] [--seed S] "
-      "[--no-ema] [--best]", "draw text from a trained model", train_cmd_sample, true },
+      "[--no-ema] [--best] [-c COUNT] [-o FILE]",
+      "draw text from a trained model, or images (PNG) or sound (WAV)", train_cmd_sample, true },
     { "eval", "RUN [--split val|test|train] [--batches N] [--last N] [--no-ema] [--best] "
       "[--json]",
       "loss and accuracy of a trained model", train_cmd_eval, false },

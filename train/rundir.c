@@ -141,15 +141,15 @@ int train_rundir_write(const train_rundir *r, const char *name, const char *text
     return rc ? rc : ag_file_replace(path, text, strlen(text), err);
 }
 
-int train_rundir_sample(const train_rundir *r, int64_t step, const char *text, size_t size,
-                        ag_err *err)
+int train_rundir_sample(const train_rundir *r, int64_t step, const char *suffix, const void *data,
+                        size_t size, ag_err *err)
 {
     char name[64], path[PATH_MAX];
     int rc = train_rundir_path(r->dir, "samples", path, err);
     if (!rc) rc = ag_dir_make(path, err);
-    snprintf(name, sizeof name, "samples/step-%08lld.txt", (long long)step);
+    snprintf(name, sizeof name, "samples/step-%08lld.%s", (long long)step, suffix);
     if (!rc) rc = train_rundir_path(r->dir, name, path, err);
-    return rc ? rc : ag_file_replace(path, text, size, err);
+    return rc ? rc : ag_file_replace(path, data, size, err);
 }
 
 /* ---- checkpoints ---------------------------------------------------------------------------- */

@@ -45,9 +45,9 @@ void train_rundir_release(train_rundir *r);          /* a zeroed one whose fds a
 int  train_rundir_path(const char *dir, const char *name, char ret_path[PATH_MAX], ag_err *err);
 /* Replaces DIR/name by a text: config.yaml, env.json, report.html. */
 int  train_rundir_write(const train_rundir *r, const char *name, const char *text, ag_err *err);
-/* Writes samples/step-STEP.txt: text[size], of any bytes. */
-int  train_rundir_sample(const train_rundir *r, int64_t step, const char *text, size_t size,
-                         ag_err *err);
+/* Writes samples/step-STEP.SUFFIX: data[size], a text of any bytes, a picture or a sound. */
+int  train_rundir_sample(const train_rundir *r, int64_t step, const char *suffix, const void *data,
+                         size_t size, ag_err *err);
 
 /* Saves last.h5, the old one becoming prev.h5.  Codes of train_ckpt_save(). */
 int  train_rundir_save_last(train_rundir *r, const train_ckpt *c, ag_err *err);

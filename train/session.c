@@ -22,14 +22,20 @@ static int open_data(train_session *s, const train_open *what, ag_err *err)
                                                             : train_choice_word(c->data.tokenizer);
     o.known = what->tokenizer;
     o.val_fraction = c->data.val_fraction;
+    o.test_fraction = c->data.test_fraction;
+    o.sequences = !images;
+    o.image_size = c->data.image_size;
+    o.levels = c->data.levels;
+    o.width = c->data.width;
     o.context = images ? 1 : c->model.context;
     o.start = !images && c->model.start_vector;
     o.size = c->data.size;
     o.seed = (uint64_t)c->run.seed;
     o.mean = c->data.mean;
     o.std = c->data.std;
-    o.h5_train = images ? c->data.images : c->data.tokens;
-    o.h5_val = images ? c->data.val_images : c->data.val_tokens;
+    const bool pixels = images || (c->data.images[0] && !c->data.tokens[0]);
+    o.h5_train = pixels ? c->data.images : c->data.tokens;
+    o.h5_val = pixels ? c->data.val_images : c->data.val_tokens;
     o.h5_train_labels = c->data.labels;
     o.h5_val_labels = c->data.val_labels;
     o.download = c->data.download;
@@ -42,7 +48,10 @@ static int open_data(train_session *s, const train_open *what, ag_err *err)
                           images ? "mlp" : "gpt", o.source, images ? "tokens" : "images");
     if (what->optimizer && data_samples(s->data, DATA_VAL) < 1)
         return ag_err_set(err, AG_EINPUT, "%s: nothing is left for validation", s->data->about);
-    s->tokenizer = s->data->tokenizer;
+    const data_set *d = s->data;
+    s->tokenizer = d->tokenizer;
+    s->form = (train_form){ d->h, d->w, d->c, d->rate };
+    data_fingerprint(d, s->fingerprint);
     return AG_OK;
 }
 
@@ -148,6 +157,7 @@ int train_session_new(const train_config *c, const train_open *what, train_sessi
     s->config = *c;
     s->best_loss = (double)NAN;
     s->best_step = -1;
+    s->form = what->form;
     int r = what->data ? open_data(s, what, err) : AG_OK;
     if (r == AG_OK) r = build_model(s, what, err);
     if (r == AG_OK && what->optimizer) r = build_optimizer(s, what->plan, err);
@@ -206,7 +216,8 @@ static double scalar_of(const ag_tensor *x) { return (double)*(const float *)x->
 static int run_batch(train_session *s, double *ret_loss, ag_err *err)
 {
     const int64_t batch = s->config.train.batch, micro = s->config.train.micro_batch;
-    const data_draw w = { .split = DATA_TRAIN, .order = s->d_in ? DATA_SHUFFLED : DATA_RANDOM,
+    const bool whole = s->d_in || s->data->sequence;     /* images or sequences, not windows */
+    const data_draw w = { .split = DATA_TRAIN, .order = whole ? DATA_SHUFFLED : DATA_RANDOM,
                           .seed = (uint64_t)s->config.run.seed, .step = s->step, .batch = batch };
     double loss = 0;
     for (int64_t i = 0; i < batch; i += micro) {

@@ -31,11 +31,18 @@ typedef struct train_eval {          /* over a validation split */
 /* What of a step is still to come: a stop may fall between the step and its evaluation. */
 typedef enum train_pending { TRAIN_DONE, TRAIN_SAMPLE_DUE, TRAIN_EVAL_DUE } train_pending;
 
+typedef struct train_form {          /* what tokens stand for where they are no text */
+    int64_t height, width, channels; /* of an image, which is one sequence; else 0 */
+    int64_t rate;                    /* of sound, samples per second; else 0 */
+} train_form;
+
 typedef struct train_session {
     train_config config;             /* with train.micro_batch filled in */
     data_set    *data;               /* NULL: opened without data (sampling) */
     data_tokenizer *tokenizer;       /* NULL: images, or tokens without a text; owned unless it is
                                       * the data's */
+    train_form   form;
+    char         fingerprint[65];    /* of the data (data_fingerprint); "" without data */
     nn_model    *model;
     opt_state   *opt;                /* NULL: opened for evaluation */
     opt_schedule schedule;
@@ -59,6 +66,7 @@ typedef struct train_open {          /* what a session needs */
                                       * gpt only */
     const data_tokenizer *tokenizer; /* of a checkpoint; NULL: the data's */
     int64_t classes, d_in;           /* of a checkpoint; 0: the data's */
+    train_form form;                 /* of a checkpoint; used without data */
     bool plain_weights;              /* of a checkpoint, without optimizer: not their average */
     data_progress *progress;         /* told of a download; may be NULL */
     void *progress_arg;

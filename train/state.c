@@ -75,9 +75,20 @@ int train_state_save(const train_session *s,
             { .group = "train", .name = "samples_seen", .type = TRAIN_CKPT_I64,
               .value.i = s->samples_seen },
             { .group = "train", .name = "pending", .type = TRAIN_CKPT_I64, .value.i = s->pending },
+            { .group = "data", .name = "height", .type = TRAIN_CKPT_I64,
+              .value.i = s->form.height },
+            { .group = "data", .name = "width", .type = TRAIN_CKPT_I64, .value.i = s->form.width },
+            { .group = "data", .name = "channels", .type = TRAIN_CKPT_I64,
+              .value.i = s->form.channels },
+            { .group = "data", .name = "rate", .type = TRAIN_CKPT_I64, .value.i = s->form.rate },
+            { .group = "data", .name = "about", .type = TRAIN_CKPT_TEXT,
+              .value.s = s->data ? s->data->about : "" },
+            { .group = "data", .name = "fingerprint", .type = TRAIN_CKPT_TEXT,
+              .value.s = s->fingerprint },
             { .group = p.group[OPT_MAX_SLOTS], .name = "step", .type = TRAIN_CKPT_I64,
               .value.i = s->opt ? s->opt->step : 0 },
         };
+        const int n_attrs = (int)(sizeof attrs / sizeof *attrs);
         train_ckpt_blob blobs[3] = { { .group = "config", .name = "yaml", .data = p.yaml,
                                        .size = strlen(p.yaml), .is_text = true } };
         int n_blobs = 1;
@@ -93,7 +104,7 @@ int train_state_save(const train_session *s,
                       .best_metric = s->best_loss, .best_step = s->best_step },
             .framework_version = TULLE_VERSION, .tensor = p.tensor, .attr = attrs, .blob = blobs,
             .n_tensors = s->model->params->n_items * (1 + (s->opt ? s->opt->n_slots : 0)),
-            .n_attrs = s->opt ? 5 : 4, .n_blobs = n_blobs,
+            .n_attrs = s->opt ? n_attrs : n_attrs - 1, .n_blobs = n_blobs,
         };
         r = save(arg, &c, err);
     }
@@ -196,6 +207,33 @@ static int read_all(const train_ckpt_file *f, train_session *s, bool plain, ag_e
     return r;
 }
 
+/* Absent in files of earlier versions: then no form, and nothing to compare. */
+static int read_form(const train_ckpt_file *f, train_form *ret, ag_err *err)
+{
+    if (!train_ckpt_has_attr(f, "data", "rate")) return AG_OK;
+    int r = train_ckpt_get_i64(f, "data", "height", &ret->height, err);
+    if (r == AG_OK) r = train_ckpt_get_i64(f, "data", "width", &ret->width, err);
+    if (r == AG_OK) r = train_ckpt_get_i64(f, "data", "channels", &ret->channels, err);
+    return r == AG_OK ? train_ckpt_get_i64(f, "data", "rate", &ret->rate, err) : r;
+}
+
+/* A run that goes on must see the data that it has seen so far. */
+static int check_data(const train_ckpt_file *f, train_session *s, ag_err *err)
+{
+    char *was = NULL, *about = NULL;
+    if (!s->opt || !s->data || !train_ckpt_has_attr(f, "data", "fingerprint")) return AG_OK;
+    int r = train_ckpt_get_text(f, "data", "fingerprint", &was, err);
+    if (r == AG_OK) r = train_ckpt_get_text(f, "data", "about", &about, err);
+    if (r == AG_OK && strcmp(was, s->fingerprint) && !s->config.data.changed)
+        r = ag_err_set(err, AG_EINPUT, "the data are not those that the run was trained on\n"
+                       "  then: %s\n  now:  %s\nBring back the former ones (data.path=...), or "
+                       "go on with these: data.changed=true", about, s->data->about);
+    s->config.data.changed = false;      /* it holds once */
+    free(was);
+    free(about);
+    return r;
+}
+
 int train_state_load(const train_ckpt_file *f, const train_config *c, const train_open *what,
                      train_session **ret_s, ag_err *err)
 {
@@ -206,7 +244,9 @@ int train_state_load(const train_ckpt_file *f, const train_config *c, const trai
     if (r == AG_OK) r = train_ckpt_get_i64(f, "model", "classes", &w.classes, err);
     if (r == AG_OK) r = train_ckpt_get_i64(f, "model", "d_in", &w.d_in, err);
     w.tokenizer = tok;
+    if (r == AG_OK) r = read_form(f, &w.form, err);
     if (r == AG_OK) r = train_session_new(c, &w, &s, err);
+    if (r == AG_OK) r = check_data(f, s, err);
     if (r == AG_OK) r = read_all(f, s, w.plain_weights, err);
     if (r == AG_OK && !s->data) {    /* sampling: the session keeps the file's tokenizer */
         s->tokenizer = tok;

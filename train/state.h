@@ -7,6 +7,8 @@
  *   /model/...          the weights by name; attributes classes, d_in
  *   /optimizer/TYPE/SLOT/...   the slots by name; attribute step of /optimizer/TYPE
  *   /train              attributes samples_seen, pending (train_pending)
+ *   /data               attributes height, width, channels, rate (train_form); about and
+ *                       fingerprint, which tell whether a resumed run sees the same data
  */
 #ifndef TRAIN_STATE_H
 #define TRAIN_STATE_H
@@ -26,7 +28,8 @@ int train_state_config(const train_ckpt_file *f, train_config *ret_c, ag_err *er
 /* A session with configuration c and the weights of a checkpoint; with what->optimizer its
  * optimizer state and counters too.  what->tokenizer, classes and d_in are taken from the file.
  * For evaluation the averaged weights are read where there are some.  AG_EINPUT names what is
- * missing or does not fit. */
+ * missing or does not fit; with what->optimizer also other data than those of the file, unless
+ * data.changed is set. */
 int train_state_load(const train_ckpt_file *f, const train_config *c, const train_open *what,
                      train_session **ret_s, ag_err *err);
 

@@ -3,6 +3,7 @@
 #include "autograd/base/clock.h"
 #include "train/environment.h"
 #include "train/generate.h"
+#include "train/media.h"
 #include "train/state.h"
 #include "train/status.h"
 
@@ -162,14 +163,41 @@ static int ask_to_stop(void *arg, int32_t token)
     return train_stop_signal != 0;
 }
 
-static int draw_sample(run *r, ag_err *err)
+static train_draw draw_of(const train_config *c)
+{
+    return (train_draw){ .length = c->sample.length, .temperature = c->sample.temperature,
+                         .top_k = c->sample.top_k, .top_p = c->sample.top_p,
+                         .seed = (uint64_t)c->sample.seed };
+}
+
+/* A picture or a sound. */
+static int draw_media(run *r, ag_err *err)
 {
     train_session *s = r->s;
     const double before = ag_seconds();
-    const train_draw d = { .length = s->config.sample.length,
-                           .temperature = s->config.sample.temperature,
-                           .top_k = s->config.sample.top_k, .top_p = s->config.sample.top_p,
-                           .seed = (uint64_t)s->config.sample.seed };
+    const train_draw d = draw_of(&s->config);
+    const char *suffix = train_media_suffix(s);
+    uint8_t *file = NULL;
+    size_t size;
+    char about[80];
+    train_session_swap_ema(s);
+    int code = train_media_draw(s, &d, s->config.sample.count, ask_to_stop, &file, &size, about,
+                                err);
+    train_session_swap_ema(s);
+    if (code == AG_OK) code = train_rundir_sample(&r->dir, s->step, suffix, file, size, err);
+    if (code == AG_OK)
+        train_status_line(&r->status, "sample at step %lld: %s/samples/step-%08lld.%s, %s",
+                          (long long)s->step, r->dir.dir, (long long)s->step, suffix, about);
+    free(file);
+    r->shown += ag_seconds() - before;
+    return code;
+}
+
+static int draw_text(run *r, ag_err *err)
+{
+    train_session *s = r->s;
+    const double before = ag_seconds();
+    const train_draw d = draw_of(&s->config);
     const size_t all = (size_t)(r->n_prompt + d.length);
     int32_t *tokens = malloc(all * sizeof *tokens);
     char *text = NULL;
@@ -183,7 +211,7 @@ static int draw_sample(run *r, ag_err *err)
     if (n >= 0 && n < d.length) n = ag_err_set(err, AG_EINTR, "interrupted in a sample");
     int code = n < 0 ? (int)n
                      : data_decode(s->tokenizer, tokens, r->n_prompt + n, &text, &size, err);
-    if (code == AG_OK) code = train_rundir_sample(&r->dir, s->step, text, size, err);
+    if (code == AG_OK) code = train_rundir_sample(&r->dir, s->step, "txt", text, size, err);
     if (code == AG_OK) {
         make_printable(text, size);
         train_status_line(&r->status, "sample at step %lld:\n%s", (long long)s->step, text);
@@ -192,6 +220,13 @@ static int draw_sample(run *r, ag_err *err)
     free(tokens);
     r->shown += ag_seconds() - before;
     return code;
+}
+
+static int draw_sample(run *r, ag_err *err)
+{
+    const bool wanted = r->s->config.sample.every && !r->s->d_in;
+    if (r->prompt) return draw_text(r, err);
+    return wanted && train_media_suffix(r->s) ? draw_media(r, err) : AG_OK;
 }
 
 /* The prompt of samples; the default one gives way to a token of the data where the data do not
@@ -240,7 +275,7 @@ static int after_step(run *r, ag_err *err)
         code = evaluate(r, err);
     if (code < 0) return code;
     s->pending = TRAIN_SAMPLE_DUE;
-    if (r->prompt && due(s->step, c->sample.every, c->train.steps)) code = draw_sample(r, err);
+    if (due(s->step, c->sample.every, c->train.steps)) code = draw_sample(r, err);
     if (code < 0) return code;
     s->pending = TRAIN_DONE;
     if (due(s->step, c->checkpoint.every, c->train.steps)) return save(r, "as planned", err);

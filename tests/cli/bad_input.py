@@ -114,6 +114,41 @@ with tempfile.TemporaryDirectory() as tmp:
     expect('hdf5: damaged', ['train', quick, 'data.source=hdf5', 'data.path=fake.h5', 'run.dir=run'], work, 4, 'fake.h5')
     expect('hdf5: no HDF5 file', ['train', quick, 'data.source=hdf5', 'data.path=short.txt', 'run.dir=run'], work, 4, 'short.txt')
 
+    cifar = work / 'cifar'
+    cifar.mkdir()
+    for n, file in enumerate([f'data_batch_{i}.bin' for i in range(1, 6)] + ['test_batch.bin']):
+        (cifar / file).write_bytes(bytes(3073 * 4 - (n == 1)))
+    expect('cifar10: a short file', ['train', quick, 'data.source=cifar10', 'data.path=cifar', 'model.context=3072', 'run.dir=run'],
+           work, 4, exact="'cifar': data_batch_2.bin has 12291 bytes, no whole number of records of 3073 (a label and 3 x 32 x 32 pixels)\n")
+    (cifar / 'data_batch_2.bin').write_bytes(bytes(3073 * 4))
+    expect('cifar10: another context', ['train', quick, 'data.source=cifar10', 'data.path=cifar', 'run.dir=run'], work, 2,
+           exact='data: an image of cifar10 is a sequence of 3072 tokens (32 x 32 x 3), but the context is 64: set model.context=3072\n')
+    (cifar / 'data_batch_1.bin').write_bytes(bytes([77]) * 3073 * 4)
+    expect('cifar10: no CIFAR-10', ['train', quick, 'data.source=cifar10', 'data.path=cifar', 'model.context=3072', 'run.dir=run'],
+           work, 4, exact="'cifar': image 0 of data_batch_1.bin has the label 77, not 0 to 9: is it CIFAR-10, binary version?\n")
+    (work / 'cifar.tar.gz').write_bytes(gzip.compress(bytes([1]) * 5000))
+    expect('cifar10: no tar', ['train', quick, 'data.source=cifar10', 'data.path=cifar.tar.gz', 'model.context=3072', 'run.dir=run'],
+           work, 4, exact="'cifar.tar.gz' is no tar archive, or damaged, at byte 0 of its contents\n")
+
+    def wav(coding, bits, size, sound):
+        return (b'RIFF' + struct.pack('<I', 36 + len(sound)) + b'WAVEfmt ' +
+                struct.pack('<IHHIIHH', 16, coding, 1, 12000, 12000 * bits // 8, bits // 8, bits) + b'data' + struct.pack('<I', size) + sound)
+
+    for name, content, words in [
+        ('no WAV file', b'RIFX' + bytes(50), "'a.wav' is no WAV file: it does not begin with RIFF and WAVE"),
+        ('unknown coding', wav(0x11, 8, 500, bytes(500)), "'a.wav' is of coding 0x0011 with 8 bits, which is not read (PCM of 8, 16, 24 or 32 "
+         "bits and 32-bit float are); convert it: sox IN -e signed -b 16 OUT.wav"),
+        ('cut off', wav(1, 16, 500, bytes(400)), "'a.wav' is cut off: its part 'data' should have 500 bytes, but 400 are left"),
+        ('empty', wav(1, 16, 0, b''), "'a.wav' holds no sound"),
+    ]:
+        (work / 'a.wav').write_bytes(content)
+        expect('wav: ' + name, ['train', quick, 'data.source=wav', 'data.path=a.wav', 'run.dir=run'], work, 4, exact=words + '\n')
+    (work / 'quiet').mkdir()
+    expect('wav: an empty folder', ['train', quick, 'data.source=wav', 'data.path=quiet', 'run.dir=run'], work, 4,
+           exact="'quiet' holds no .wav file\n")
+    expect('grid: too wide', ['train', quick, 'data.source=grid', 'data.width=64', 'run.dir=run'], work, 2,
+           exact='data: a grid of width 64 does not fit into sequences of 64 tokens (the context)\n')
+
     # checkpoints
     small = ['train.steps=2', 'data.size=5000', 'model.context=16', 'model.d_model=16', 'model.n_heads=2', 'train.batch=2',
              'train.eval_batches=1', 'sample.length=5', 'schedule.warmup_steps=1']
