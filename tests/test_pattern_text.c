@@ -125,8 +125,8 @@ static void file_pairs(void **state)
     (void)state;
     static const int32_t blocks[][2] = { { 0, 0 }, { 2, 0 }, { 2, 2 }, { 4, 3 } },
         mine[][2] = { { 3, 1 }, { 5, 5 }, { 7, 2 } }, both[][2] = { { 5, 5 }, { 7, 2 } };
-    nn_patterns *p = read_pairs("# four blocks\n\nblocks 5  # long\r\n2 2\n2\t0\n 0 0 # again\n0 0\n"
-                                "3 3\n", "+strided(3)", 2);
+    nn_patterns *p = read_pairs("# four blocks\n\nblocks 5  # long\r\n2 2\n2\t0\n 0 0 # again\n0 0"
+                                "\n3 3\n", "+strided(3)", 2);
     picture want = picture_new(20);
     draw_blocks(want, 5, blocks, 3);
     draw_blocks(want, 5, (const int32_t[][2]){ { 3, 3 } }, 1);

@@ -186,6 +186,8 @@ int train_cmd_show(int argc, char **argv, ag_err *err)
         list_ops();
         return AG_OK;
     }
+    if (argc > 1 && !strcmp(argv[1], "pattern"))
+        return train_cmd_show_pattern(argc - 1, argv + 1, err);
     const bool ops = argc > 2 && !strcmp(argv[1], "ops"),
         memory = argc > 2 && !strcmp(argv[1], "memory");
     if (!ops && !memory) return AG_ECONFIG;

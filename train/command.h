@@ -25,6 +25,7 @@ int train_cmd_data(int argc, char **argv, ag_err *err);
 int train_cmd_config(int argc, char **argv, ag_err *err);
 int train_cmd_inspect(int argc, char **argv, ag_err *err);
 int train_cmd_show(int argc, char **argv, ag_err *err);
+int train_cmd_show_pattern(int argc, char **argv, ag_err *err);      /* of train_cmd_show */
 int train_cmd_bench(int argc, char **argv, ag_err *err);
 int train_cmd_bench_decode(int argc, char **argv, ag_err *err);      /* of train_cmd_bench */
 
