@@ -102,12 +102,14 @@ static void fill(problem *p, int which, int grad, uint32_t site)
                 row_of(p, which, grad, b, t)[c] = number(site, n++);
 }
 
-static void problem_init(problem *p, const shape *s)
+/* pattern: NULL for none */
+static void pattern_init(problem *p, const shape *s, const ag_pattern *pattern)
 {
     memset(p, 0, sizeof *p);
     const int64_t wq = s->heads * s->d_qk, wv = s->heads * s->d_v, gap = 3;
     p->a = (ag_attention){ .batch = s->batch, .heads = s->heads, .tq = s->tq, .tk = s->tk,
                            .d_qk = s->d_qk, .d_v = s->d_v, .causal = s->causal, .q_pos0 = s->q_pos0,
+                           .pattern = pattern,
                            .scale = 1 / sqrt((double)s->d_qk), .drop = s->drop,
                            .noise = { 0x123456789abcdefull, 7, 3, 5 } };
     ag_attention *a = &p->a;
@@ -139,6 +141,8 @@ static void problem_init(problem *p, const shape *s)
         fill(p, which, 0, (uint32_t)which);
     fill(p, O, 1, 9);
 }
+
+static inline void problem_init(problem *p, const shape *s) { pattern_init(p, s, NULL); }
 
 static void problem_free(problem *p)
 {
@@ -190,6 +194,12 @@ static void axpy(int64_t n, double c, double c_abs, const float *x, double *y, d
     }
 }
 
+/* Does the pattern, where there is one, show key j to query i? */
+static bool shows(const ag_attention *a, int64_t h, int64_t i, int64_t j)
+{
+    return !a->pattern || ag_pattern_has(a->pattern, (int)h, i + a->q_pos0, j);
+}
+
 /* One query: out and gradients; y_abs of everything lies `half` of its array further. */
 static void oracle_query(const problem *p, int64_t b, int64_t h, int64_t i, oracle *r, double *work)
 {
@@ -201,16 +211,19 @@ static void oracle_query(const problem *p, int64_t b, int64_t h, int64_t i, orac
     double *s = work, *dp = work + a->tk, *dp_abs = dp + a->tk, *keep = dp_abs + a->tk;
     double top = -INFINITY, sum = 0, amp = 1, delta = 0, delta_abs = 0, t;
     for (int64_t j = 0; j < end; j++) {
+        s[j] = -INFINITY;
+        if (!shows(a, h, i, j)) continue;
         s[j] = a->scale * dot(a->d_qk, q, row_of(p, K, 0, b, j) + h * a->d_qk, &t);
         amp = fmax(amp, 1 + a->scale * t);
         top = fmax(top, s[j]);
     }
     for (int64_t j = 0; j < end; j++)
-        sum += exp(s[j] - top);
+        sum += shows(a, h, i, j) ? exp(s[j] - top) : 0;
     r->lse[row] = sum > 0 ? top + log(sum) : (double)-INFINITY;
     r->lse[pairs * a->tq + row] = amp;
     double *o = r->o + row * a->d_v, *dq = r->dq + row * a->d_qk;
     for (int64_t j = 0; j < end; j++) {
+        if (!shows(a, h, i, j)) continue;
         const float *v = row_of(p, V, 0, b, j) + h * a->d_v;
         const bool kept = ag_noise_at(&a->noise, row, j, a->tk) >= ag_drop_threshold(a->drop);
         keep[j] = kept ? 1 / (1 - a->drop) : 0;
@@ -224,6 +237,7 @@ static void oracle_query(const problem *p, int64_t b, int64_t h, int64_t i, orac
         axpy(a->d_v, s[j] * keep[j], s[j] * keep[j] * amp, grad, dv, dv + pairs * a->tk * a->d_v);
     }
     for (int64_t j = 0; j < end; j++) {
+        if (!shows(a, h, i, j)) continue;
         const double ds = a->scale * s[j] * (dp[j] - delta),
             abs = a->scale * s[j] * (dp_abs[j] + delta_abs) * amp;
         double *dk = r->dk + (pair * a->tk + j) * a->d_qk;

@@ -8,9 +8,7 @@
  * is k, v (as they lie in memory) or a tile, and B is q or do transposed once per 64 queries (or
  * their rows).  Nothing else is packed.
  *
- * Queries go in groups of 16 lanes.  A band is a rectangle of a tile: keys that are seen by groups
- * g0 and up.  A full tile is one band, a tile on the causal diagonal four; nothing outside a band
- * is ever computed or read, and only the first group of a band can hold masked scores.
+ * Queries go in groups of 16 lanes; attention_keys_tmpl.h has which of them meet which keys.
  *
  * Scores are kept in base 2: q is multiplied by scale * log2(e) where it is transposed.
  */
@@ -189,13 +187,13 @@ static void tile_transpose(int64_t m, int64_t n, const float *x, int64_t ldx, fl
     transpose(m, n, x, ldx, y, ldy, scale, NULL, false);
 }
 
-static void tile_transpose_by(int64_t m, int64_t n, const float *x, int64_t ldx, float *y,
+static inline void tile_transpose_by(int64_t m, int64_t n, const float *x, int64_t ldx, float *y,
                               int64_t ldy, const float *by)
 {
     transpose(m, n, x, ldx, y, ldy, 1.0f, by, false);
 }
 
-static void tile_transpose_add(int64_t m, int64_t n, const float *x, int64_t ldx, float *y,
+static inline void tile_transpose_add(int64_t m, int64_t n, const float *x, int64_t ldx, float *y,
                                int64_t ldy, float scale)
 {
     transpose(m, n, x, ldx, y, ldy, scale, NULL, true);
@@ -212,15 +210,6 @@ static void tile_copy(int64_t m, int64_t n, const float *x, int64_t ldx, float *
         for (; c < ldy; c += VL)
             vstore(y + c, vload_n(x + c, c < n ? n - c : 0) * scale);
     }
-}
-
-/* Brings rows x[n][d] to the L2 cache while a tile is computed: they lie too far apart for the
- * processor to see what comes next. */
-static void fetch_rows(int64_t n, int64_t d, const float *x, int64_t row)
-{
-    for (int64_t r = 0; r < n; r++)
-        for (int64_t c = 0; c < d; c += GROUP)
-            __builtin_prefetch(x + r * row + c, 0, 2);
 }
 
 /* ---- products ---- */
@@ -337,49 +326,5 @@ static void tile_multiply(const tile_product *t, int64_t m, int64_t n)
         tile_columns(VL == 8 ? 6 : 2, GV, t, m, j, n);
 }
 #endif
-
-/* ---- bands and masks ---- */
-
-typedef struct tile_shape {
-    int     n_queries, n_groups;
-    int     first[GROUPS], last[GROUPS];         /* keys of the tile that all, and any, of a group's
-                                                  * queries see */
-    float   limit[TILE];                         /* keys of the tile that a query sees, -1 .. 64 */
-    int     n_bands;
-    struct tile_band { int key0, key1, group0; } band[GROUPS];
-} tile_shape;
-
-/* Query i (of n) sees the first seen[i] keys; seen never falls.  The tile has n_keys keys from
- * key0. */
-static void tile_shape_init(tile_shape *t, int n, const int64_t *seen, int64_t key0, int n_keys)
-{
-    int done = 0;
-    t->n_queries = n;
-    t->n_groups = (n + GROUP - 1) / GROUP;
-    t->n_bands = 0;
-    for (int i = 0; i < t->n_groups * GROUP; i++) {
-        const int64_t s = seen[i < n ? i : n - 1] - key0;
-        t->limit[i] = (float)(s < 0 ? 0 : s > n_keys ? n_keys : s);
-    }
-    for (int g = 0; g < t->n_groups; g++) {
-        t->first[g] = (int)t->limit[g * GROUP];
-        t->last[g] = (int)t->limit[g * GROUP + GROUP - 1];
-        if (t->last[g] > done) {
-            t->band[t->n_bands++] = (struct tile_band){ done, t->last[g], g };
-            done = t->last[g];
-        }
-    }
-}
-
-/* Writes MASKED to the scores of queries that do not see a key. */
-static void tile_mask(const tile_shape *t, float *s)
-{
-    for (int g = 0; g < t->n_groups; g++)
-        for (int key = t->first[g]; key < t->last[g]; key++)
-            for (int v = g * GROUP; v < (g + 1) * GROUP; v += VL) {
-                float *x = s + key * TILE + v;
-                vstore(x, vselect(vset((float)key), vload(t->limit + v), vload(x), vset(MASKED)));
-            }
-}
 
 #endif

@@ -109,6 +109,20 @@ static inline vf vselect(vf a, vf b, vf x, vf y)
 #endif
 }
 
+/* bit l of `bits` ? x : y in lane l */
+static inline vf vwhere(uint32_t bits, vf x, vf y)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_mask_blend_ps((__mmask16)bits, (__m512)y, (__m512)x);
+#else
+    vu one;
+    for (int l = 0; l < VL; l++)
+        one[l] = 1u << l;
+    const vi m = (vset_u(bits) & one) != 0;
+    return (vf)((m & (vi)x) | (~m & (vi)y));
+#endif
+}
+
 /* a > b ? a : b and a < b ? a : b: b where one is NaN, so put what may be NaN second */
 static inline vf vmax(vf a, vf b)
 {

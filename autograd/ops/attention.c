@@ -70,13 +70,22 @@ static int check_options(const ag_call *c)
                        c->op->name, c->attr.attention.drop);
     const ag_pattern *p = c->attr.attention.pattern;
     if (p && (!c->attr.attention.causal || c->attr.attention.drop > 0))
-        return ag_fail(c->tape, AG_ERANGE, "%s: a pattern wants causal attention, without dropout "
+        return ag_fail(c->tape, AG_ERANGE, "%s: a pattern wants causal attention without dropout "
                        "on its weights", c->op->name);
-    const ag_shape *q = &c->in[0]->shape;
-    if (p && q->ndim == 3 && q->dim[1] + c->attr.attention.q_pos0 > p->n)
+    return AG_OK;
+}
+
+/* Does a pattern cover these positions? */
+static int check_pattern(const ag_call *c, int64_t tq, int64_t tk)
+{
+    const ag_pattern *p = c->attr.attention.pattern;
+    if (p && (tq != tk || c->attr.attention.q_pos0))
+        return ag_fail(c->tape, AG_ESHAPE, "%s: a pattern is for positions that attend to "
+                       "themselves, not for %lld queries of %lld keys from %lld on", c->op->name,
+                       (long long)tq, (long long)tk, (long long)c->attr.attention.q_pos0);
+    if (p && tk > p->n)
         return ag_fail(c->tape, AG_ERANGE, "%s: %lld positions, but the pattern is for %lld",
-                       c->op->name, (long long)(q->dim[1] + c->attr.attention.q_pos0),
-                       (long long)p->n);
+                       c->op->name, (long long)tk, (long long)p->n);
     return AG_OK;
 }
 
@@ -97,7 +106,7 @@ static int attend_shape(ag_call *c, ag_shape *out)
                        ag_shape_text(v, d));
     }
     out[0] = AG_SHAPE(q->dim[0], q->dim[1], dv);
-    return AG_OK;
+    return check_pattern(c, q->dim[1], k->dim[1]);
 }
 
 static int qkv_shape(ag_call *c, ag_shape *out)
@@ -115,7 +124,7 @@ static int qkv_shape(ag_call *c, ag_shape *out)
                        (long long)c->attr.attention.d_v, ag_shape_text(x, a));
     }
     out[0] = AG_SHAPE(x->dim[0], x->dim[1], dv);
-    return AG_OK;
+    return check_pattern(c, x->dim[1], x->dim[1]);
 }
 
 static void attend_forward(ag_call *c)
@@ -222,14 +231,18 @@ static bool attend_sample(int64_t i, ag_sample *s)
 {
     static const int64_t TQ[] = { 1, 6 }, TK[] = { 1, 9, 0 }, POS[] = { 0, 3, -2 };
     *s = (ag_sample){ .lo = -1.5, .hi = 1.5, .attr = attr_sample(&i) };
-    const int64_t tq = TQ[ag_digit(&i, 2)], tk = TK[ag_digit(&i, 3)];
+    const int64_t tq = TQ[ag_digit(&i, 2)];
+    int64_t tk = TK[ag_digit(&i, 3)];
     s->attr.attention.q_pos0 = POS[ag_digit(&i, 3)];
+    if (s->attr.attention.pattern) tk = tq, s->attr.attention.q_pos0 = 0;
     const int64_t h = s->attr.attention.heads;
     s->in[0] = AG_SHAPE(2, tq, h * s->attr.attention.d_qk);
     s->in[1] = AG_SHAPE(2, tk, h * s->attr.attention.d_qk);
     s->in[2] = AG_SHAPE(2, tk, h * s->attr.attention.d_v);
     if (i == 1) s->in[s->attr.attention.causal ? 1 : 2].dim[1]++, s->bad = AG_ESHAPE;
-    return i < 2;
+    if (i == 2 && !s->attr.attention.pattern) return false;
+    if (i == 2) s->attr.attention.q_pos0 = 1, s->bad = AG_ESHAPE;
+    return i < 3;
 }
 
 static bool qkv_sample(int64_t i, ag_sample *s)
@@ -240,7 +253,10 @@ static bool qkv_sample(int64_t i, ag_sample *s)
     s->in[0] = AG_SHAPE(2, t, h * (2 * s->attr.attention.d_qk + s->attr.attention.d_v));
     if (i == 1) s->in[0].dim[2]++, s->bad = AG_ESHAPE;
     if (i == 2) s->attr.attention.drop = 1, s->bad = AG_ERANGE;
-    return i < 3;
+    if (i == 3 && !s->attr.attention.pattern) return false;
+    if (i == 3) s->attr.attention.drop = 0.3, s->bad = AG_ERANGE;
+    if (i == 4) s->in[0].dim[1] = 17, s->bad = AG_ERANGE;
+    return i < 5;
 }
 
 const ag_op ag_op_attend = {

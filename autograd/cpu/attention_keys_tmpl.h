@@ -1,0 +1,273 @@
+/*
+ * attention_keys_tmpl.h -- which queries and keys meet in a tile: all that causality allows, or
+ * those of a pattern (autograd/pattern.h).  For attention_tmpl.c and attention_grad_tmpl.c.
+ *
+ * The queries of a tile lie at equal distances; its keys lie so too, or are gathered, as their rows
+ * are copied in any case.  Each key has a bit for each query that sees it.  A band is a rectangle
+ * of the tile: keys that are seen by the same groups of queries.  A full tile is one band, a tile
+ * on the causal diagonal four.  Only bands are computed and read.
+ */
+#ifndef AG_CPU_ATTENTION_KEYS_TMPL_H
+#define AG_CPU_ATTENTION_KEYS_TMPL_H
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "autograd/cpu/attention_tile.h"
+#include "autograd/cpu/fast.h"
+
+enum { MAX_HEAD = 256 };             /* wider heads are left to the specification */
+
+static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline int n_threads(void)
+{
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+
+typedef struct queries {
+    const float *q, *k, *v;          /* of the first query; of key 0 */
+    float       *o, *lse;
+    int64_t      first, step;        /* queries first + r * step, r < n */
+    int64_t      q_row, o_row;       /* from one of them to the next */
+    int64_t      noise_row;          /* of the first */
+    int          n;                  /* up to TILE */
+    int64_t      n_keys;             /* that any of them sees */
+    const int32_t  *key;             /* [n_keys], ascending; NULL: 0, 1, ... */
+    const uint64_t *bits;            /* [n_keys] of a pattern: bit r = query r sees the key */
+    int64_t      seen[TILE];         /* without a pattern: a query sees this many keys */
+} queries;
+
+/* A query sees keys 0 .. this - 1. */
+static inline int64_t keys_seen(const ag_attention *a, int64_t query)
+{
+    const int64_t n = a->causal ? min_of(query + a->q_pos0 + 1, a->tk) : a->tk;
+    return n < 0 ? 0 : n;
+}
+
+static inline void queries_at(queries *x, const ag_attention *a, int64_t pair, int64_t first,
+                              int64_t step, int64_t most)
+{
+    const int64_t b = pair / a->heads, h = pair % a->heads;
+    x->first = first;
+    x->step = step;
+    x->q = (const float *)a->q + b * a->q_batch + first * a->q_row + h * a->d_qk;
+    x->k = (const float *)a->k + b * a->k_batch + h * a->d_qk;
+    x->v = (const float *)a->v + b * a->v_batch + h * a->d_v;
+    x->o = (float *)a->o + b * a->o_batch + first * a->o_row + h * a->d_v;
+    x->lse = (float *)a->lse + pair * a->tq + first;
+    x->q_row = step * a->q_row;
+    x->o_row = step * a->o_row;
+    x->noise_row = a->noise.row0 + pair * a->tq + first;
+    x->n = (int)min_of(most, (a->tq - first + step - 1) / step);
+}
+
+/* The queries from `first` on, without a pattern. */
+static inline void queries_init(queries *x, const ag_attention *a, int64_t pair, int64_t first)
+{
+    queries_at(x, a, pair, first, 1, TILE);
+    for (int i = 0; i < x->n; i++)
+        x->seen[i] = keys_seen(a, first + i);
+    x->key = NULL;
+    x->n_keys = x->seen[x->n - 1];
+}
+
+/* Those of a tile of a pattern, as far as there are queries.  False: there are none. */
+static inline bool queries_of_tile(queries *x, const ag_attention *a, int64_t pair,
+                            const ag_pattern_part *part, const ag_pattern_tile *tile)
+{
+    if (tile->query0 >= a->tq)
+        return false;
+    queries_at(x, a, pair, tile->query0, tile->step, tile->n);
+    x->key = part->key + tile->first;
+    x->bits = part->seen + tile->first;
+    x->n_keys = tile->n_keys;
+    while (x->n_keys > 0 && x->key[x->n_keys - 1] > x->first + (x->n - 1) * x->step)
+        x->n_keys--;
+    return true;
+}
+
+/* ---- the keys of one tile ---- */
+
+typedef struct tile_keys {
+    int64_t n, first, step;          /* keys first + i * step; */
+    const int32_t *list;             /* or these, where step is 0 */
+} tile_keys;
+
+/* Keys j .. j + n - 1 of those of x */
+static inline tile_keys keys_at(const queries *x, int64_t j, int64_t n)
+{
+    if (!x->key)
+        return (tile_keys){ n, j, 1, NULL };
+    const int32_t *list = x->key + j;
+    tile_keys y = { n, list[0], n > 1 ? list[1] - list[0] : 1, list };
+    for (int64_t i = 2; i < n && y.step; i++)
+        if (list[i] - list[i - 1] != y.step)
+            y.step = 0;
+    return y;
+}
+
+/* to[n][to_row] = their rows of x[..][row] */
+static inline void keys_load(const tile_keys *y, int64_t d, const float *x, int64_t row, float *to,
+                      int64_t to_row)
+{
+    if (y->step)
+        tile_copy(y->n, d, x + y->first * row, y->step * row, to, to_row, 1.0f);
+    else
+        for (int64_t i = 0; i < y->n; i++)
+            tile_copy(1, d, x + y->list[i] * row, row, to + i * to_row, to_row, 1.0f);
+}
+
+/* Brings them to the L2 cache while a tile is computed: rows lie too far apart for the processor to
+ * see what comes next. */
+static inline void keys_fetch(const queries *x, int64_t j, int64_t n, int64_t d, const float *from,
+                       int64_t row)
+{
+    for (int64_t i = j; i < j + n; i++)
+        for (int64_t c = 0; c < d; c += GROUP)
+            __builtin_prefetch(from + (x->key ? x->key[i] : i) * row + c, 0, 2);
+}
+
+/* x[their rows][d] += from[n][from_row] */
+static inline void keys_add(const tile_keys *y, int64_t d, const float *from, int64_t from_row, float *x,
+                     int64_t row)
+{
+    for (int64_t i = 0; i < y->n; i++, from += from_row) {
+        float *to = x + (y->step ? y->first + i * y->step : y->list[i]) * row;
+        int64_t c = 0;
+        for (; c + VL <= d; c += VL)
+            vstore(to + c, vload(to + c) + vload(from + c));
+        if (c < d)
+            vstore_n(to + c, vload_n(to + c, d - c) + vload_n(from + c, d - c), d - c);
+    }
+}
+
+/* ---- bands and masks ---- */
+
+typedef struct tile_shape {
+    int      n_queries, n_groups;
+    uint64_t bits[TILE];             /* per key */
+    bool     full;                   /* all of them are set */
+    int      begin[GROUPS], end[GROUPS];         /* keys that a group's bands have between them */
+    int      n_bands;
+    struct tile_band { int key0, key1, group0, group1; } band[TILE];
+} tile_shape;
+
+/* The bits of keys j .. j + n - 1; returns whether all are set for all queries. */
+static inline bool tile_bits_of(tile_shape *t, const queries *x, int64_t j, int n)
+{
+    const uint64_t present = ~UINT64_C(0) >> (TILE - x->n);
+    uint64_t all = present;
+    int blind = 0;                   /* queries that do not see a key: the first of them, or none */
+    for (int i = 0; i < n; i++) {
+        if (x->key) {
+            t->bits[i] = x->bits[j + i] & present;
+        } else {
+            while (blind < x->n && x->seen[blind] <= j + i)
+                blind++;
+            t->bits[i] = blind < x->n ? present & ~UINT64_C(0) << blind : 0;
+        }
+        all &= t->bits[i];
+    }
+    return all == ~UINT64_C(0);
+}
+
+/* Adds key i, seen by groups group0 .. group1 - 1, to the last band or a new one: a band of few
+ * keys grows rather than be cut, as it costs almost what a higher one does. */
+static inline void band_add(tile_shape *t, int i, int group0, int group1)
+{
+    enum { LEAST = 4 };
+    struct tile_band *b = &t->band[t->n_bands - 1];
+    if (t->n_bands) {
+        const int low = group0 < b->group0 ? group0 : b->group0,
+            high = group1 > b->group1 ? group1 : b->group1;
+        if ((low == b->group0 && high == b->group1 && low == group0 && high == group1) ||
+            b->key1 - b->key0 < LEAST) {
+            *b = (struct tile_band){ b->key0, i + 1, low, high };
+            return;
+        }
+    }
+    t->band[t->n_bands++] = (struct tile_band){ i, i + 1, group0, group1 };
+}
+
+/* Keys j .. j + n_keys - 1 of x. */
+static inline void tile_shape_init(tile_shape *t, const queries *x, int64_t j, int n_keys)
+{
+    t->n_queries = x->n;
+    t->n_groups = (x->n + GROUP - 1) / GROUP;
+    t->n_bands = 0;
+    t->full = tile_bits_of(t, x, j, n_keys);
+    if (t->full)
+        t->band[t->n_bands++] = (struct tile_band){ 0, n_keys, 0, GROUPS };
+    else
+        for (int i = 0; i < n_keys; i++)
+            if (t->bits[i])
+                band_add(t, i, __builtin_ctzll(t->bits[i]) / GROUP,
+                         (63 - __builtin_clzll(t->bits[i])) / GROUP + 1);
+    for (int g = 0; g < t->n_groups; g++) {
+        t->begin[g] = n_keys;
+        t->end[g] = 0;
+        for (int b = 0; b < t->n_bands; b++)
+            if (t->band[b].group0 <= g && g < t->band[b].group1) {
+                if (t->band[b].key0 < t->begin[g])
+                    t->begin[g] = t->band[b].key0;
+                t->end[g] = t->band[b].key1;
+            }
+    }
+}
+
+/* Writes MASKED to the scores of queries that do not see a key. */
+static inline void tile_mask(const tile_shape *t, float *s)
+{
+    for (int g = 0; !t->full && g < t->n_groups; g++)
+        for (int key = t->begin[g]; key < t->end[g]; key++) {
+            const uint32_t bits = (uint32_t)(t->bits[key] >> g * GROUP) & 0xffff;
+            if (bits != 0xffff)
+                for (int v = 0; v < GROUP; v += VL) {
+                    float *x = s + key * TILE + g * GROUP + v;
+                    vstore(x, vwhere(bits >> v, vload(x), vset(MASKED)));
+                }
+        }
+}
+
+/* ---- beside them ---- */
+
+/* The Philox block of query0 and key0, a multiple of 64. */
+static inline uint64_t noise_block(const tile_noise *z, const queries *x, int64_t key0)
+{
+    return (uint64_t)x->noise_row * z->row_blocks + (uint64_t)key0 / 4;
+}
+
+/* x^T with lanes of absent queries zero */
+static inline void transpose_queries(int n, int64_t d, const float *x, int64_t ldx, float *y,
+                                     float scale)
+{
+    if (n % GROUP)
+        memset(y, 0, (size_t)d * TILE * sizeof *y);
+    tile_transpose(n, d, x, ldx, y, TILE, scale);
+}
+
+/* The query tiles of a head, at most, and the parts that they come in. */
+typedef struct tile_count { int64_t tiles; int parts; } tile_count;
+
+static inline tile_count count_tiles(const ag_attention *a)
+{
+    if (!a->pattern)
+        return (tile_count){ (a->tq + TILE - 1) / TILE, 1 };
+    tile_count c = { 0, 0 };
+    for (int64_t h = 0; h < a->pattern->layouts; h++) {
+        const ag_pattern_layout *l = ag_pattern_of(a->pattern, h);
+        c.parts = l->n_parts > c.parts ? l->n_parts : c.parts;
+        for (int p = 0; p < l->n_parts; p++)
+            c.tiles = l->part[p].n_tiles > c.tiles ? l->part[p].n_tiles : c.tiles;
+    }
+    return c;
+}
+
+#endif
