@@ -8,7 +8,8 @@
  *   dv = p~^T do            dq = scale ds k                dk = scale ds^T q
  *
  * Every sum runs in an order that sizes alone decide: over key tiles for dq, over query tiles for
- * dk and dv.  How the work is cut into tasks is therefore free, and chosen by the number of threads.
+ * dk and dv.  How the work is cut into tasks is therefore free, and chosen by the number of
+ * threads.
  */
 #include "autograd/cpu/attention_keys_tmpl.h"
 

@@ -80,7 +80,7 @@ static inline void queries_init(queries *x, const ag_attention *a, int64_t pair,
 
 /* Those of a tile of a pattern, as far as there are queries.  False: there are none. */
 static inline bool queries_of_tile(queries *x, const ag_attention *a, int64_t pair,
-                            const ag_pattern_part *part, const ag_pattern_tile *tile)
+                                   const ag_pattern_part *part, const ag_pattern_tile *tile)
 {
     if (tile->query0 >= a->tq)
         return false;
@@ -115,7 +115,7 @@ static inline tile_keys keys_at(const queries *x, int64_t j, int64_t n)
 
 /* to[n][to_row] = their rows of x[..][row] */
 static inline void keys_load(const tile_keys *y, int64_t d, const float *x, int64_t row, float *to,
-                      int64_t to_row)
+                             int64_t to_row)
 {
     if (y->step)
         tile_copy(y->n, d, x + y->first * row, y->step * row, to, to_row, 1.0f);
@@ -127,7 +127,7 @@ static inline void keys_load(const tile_keys *y, int64_t d, const float *x, int6
 /* Brings them to the L2 cache while a tile is computed: rows lie too far apart for the processor to
  * see what comes next. */
 static inline void keys_fetch(const queries *x, int64_t j, int64_t n, int64_t d, const float *from,
-                       int64_t row)
+                              int64_t row)
 {
     for (int64_t i = j; i < j + n; i++)
         for (int64_t c = 0; c < d; c += GROUP)
@@ -135,8 +135,8 @@ static inline void keys_fetch(const queries *x, int64_t j, int64_t n, int64_t d,
 }
 
 /* x[their rows][d] += from[n][from_row] */
-static inline void keys_add(const tile_keys *y, int64_t d, const float *from, int64_t from_row, float *x,
-                     int64_t row)
+static inline void keys_add(const tile_keys *y, int64_t d, const float *from, int64_t from_row,
+                            float *x, int64_t row)
 {
     for (int64_t i = 0; i < y->n; i++, from += from_row) {
         float *to = x + (y->step ? y->first + i * y->step : y->list[i]) * row;
