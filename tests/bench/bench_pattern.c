@@ -5,8 +5,8 @@
  *                                                   patterns called NAME... alone
  *
  * 8 heads of width 64, forward and backward, one sequence; stride 128 and summaries of 32, as the
- * paper's enwik8 model.  Density counts pairs (query, key) against the causal triangle; the ideal is
- * 1 / density.  Ratios are medians over turns in which every pattern runs once.
+ * paper's enwik8 model.  Density counts pairs (query, key) against the causal triangle; the ideal
+ * is 1 / density.  Ratios are medians over turns in which every pattern runs once.
  */
 #include <math.h>
 #include <stdio.h>
@@ -22,7 +22,11 @@
 
 enum { HEADS = 8, D = 64, STRIDE = 128, WIDTH = 32, CLASSES = STRIDE / WIDTH, TURNS = 5 };
 
-static const struct arm { const char *name; int count; ag_pattern_layout layout[CLASSES]; } arms[] = {
+static const struct arm {
+    const char *name;
+    int count;
+    ag_pattern_layout layout[CLASSES];
+} arms[] = {
 #define LOCAL { .kind = AG_FACTOR_LOCAL, .stride = STRIDE }
 #define STRIDED { .kind = AG_FACTOR_STRIDED, .stride = STRIDE }
 #define CHUNK { .kind = AG_FACTOR_CHUNK, .stride = STRIDE }
