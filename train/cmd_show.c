@@ -176,6 +176,8 @@ static int64_t known_vocab(const train_config *c)
 
 int train_cmd_show(int argc, char **argv, ag_err *err)
 {
+    if (argc > 1 && !strcmp(argv[1], "pattern"))
+        return train_cmd_show_pattern(argc - 1, argv + 1, err);
     bool run = false;
     int64_t vocab = 0;
     const train_flag flags[] = { { "run", TRAIN_FLAG_ON, &run, 0, 0, 0 },
@@ -186,8 +188,6 @@ int train_cmd_show(int argc, char **argv, ag_err *err)
         list_ops();
         return AG_OK;
     }
-    if (argc > 1 && !strcmp(argv[1], "pattern"))
-        return train_cmd_show_pattern(argc - 1, argv + 1, err);
     const bool ops = argc > 2 && !strcmp(argv[1], "ops"),
         memory = argc > 2 && !strcmp(argv[1], "memory");
     if (!ops && !memory) return AG_ECONFIG;

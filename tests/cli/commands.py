@@ -172,6 +172,15 @@ def data(tmp):
 def looking(tmp):
     says(run('show', 'ops'), r'attend_qkv', r'argmax.*no gradient')
     says(run('show', 'ops', quick, *tiny), r'linear +block 0, attention', r'cross_entropy', r'GFLOP')
+    fixed = ['model.attention.pattern=fixed(8, 4); dense']
+    says(run('show', 'pattern', quick, *tiny, *fixed), r'layers 0: fixed\(8, 4\)', r'heads 1: chunk\(8\) \+ summary\(8, 4, 1\)',
+         r'layers 1: dense', r'by keys alone')
+    shown = json.loads(run('show', 'pattern', quick, *tiny, *fixed, '--json', '--block', '4', '-o', 'p.svg', cwd=tmp))
+    assert shown['reach']['layers'][0]['plain'] == shown['reach']['pairs'] == 16 * 17 // 2, shown
+    first = shown['patterns'][0]['heads'][0]
+    assert (first['pairs'], first['full'], first['partial'], first['blocks']) == (104, 4, 4, 10), first
+    assert '<svg' in (tmp / 'p.svg').read_text()[:10]
+    says(run('show', 'pattern', quick, 'model.attention.pattern=lokal(3)', status=2), r"no factor 'lokal'\n    lokal")
     says(run('show', 'memory', quick, *tiny), r'parameters', r'optimizer', r'block 1', r'peak')
     assert json.loads(run('bench', quick, *tiny, '--steps', '3', '--json'))['per_second'] > 0
     says(run('help'), r'tulle train', r'Exit status')
