@@ -162,16 +162,24 @@ static int show_memory(train_session *s, bool plan, ag_err *err)
     return AG_OK;
 }
 
-/* The vocabulary as far as the configuration tells it: 256 for bytes, 0 where the data do. */
+/* The vocabulary as far as the configuration tells it; 0: only the data do. */
 static int64_t known_vocab(const train_config *c)
 {
-    const bool text = c->data.source == TRAIN_SOURCE_TEXT ||
-                      c->data.source == TRAIN_SOURCE_SHAKESPEARE ||
-                      c->data.source == TRAIN_SOURCE_ENWIK8;
-    const bool bytes = c->data.tokenizer == TRAIN_TOKENIZER_BYTE ||
-                       (c->data.tokenizer == TRAIN_TOKENIZER_AUTO &&
-                        c->data.source == TRAIN_SOURCE_ENWIK8);
-    return (text && bytes) || train_config_has_images(c) ? 256 : 0;
+    const bool bytes = c->data.tokenizer == TRAIN_TOKENIZER_BYTE;
+    switch (c->data.source) {
+    case TRAIN_SOURCE_DIGITS:
+    case TRAIN_SOURCE_MNIST:
+    case TRAIN_SOURCE_FASHION_MNIST:
+    case TRAIN_SOURCE_CIFAR10:
+    case TRAIN_SOURCE_IDX:    return c->data.levels;
+    case TRAIN_SOURCE_HDF5:
+        return c->data.images[0] && !c->data.tokens[0] ? c->data.levels : 0;
+    case TRAIN_SOURCE_ENWIK8:
+        return bytes || c->data.tokenizer == TRAIN_TOKENIZER_AUTO ? 256 : 0;
+    case TRAIN_SOURCE_TEXT:
+    case TRAIN_SOURCE_SHAKESPEARE: return bytes ? 256 : 0;
+    default:                  return 0;
+    }
 }
 
 int train_cmd_show(int argc, char **argv, ag_err *err)

@@ -257,10 +257,12 @@ def sparse_transformer(tmp):
 
 def published_models(tmp):
     """Sizes and memory of the paper's models, without their data and without a step."""
-    for name, count in ('enwik8', '94,949,888'), ('imagenet64', '151,645,184'):
-        text = run('show', 'memory', source / f'configs/paper-{name}.yaml', '--vocab', '256')
+    for name, count in ('cifar10', '59,196,928'), ('enwik8', '94,949,888'), ('imagenet64', '151,645,184'):
+        text = run('show', 'memory', source / f'configs/paper-{name}.yaml')
         says(text, f'gpt, {count} parameters', r'optimizer', r'activations of a micro-batch of 1\n', r'at the peak of a step')
-    says(run('show', 'memory', source / 'configs/paper-imagenet64.yaml', status=5), r'--vocab')
+    (tmp / 'text.yaml').write_text('data:\n  source: text\n  path: none.txt\n')
+    says(run('show', 'memory', 'text.yaml', status=5, cwd=tmp), r'--vocab')
+    says(run('show', 'memory', 'text.yaml', '--vocab', '65', cwd=tmp), r'gpt, 10,\d{3},\d{3} parameters')
 
 
 for f in (train_and_look, resume_is_the_same_run, signals_save, a_stop_in_an_evaluation,
