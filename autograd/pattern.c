@@ -177,6 +177,7 @@ static int make_tile(maker *m, int64_t query0, int64_t step)
     if (grow((void **)&p->tile, &m->tile_room, p->n_tiles + 1, sizeof *p->tile) < 0)
         return AG_ENOMEM;
     p->tile[p->n_tiles++] = t;
+    p->n_queries += t.n;
     return AG_OK;
 }
 

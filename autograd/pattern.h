@@ -56,6 +56,7 @@ typedef struct ag_pattern_tile {
 
 typedef struct ag_pattern_part {
     int64_t          n_tiles, n_keys;
+    int64_t          n_queries;      /* in tiles; less than n where some see no key */
     ag_pattern_tile *tile;           /* [n_tiles], those without a key left out */
     int32_t         *key;            /* [n_keys] */
     uint64_t        *seen;           /* [n_keys], bit r: query r of the tile sees the key */

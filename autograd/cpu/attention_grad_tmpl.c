@@ -176,12 +176,12 @@ static void backward_queries(const ag_attention *a, const ag_attention_grad *g, 
         return;
     backward_load(a, x, grad, delta, w);
     if (part->dq)
-        memset(w->dqt, 0, (size_t)a->d_qk * TILE * sizeof *w->dqt);
+        clear_lanes(x->n, a->d_qk, w->dqt);
     for (int64_t j = j0; j < j1; j += TILE)
         backward_tile(a, x, z, j, min_of(TILE, j1 - j), part, dk, dv, w);
     if (part->dq) {
         float *dq = (float *)g->dq + b * a->q_batch + x->first * a->q_row + h * a->d_qk;
-        (g->acc || x->key ? tile_transpose_add : tile_transpose)(a->d_qk, x->n, w->dqt, TILE, dq,
+        (g->acc || x->adds ? tile_transpose_add : tile_transpose)(a->d_qk, x->n, w->dqt, TILE, dq,
                                                                  x->q_row, (float)a->scale);
     }
 }
@@ -200,6 +200,17 @@ static int64_t find_key(const queries *x, int64_t key)
     return lo;
 }
 
+/* Brings what the next queries need beside their keys. */
+static void backward_fetch(const ag_attention *a, const ag_attention_grad *g,
+                           const ag_pattern_tile *tile, int64_t pair)
+{
+    const int64_t b = pair / a->heads, h = pair % a->heads, o = b * a->o_batch + h * a->d_v;
+    fetch_rows_of(tile, a->tq, a->d_qk, (const float *)a->q + b * a->q_batch + h * a->d_qk,
+                  a->q_row);
+    fetch_rows_of(tile, a->tq, a->d_v, (const float *)a->o + o, a->o_row);
+    fetch_rows_of(tile, a->tq, a->d_v, (const float *)g->do_ + o, a->o_row);
+}
+
 /* Tiles of one part of a pattern, as backward_part's queries; all parts where p is -1. */
 static void backward_pattern(const ag_attention *a, const ag_attention_grad *g,
                              const backward_part *part, const tile_noise *z, int p, int64_t tile,
@@ -210,9 +221,13 @@ static void backward_pattern(const ag_attention *a, const ag_attention_grad *g,
         const ag_pattern_part *of = &l->part[i];
         for (int64_t t = tile < 0 ? 0 : tile; t < (tile < 0 ? of->n_tiles : tile + 1); t++) {
             queries x;
-            if (t < of->n_tiles && queries_of_tile(&x, a, part->pair, of, &of->tile[t]))
-                backward_queries(a, g, &x, z, find_key(&x, part->key0), find_key(&x, part->key1),
-                                 part, w);
+            if (t >= of->n_tiles || !queries_of_tile(&x, a, part->pair, of, &of->tile[t]))
+                continue;
+            x.adds = i > 0 || !has_all_queries(a, part->pair);
+            if (t + 1 < of->n_tiles)
+                backward_fetch(a, g, &of->tile[t + 1], part->pair);
+            backward_queries(a, g, &x, z, find_key(&x, part->key0), find_key(&x, part->key1),
+                             part, w);
         }
     }
 }
@@ -234,7 +249,7 @@ static void backward_clear(const ag_attention *a, const ag_attention_grad *g,
         clear_rows(part->key0, part->key1, a->d_v, (float *)g->dv + b * a->v_batch + h * a->d_v,
                    a->v_row);
     }
-    if (part->dq && !g->acc && a->pattern)   /* a query may have no tile, or several */
+    if (part->dq && !g->acc && a->pattern && !has_all_queries(a, part->pair))
         clear_rows(part->query0, part->query1, a->d_qk,
                    (float *)g->dq + b * a->q_batch + h * a->d_qk, a->q_row);
 }

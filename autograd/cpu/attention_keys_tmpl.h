@@ -41,6 +41,7 @@ typedef struct queries {
     int64_t      n_keys;             /* that any of them sees */
     const int32_t  *key;             /* [n_keys], ascending; NULL: 0, 1, ... */
     const uint64_t *bits;            /* [n_keys] of a pattern: bit r = query r sees the key */
+    bool         adds;               /* other tiles too give to dq */
     int64_t      seen[TILE];         /* without a pattern: a query sees this many keys */
 } queries;
 
@@ -75,6 +76,7 @@ static inline void queries_init(queries *x, const ag_attention *a, int64_t pair,
     for (int i = 0; i < x->n; i++)
         x->seen[i] = keys_seen(a, first + i);
     x->key = NULL;
+    x->adds = false;
     x->n_keys = x->seen[x->n - 1];
 }
 
@@ -91,6 +93,12 @@ static inline bool queries_of_tile(queries *x, const ag_attention *a, int64_t pa
     while (x->n_keys > 0 && x->key[x->n_keys - 1] > x->first + (x->n - 1) * x->step)
         x->n_keys--;
     return true;
+}
+
+/* Does each query have a tile in the first part of its head's pattern? */
+static inline bool has_all_queries(const ag_attention *a, int64_t pair)
+{
+    return ag_pattern_of(a->pattern, pair % a->heads)->part[0].n_queries == a->pattern->n;
 }
 
 /* ---- the keys of one tile ---- */
@@ -244,13 +252,32 @@ static inline uint64_t noise_block(const tile_noise *z, const queries *x, int64_
     return (uint64_t)x->noise_row * z->row_blocks + (uint64_t)key0 / 4;
 }
 
+/* x[d][TILE] = 0 in the groups of n queries */
+static inline void clear_lanes(int n, int64_t d, float *x)
+{
+    for (int64_t c = 0; c < d; c++)
+        for (int i = 0; i < n; i += VL)
+            vstore(x + c * TILE + i, vset(0.0f));
+}
+
 /* x^T with lanes of absent queries zero */
 static inline void transpose_queries(int n, int64_t d, const float *x, int64_t ldx, float *y,
                                      float scale)
 {
-    if (n % GROUP)
-        memset(y, 0, (size_t)d * TILE * sizeof *y);
+    const int last = n / GROUP * GROUP;
+    for (int64_t c = 0; n % GROUP && c < d; c++)
+        for (int i = last; i < last + GROUP; i += VL)
+            vstore(y + c * TILE + i, vset(0.0f));
     tile_transpose(n, d, x, ldx, y, TILE, scale);
+}
+
+/* Brings the rows of a tile's queries, of t, to the L2 cache. */
+static inline void fetch_rows_of(const ag_pattern_tile *tile, int64_t t, int64_t d, const float *x,
+                                 int64_t row)
+{
+    for (int64_t r = 0, i = tile->query0; r < tile->n && i < t; r++, i += tile->step)
+        for (int64_t c = 0; c < d; c += GROUP)
+            __builtin_prefetch(x + i * row + c, 0, 2);
 }
 
 /* The query tiles of a head, at most, and the parts that they come in. */

@@ -140,7 +140,7 @@ static void forward_keys(const ag_attention *a, const queries *x, const tile_noi
                          int64_t key1, forward_tiles *f)
 {
     transpose_queries(x->n, a->d_qk, x->q, x->q_row, f->qt, (float)(a->scale * LOG2_E));
-    memset(f->ot, 0, (size_t)a->d_v * TILE * sizeof *f->ot);
+    clear_lanes(x->n, a->d_v, f->ot);
     for (int i = 0; i < TILE; i++) {
         f->max[i] = NO_MAX;
         f->sum[i] = 0;
@@ -238,9 +238,11 @@ static void forward_cached(const ag_attention *a, const tile_noise *z)
     free(parts);
 }
 
-/* Queries that no tile of the first part has, until other parts come. */
+/* For queries that no tile of the first part has, until other parts come. */
 static void clear_output(const ag_attention *a, int64_t pair)
 {
+    if (has_all_queries(a, pair))
+        return;
     const int64_t b = pair / a->heads, h = pair % a->heads;
     for (int64_t i = 0; i < a->tq; i++) {
         memset((float *)a->o + b * a->o_batch + i * a->o_row + h * a->d_v, 0,
@@ -296,9 +298,13 @@ static void forward_pattern(const ag_attention *a, const tile_noise *z)
                 const int64_t pair = task / c.tiles, i = c.tiles - 1 - task % c.tiles;
                 const ag_pattern_layout *l = ag_pattern_of(a->pattern, pair % a->heads);
                 queries x;
-                if (p < l->n_parts && i < l->part[p].n_tiles &&
-                    queries_of_tile(&x, a, pair, &l->part[p], &l->part[p].tile[i]))
-                    forward_queries(a, &x, z, p > 0);
+                if (p >= l->n_parts || i >= l->part[p].n_tiles ||
+                    !queries_of_tile(&x, a, pair, &l->part[p], &l->part[p].tile[i]))
+                    continue;
+                if (i > 0)
+                    fetch_rows_of(&l->part[p].tile[i - 1], a->tq, a->d_qk, x.q - x.first * a->q_row,
+                                  a->q_row);
+                forward_queries(a, &x, z, p > 0);
             }
         }
     }
