@@ -42,6 +42,20 @@ BUGS = [
      'e.j <= e.i + a->q_pos0 + 1', 'decode kernels'),
     ('the cache writes the new keys of sequence 0 only', 'autograd/ops/attention.c', 'b < kv->batch; b++)',
      'b < 1; b++)', 'decode'),
+    ('strided parts have again what others have', 'autograd/pattern.c', 'if (!is_earlier(m, i, j)) m->seen[j] |= bit;',
+     'm->seen[j] |= bit;', 'pattern'),
+    ('a summary lies one key too far left', 'autograd/pattern.c', 'l - (f->index + 1) * c, hi = lo + c',
+     'l - (f->index + 1) * c - (c < l), hi = lo + c', 'pattern'),
+    ('all heads have one summary', 'layers/pattern.c', 'f.index = h % t->k', 'f.index = 0 * h % t->k', 'pattern_text'),
+    ('entries of layers do not repeat', 'layers/pattern.c', 'p->of[layer % p->period]',
+     'p->of[layer < p->period ? layer : 0]', 'pattern_text'),
+    ('pairs of one head are for all', 'layers/pattern_file.c', 'r->head = (int32_t)key;', 'r->head = -1;', 'pattern_text'),
+    ('decoding forgets the pattern', 'layers/attention.c', '.pattern = c->pattern,', '.pattern = cache ? NULL : c->pattern,',
+     'pattern_op'),
+    ('a cache goes on beyond its pattern', 'autograd/ops/attention.c', 'kv->length + x->dim[1] > p->n)',
+     'x->dim[1] > p->n)', 'pattern_op'),
+    ('reach forgets the residual stream', 'train/pattern_stats.c', 'if (residual) r->keys', 'if (residual && !i) r->keys',
+     'pattern_stats'),
     ('convolution hears the next position', 'autograd/ops/module_conv.c', '? 0 : 1 - s->taps', '? 0 : 2 - s->taps',
      'module_ops qkv'),
     ('recall reads what it has just written', 'autograd/ops/recall.c', 'kv->past[kv->side] + skip, d, y',
@@ -88,7 +102,7 @@ BUGS = [
 ]
 
 FLAGS = ('-std=gnu11 -D_GNU_SOURCE -w -g -O1 -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=off -I. -DAG_HAVE_BASE')
-FAST = ['gemm', 'map', 'rows', 'attention', 'table', 'modules', 'choose', 'live']
+FAST = ['gemm', 'map', 'rows', 'attention', 'attention_grad', 'table', 'modules', 'choose', 'live']
 HELPERS = {'map': 'kernel_check', 'rows': 'kernel_check', 'rng': 'kernel_check', 'layers': 'layer_check',
            'models': 'layer_check', 'qkv': 'layer_check', 'modules': 'kernel_check', 'live': 'kernel_check',
            'sparse_ff': 'layer_check', 'io': None, 'optim': None}
@@ -109,7 +123,8 @@ def write_ninja(folder, tests):
         compile_to(f'ref{r}', 'autograd/cpu/ref_tmpl.c', f'-DAG_REAL={r}')
     for f in FAST:
         compile_to(f'fast_{f}', f'autograd/cpu/{f}_tmpl.c', '-O2 -ffp-contract=fast -DAG_ISA=base')
-    for pattern in 'autograd/*.c', 'autograd/base/*.c', 'autograd/ops/*.c', 'layers/*.c', 'optim/*.c':
+    for pattern in 'autograd/*.c', 'autograd/base/*.c', 'autograd/ops/*.c', 'layers/*.c', 'optim/*.c', \
+            'train/pattern_*.c':
         for path in sorted(folder.glob(pattern)):
             source = path.relative_to(folder).as_posix()
             compile_to(source.replace('/', '_')[:-2], source)
@@ -167,7 +182,7 @@ def main():
     failed = 0
     with tempfile.TemporaryDirectory() as temp:
         folder = pathlib.Path(temp)
-        for part in 'autograd', 'layers', 'optim', 'tests':
+        for part in 'autograd', 'layers', 'optim', 'tests', 'train':
             shutil.copytree(root / part, folder / part)
         write_ninja(folder, tests)
         ok, log = build(folder, tests)
