@@ -3,18 +3,23 @@
  * loss.  A sequence of n tokens stands alone; sequence i is a function of (seed, i).
  *
  *   grid    A texture of rows of `width` tokens w, read row by row.  Of V = 8 symbols the first row
- *           is drawn evenly; then
- *               x[t] = (x[t-1] + x[t-w]) mod V   with probability 9/10, else drawn evenly.
- *           All before x[t] but these two is of no use, so the best loss of a token is exactly
+ *           and one more are drawn evenly; then each continues the diagonal that it stands on,
+ *               x[t] = x[t-w-1]   with probability 9/10, else drawn evenly.
+ *           The diagonals know nothing of each other and each is a Markov chain, so the best loss
+ *           of a token is exactly
  *               h = -p ln p - (V - 1) q ln q,  q = 1 / (10 V),  p = 9/10 + q,
- *           0.4670 nats; of the first row, which is not scored, it would be ln V.  A model with
- *           a stride that divides the width sees x[t-w] where it looks for it; with another it
- *           does not.  Without x[t-w] nothing can be known: the loss is ln V = 2.079.
- *   recall  n / 2 slots of two tokens.  P = min(64, n / 8) different keys of 64 are each followed
- *           by one of 16 values in one random slot and asked for in a later one, at any distance;
- *           the other slots are blank.  Scored is the value behind a key that was seen before: it
- *           is certain, the best loss is 0, guessing costs ln 16 = 2.773.  Token 0 is blank, 1 ..
- *           64 keys, 65 .. 80 values.
+ *           0.4670 nats; of those drawn, which are not scored, it would be ln V.  Why the diagonal:
+ *           x[t] is predicted at the place of x[t-1], and the token w above that place is x[t-w-1].
+ *           A stride that divides the width has it among its keys, another one does not.  Without
+ *           it, x[t-2w-2] is the next best: h with p = 81/100 + q, q = 19 / (100 V), 0.7734 nats;
+ *           with nothing of the diagonal the loss is ln V = 2.079.
+ *   recall  P = min(16, n / 3) different keys of 16, each stored once and asked for once, later, at
+ *           any distance; the rest is blank.  One token stores a key with one of 4 values; a
+ *           question is the token of the key, and behind it comes that of the value.  Scored is
+ *           this value: it is certain, the best loss is 0, guessing costs ln 4 = 1.386.  Token 0 is
+ *           blank, 1 .. 64 store, 4 key + value + 1; 65 .. 80 ask, 81 .. 84 are values.  With the
+ *           pair in one token the task is one look-up by content, which small models learn soon;
+ *           what is left to the pattern is whether the pair can be seen.
  *   copy    n / 2 symbols, each one of 16, then the same again.  Scored is the second half: the
  *           best loss is 0, guessing costs ln 16.
  */
@@ -26,8 +31,9 @@
 #include <string.h>
 
 enum {
-    SITE = AG_SITE_DATA + 2, SYMBOLS = 8, KEYS = 64, VALUES = 16, FIRST_VALUE = 1 + KEYS,
-    DEFAULT_TOKENS = 1 << 24, LEAST_SEQUENCES = 1000, LEAST_RECALL = 16,
+    SITE = AG_SITE_DATA + 2, SYMBOLS = 8, COPY_SYMBOLS = 16, KEYS = 16, VALUES = 4,
+    FIRST_STORE = 1, FIRST_ASK = FIRST_STORE + KEYS * VALUES, FIRST_VALUE = FIRST_ASK + KEYS,
+    DEFAULT_TOKENS = 1 << 24, LEAST_SEQUENCES = 1000, LEAST_RECALL = 3,
 };
 #define NOISE 0.1                    /* grid: share of tokens that are drawn */
 
@@ -50,10 +56,10 @@ static int64_t below(dice *r, int64_t n)
 static void make_grid(dice *r, int64_t n, int64_t width, uint8_t *x, uint8_t *scored)
 {
     for (int64_t t = 0; t < n; t++) {
-        const bool drawn = roll(r) < (uint32_t)(NOISE * 0x1p32) || t < width;
+        const bool drawn = roll(r) < (uint32_t)(NOISE * 0x1p32) || t <= width;
         const int64_t any = below(r, SYMBOLS);
-        x[t] = (uint8_t)(drawn ? any : (x[t - 1] + x[t - width]) % SYMBOLS);
-        scored[t] = t >= width;
+        x[t] = (uint8_t)(drawn ? any : x[t - width - 1]);
+        scored[t] = t > width;
     }
 }
 
@@ -76,28 +82,43 @@ static void draw_some(dice *r, int32_t *list, int64_t n, int64_t k)
     }
 }
 
-/* slot [n / 2] is scratch. */
-static void make_recall(dice *r, int64_t n, int32_t *slot, uint8_t *x, uint8_t *scored)
+/*
+ * A slot is what is blank, stores or asks: slot [n] is scratch, what[i] is 0 in a blank one, else
+ * 1 + 2 pair, and 1 more in the later slot of the pair, which asks.
+ */
+static void make_recall(dice *r, int64_t n, int32_t *slot, int32_t *what, uint8_t *x,
+                        uint8_t *scored)
 {
-    const int64_t pairs = n / 8 < KEYS ? n / 8 : KEYS;
-    int32_t key[KEYS];
+    const int64_t pairs = n / 3 < KEYS ? n / 3 : KEYS, slots = n - pairs;
+    int32_t key[KEYS], value[KEYS];
     draw_some(r, key, KEYS, pairs);
-    draw_some(r, slot, n / 2, 2 * pairs);
-    memset(x, 0, (size_t)n);
+    draw_some(r, slot, slots, 2 * pairs);
+    memset(what, 0, (size_t)slots * sizeof *what);
     memset(scored, 0, (size_t)n);
     for (int64_t i = 0; i < pairs; i++) {
-        const uint8_t value = (uint8_t)(FIRST_VALUE + below(r, VALUES));
-        const int64_t a = slot[2 * i], b = slot[2 * i + 1];
-        x[2 * a] = x[2 * b] = (uint8_t)(1 + key[i]);
-        x[2 * a + 1] = x[2 * b + 1] = value;
-        scored[2 * (a > b ? a : b) + 1] = 1;
+        const int32_t a = slot[2 * i], b = slot[2 * i + 1];
+        value[i] = (int32_t)below(r, VALUES);
+        what[a < b ? a : b] = (int32_t)(1 + 2 * i);
+        what[a < b ? b : a] = (int32_t)(2 + 2 * i);
+    }
+    for (int64_t i = 0, t = 0; i < slots; i++) {
+        const int32_t pair = (what[i] - 1) / 2;
+        if (!what[i]) {
+            x[t++] = 0;
+        } else if (what[i] % 2) {
+            x[t++] = (uint8_t)(FIRST_STORE + key[pair] * VALUES + value[pair]);
+        } else {
+            x[t++] = (uint8_t)(FIRST_ASK + key[pair]);
+            scored[t] = 1;
+            x[t++] = (uint8_t)(FIRST_VALUE + value[pair]);
+        }
     }
 }
 
 static void make_copy(dice *r, int64_t n, uint8_t *x, uint8_t *scored)
 {
     for (int64_t t = 0; t < n; t++) {
-        x[t] = t < n / 2 ? (uint8_t)below(r, VALUES) : x[t - n / 2];
+        x[t] = t < n / 2 ? (uint8_t)below(r, COPY_SYMBOLS) : x[t - n / 2];
         scored[t] = t >= n / 2;
     }
 }
@@ -111,7 +132,7 @@ static bool make_all(const data_set *d, uint64_t seed, int64_t width, int64_t co
     bool ok = true;
 #pragma omp parallel
     {
-        int32_t *slot = kind == 'r' ? malloc((size_t)(n / 2) * sizeof *slot) : NULL;
+        int32_t *slot = kind == 'r' ? malloc((size_t)(2 * n) * sizeof *slot) : NULL;
         if (kind == 'r' && !slot) {
 #pragma omp atomic write
             ok = false;
@@ -124,7 +145,7 @@ static bool make_all(const data_set *d, uint64_t seed, int64_t width, int64_t co
             else if (kind == 'c')
                 make_copy(&r, n, x + i * n, scored + i * n);
             else if (slot)
-                make_recall(&r, n, slot, x + i * n, scored + i * n);
+                make_recall(&r, n, slot, slot + n, x + i * n, scored + i * n);
         }
         free(slot);
     }
@@ -134,7 +155,7 @@ static bool make_all(const data_set *d, uint64_t seed, int64_t width, int64_t co
 static int check_sizes(const data_set *d, int64_t n, int64_t width, int64_t count, ag_err *err)
 {
     const char kind = d->name[0];
-    if (kind == 'g' && (width < 1 || width >= n))
+    if (kind == 'g' && (width < 1 || width >= n - 1))
         return ag_err_set(err, AG_ECONFIG, "data: a grid of width %" PRId64 " does not fit into"
                           " sequences of %" PRId64 " tokens (the context)", width, n);
     if (n < (kind == 'r' ? LEAST_RECALL : 2))
@@ -176,7 +197,8 @@ int data_open_task(const data_options *o, data_set *d, ag_err *err)
         return rc;
     d->kind = DATA_TOKENS;
     d->sequence = n;
-    d->vocab = d->name[0] == 'g' ? SYMBOLS : d->name[0] == 'r' ? FIRST_VALUE + VALUES : VALUES;
+    d->vocab = d->name[0] == 'g' ? SYMBOLS : d->name[0] == 'c' ? COPY_SYMBOLS
+                                                              : FIRST_VALUE + VALUES;
     d->entropy_rate = d->name[0] == 'g' ? grid_entropy() : 0;
     if (!make_all(d, o->seed, width, count, x, scored))
         return ag_err_set(err, AG_ENOMEM, "no memory for the sequences of %s", d->name);

@@ -21,8 +21,8 @@ static int list(void)
     puts("generated, no file needed\n"
          "  language       a formal language whose entropy rate is known exactly\n"
          "  digits         drawn 28 x 28 digits\n"
-         "  grid           a texture: each token follows from the one before and one a row above\n"
-         "  recall         keys with values, asked for later at any distance\n"
+         "  grid           a texture of rows: each token repeats the one above and to the left\n"
+         "  recall         pairs of a key and a value, asked for later at any distance\n"
          "  copy           sequences whose second half repeats the first\n"
          "your own (data.path)\n  text, idx, hdf5, wav");
     return AG_OK;

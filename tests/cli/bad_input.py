@@ -146,8 +146,8 @@ with tempfile.TemporaryDirectory() as tmp:
     (work / 'quiet').mkdir()
     expect('wav: an empty folder', ['train', quick, 'data.source=wav', 'data.path=quiet', 'run.dir=run'], work, 4,
            exact="'quiet' holds no .wav file\n")
-    expect('grid: too wide', ['train', quick, 'data.source=grid', 'data.width=64', 'run.dir=run'], work, 2,
-           exact='data: a grid of width 64 does not fit into sequences of 64 tokens (the context)\n')
+    expect('grid: too wide', ['train', quick, 'data.source=grid', 'data.width=63', 'run.dir=run'], work, 2,
+           exact='data: a grid of width 63 does not fit into sequences of 64 tokens (the context)\n')
 
     # checkpoints
     small = ['train.steps=2', 'data.size=5000', 'model.context=16', 'model.d_model=16', 'model.n_heads=2', 'train.batch=2',
