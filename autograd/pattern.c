@@ -110,7 +110,7 @@ typedef struct maker {
     ag_pattern_part *part;
     int64_t   n;
     int       own;                   /* the factor of a strided part; -1: all others */
-    int64_t   tile_room, key_room;
+    int64_t   tile_room, run_room;
     uint64_t *seen;                  /* [n], of the tile; zero between tiles */
     int64_t   n_seen;
 } maker;
@@ -150,10 +150,25 @@ static void mark_keys(maker *m, const ag_factor *f, int64_t i, uint64_t bit, int
     }
 }
 
+/* Appends a key to a tile: to its last run, or as a new one. */
+static int add_key(maker *m, ag_pattern_tile *t, int64_t key, uint64_t seen)
+{
+    ag_pattern_part *p = m->part;
+    const ag_key_run *last = t->n_runs ? &p->run[p->n_runs - 1] : NULL;
+    m->n_seen += __builtin_popcountll(seen);
+    t->n_keys++;
+    if (last && last->seen == seen && last->key + (t->n_keys - 1 - last->before) * t->step == key)
+        return AG_OK;
+    if (grow((void **)&p->run, &m->run_room, p->n_runs + 1, sizeof *p->run) < 0) return AG_ENOMEM;
+    p->run[p->n_runs++] = (ag_key_run){ (int32_t)key, (int32_t)(t->n_keys - 1), seen };
+    t->n_runs++;
+    return AG_OK;
+}
+
 static int make_tile(maker *m, int64_t query0, int64_t step)
 {
     ag_pattern_part *p = m->part;
-    ag_pattern_tile t = { .query0 = query0, .step = step, .first = p->n_keys };
+    ag_pattern_tile t = { .query0 = query0, .step = step, .first = p->n_runs };
     int64_t first = m->n, last = query0;
     for (; t.n < AG_PATTERN_TILE && query0 + t.n * step < m->n; t.n++) {
         last = query0 + t.n * step;
@@ -163,16 +178,9 @@ static int make_tile(maker *m, int64_t query0, int64_t step)
     }
     for (int64_t j = first; j <= last; j += step) {         /* keys of one residue, if strided */
         if (!m->seen[j]) continue;
-        int64_t room = m->key_room;
-        if (grow((void **)&p->key, &room, p->n_keys + 1, sizeof *p->key) < 0 ||
-            grow((void **)&p->seen, &m->key_room, p->n_keys + 1, sizeof *p->seen) < 0)
-            return AG_ENOMEM;
-        p->key[p->n_keys] = (int32_t)j;
-        p->seen[p->n_keys++] = m->seen[j];
-        m->n_seen += __builtin_popcountll(m->seen[j]);
+        if (add_key(m, &t, j, m->seen[j]) < 0) return AG_ENOMEM;
         m->seen[j] = 0;
     }
-    t.n_keys = p->n_keys - t.first;
     if (!t.n_keys) return AG_OK;
     if (grow((void **)&p->tile, &m->tile_room, p->n_tiles + 1, sizeof *p->tile) < 0)
         return AG_ENOMEM;
@@ -294,8 +302,7 @@ void ag_pattern_free(ag_pattern *p)
         for (int f = 0; f < l->n_factors; f++) free((void *)(uintptr_t)l->factor[f].pair);
         for (int q = 0; q < l->n_parts; q++) {
             free(l->part[q].tile);
-            free(l->part[q].key);
-            free(l->part[q].seen);
+            free(l->part[q].run);
         }
     }
     free(p);
@@ -322,9 +329,12 @@ int64_t ag_pattern_pairs(const ag_pattern *p, int64_t head, int64_t begin, int64
         for (int64_t i = 0; i < l->part[q].n_tiles; i++) {
             const ag_pattern_tile *t = &l->part[q].tile[i];
             const uint64_t rows = rows_between(t, begin, end);
-            for (int64_t j = t->first; rows && j < t->first + t->n_keys; j++)
-                if (l->part[q].key[j] < keys)
-                    pairs += __builtin_popcountll(l->part[q].seen[j] & rows);
+            for (int64_t r = 0; rows && r < t->n_runs; r++) {
+                const ag_key_run *x = &l->part[q].run[t->first + r];
+                const int64_t before = (keys - x->key + t->step - 1) / t->step,
+                    n = min64(before, ag_run_length(&l->part[q], t, r));
+                pairs += n > 0 ? n * __builtin_popcountll(x->seen & rows) : 0;
+            }
         }
     return pairs;
 }
@@ -335,8 +345,7 @@ size_t ag_pattern_bytes(const ag_pattern *p)
     for (int i = 0; i < p->layouts; i++)
         for (int q = 0; q < p->layout[i].n_parts; q++) {
             const ag_pattern_part *x = &p->layout[i].part[q];
-            bytes += (size_t)x->n_tiles * sizeof *x->tile +
-                     (size_t)x->n_keys * (sizeof *x->key + sizeof *x->seen);
+            bytes += (size_t)x->n_tiles * sizeof *x->tile + (size_t)x->n_runs * sizeof *x->run;
         }
     return bytes;
 }

@@ -18,7 +18,8 @@
  * alone): its output and gradients are 0.
  *
  * What kernels run over is a list of tiles: up to 64 queries at equal distances, and the keys that
- * any of them sees, in ascending order, with a bit for each query that sees it.  Keys are gathered
+ * any of them sees, in ascending order, with a bit for each query that sees it; keys that lie as
+ * far apart as the queries, and that the same queries see, are one run.  Keys are gathered
  * from wherever they are, so no block size limits a pattern: whole blocks of b would use 1/b of
  * their work on a strided diagonal, and a quarter on 8 summary columns.  STRIDED has parts of its
  * own, whose tiles hold queries of one residue mod l, so that these share their keys (the paper's
@@ -48,18 +49,25 @@ typedef struct ag_factor {
 
 enum { AG_PATTERN_TILE = 64, AG_PATTERN_FACTORS = 6 };
 
+/* Keys key + i * (the tile's step), up to the next run or the tile's last key. */
+typedef struct ag_key_run {
+    int32_t  key;
+    int32_t  before;                 /* keys of the tile in the runs before this one */
+    uint64_t seen;                   /* bit r: query r of the tile sees them */
+} ag_key_run;
+
 typedef struct ag_pattern_tile {
     int64_t query0, step;            /* queries query0 + r * step, */
     int     n;                       /* r < n, n <= AG_PATTERN_TILE */
-    int64_t first, n_keys;           /* its keys are key[first .. first + n_keys) of the part */
+    int64_t n_keys;
+    int64_t first, n_runs;           /* its runs are run[first .. first + n_runs) of the part */
 } ag_pattern_tile;
 
 typedef struct ag_pattern_part {
-    int64_t          n_tiles, n_keys;
+    int64_t          n_tiles, n_runs;
     int64_t          n_queries;      /* in tiles; less than n where some see no key */
     ag_pattern_tile *tile;           /* [n_tiles], those without a key left out */
-    int32_t         *key;            /* [n_keys] */
-    uint64_t        *seen;           /* [n_keys], bit r: query r of the tile sees the key */
+    ag_key_run      *run;            /* [n_runs] */
 } ag_pattern_part;
 
 typedef struct ag_pattern_layout {
@@ -103,6 +111,13 @@ size_t ag_pattern_bytes(const ag_pattern *p);
 static inline const ag_pattern_layout *ag_pattern_of(const ag_pattern *p, int64_t head)
 {
     return &p->layout[head % p->layouts];
+}
+
+/* Keys of run r of a tile. */
+static inline int64_t ag_run_length(const ag_pattern_part *p, const ag_pattern_tile *t, int64_t r)
+{
+    const ag_key_run *x = &p->run[t->first + r];
+    return (r + 1 < t->n_runs ? x[1].before : t->n_keys) - x->before;
 }
 
 #endif

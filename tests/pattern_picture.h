@@ -86,7 +86,32 @@ static void draw(picture p, const ag_factor *f)
 
 /* --- a pattern against its picture ------------------------------------------------------------ */
 
-/* How often the tiles have each pair: once, in one part. */
+/* Adds the pairs of one tile, whose keys ascend; returns how many. */
+static int64_t draw_tile(const ag_pattern_part *part, const ag_pattern_tile *t, picture got)
+{
+    int64_t seen = 0, keys = 0, last = -1;
+    for (int64_t e = 0; e < t->n_runs; e++) {
+        const ag_key_run *run = &part->run[t->first + e];
+        assert_true(run->seen != 0 && run->before == keys && ag_run_length(part, t, e) > 0);
+        for (int64_t c = 0, j = run->key; c < ag_run_length(part, t, e); c++, j += t->step) {
+            assert_true(j > last);
+            last = j;
+            keys++;
+            for (int r = 0; r < AG_PATTERN_TILE; r++) {
+                if (!(run->seen >> r & 1)) continue;
+                const int64_t i = t->query0 + r * t->step;
+                assert_true(r < t->n && i < got.n && j <= i);
+                if (got.sees[i * got.n + j]++)
+                    fail_msg("query %d has key %d twice", (int)i, (int)j);
+                seen++;
+            }
+        }
+    }
+    assert_int_equal(keys, t->n_keys);
+    return seen;
+}
+
+/* The tiles have each pair once, in one part. */
 static void check_tiles(const ag_pattern *k, int head, picture want)
 {
     const ag_pattern_layout *l = ag_pattern_of(k, head);
@@ -97,20 +122,8 @@ static void check_tiles(const ag_pattern *k, int head, picture want)
         for (int64_t x = 0; x < part->n_tiles; x++) {
             const ag_pattern_tile *t = &part->tile[x];
             assert_true(t->n >= 1 && t->n <= AG_PATTERN_TILE && t->n_keys > 0);
-            assert_true(t->first + t->n_keys <= part->n_keys);
-            for (int64_t e = t->first; e < t->first + t->n_keys; e++) {
-                const int64_t j = part->key[e];
-                assert_true(e == t->first || j > part->key[e - 1]);
-                assert_true(part->seen[e] != 0);
-                for (int r = 0; r < AG_PATTERN_TILE; r++) {
-                    if (!(part->seen[e] >> r & 1)) continue;
-                    const int64_t i = t->query0 + r * t->step;
-                    assert_true(r < t->n && i < want.n && j <= i);
-                    if (got.sees[i * want.n + j]++)
-                        fail_msg("query %d has key %d twice", (int)i, (int)j);
-                    seen++;
-                }
-            }
+            assert_true(t->first + t->n_runs <= part->n_runs);
+            seen += draw_tile(part, t, got);
         }
     }
     assert_int_equal(seen, l->n_seen);

@@ -38,12 +38,15 @@ static void add_rows(block_row *b, const ag_pattern_part *part, const ag_pattern
 {
     const uint64_t below = r1 == 64 ? ~UINT64_C(0) : (UINT64_C(1) << r1) - 1;
     const uint64_t rows = below & ~((UINT64_C(1) << r0) - 1);
-    for (int64_t e = t->first; e < t->first + t->n_keys; e++) {
-        const int pairs = __builtin_popcountll(part->seen[e] & rows);
-        if (!pairs) continue;
-        const int64_t at = rank_of(part->key[e], t->step, b->to->n) / b->to->block;
-        if (!b->pairs[at]) b->used[b->n_used++] = at;
-        b->pairs[at] += pairs;
+    for (int64_t e = 0; e < t->n_runs; e++) {
+        const ag_key_run *run = &part->run[t->first + e];
+        const int pairs = __builtin_popcountll(run->seen & rows);
+        for (int64_t i = 0; pairs && i < ag_run_length(part, t, e); i++) {
+            const int64_t key = run->key + i * t->step,
+                at = rank_of(key, t->step, b->to->n) / b->to->block;
+            if (!b->pairs[at]) b->used[b->n_used++] = at;
+            b->pairs[at] += pairs;
+        }
     }
 }
 
@@ -72,9 +75,10 @@ static void add_tiles(train_pattern_stats *s, const ag_pattern_part *part, bool 
         const ag_pattern_tile *t = &part->tile[x];
         uint64_t rows = 0;
         s->places += t->n * t->n_keys;
-        for (int64_t e = t->first; e < t->first + t->n_keys; e++) {
-            rows |= part->seen[e];
-            s->pairs += __builtin_popcountll(part->seen[e]);
+        for (int64_t e = 0; e < t->n_runs; e++) {
+            const uint64_t seen = part->run[t->first + e].seen;
+            rows |= seen;
+            s->pairs += __builtin_popcountll(seen) * ag_run_length(part, t, e);
         }
         for (int r = 0; r < t->n; r++)
             if (rows >> r & 1) sees[t->query0 + r * t->step] = true;

@@ -33,18 +33,25 @@ static int reason_of(const ag_pattern_layout *l, int64_t i, int64_t j)
     return best;
 }
 
+static void fill_run(grid *g, const ag_pattern_layout *l, const ag_pattern_tile *t,
+                     const ag_key_run *run, int64_t length)
+{
+    for (int64_t j = run->key; j < run->key + length * t->step; j += t->step)
+        for (uint64_t left = run->seen; left; left &= left - 1) {
+            const int64_t i = t->query0 + __builtin_ctzll(left) * t->step;
+            g->seen[reason_of(l, i, j)][i / g->cell][j / g->cell]++;
+        }
+}
+
 /* All pairs that the tiles have. */
 static void fill(grid *g, const ag_pattern_layout *l)
 {
     for (int q = 0; q < l->n_parts; q++)
         for (int64_t x = 0; x < l->part[q].n_tiles; x++) {
-            const ag_pattern_tile *t = &l->part[q].tile[x];
-            for (int64_t e = t->first; e < t->first + t->n_keys; e++)
-                for (uint64_t left = l->part[q].seen[e]; left; left &= left - 1) {
-                    const int64_t i = t->query0 + __builtin_ctzll(left) * t->step,
-                        j = l->part[q].key[e];
-                    g->seen[reason_of(l, i, j)][i / g->cell][j / g->cell]++;
-                }
+            const ag_pattern_part *part = &l->part[q];
+            const ag_pattern_tile *t = &part->tile[x];
+            for (int64_t e = 0; e < t->n_runs; e++)
+                fill_run(g, l, t, &part->run[t->first + e], ag_run_length(part, t, e));
         }
 }
 

@@ -96,12 +96,10 @@ static void add_band(const tile_product *ab, int64_t m, int64_t d, const tile_ke
                      const struct tile_band *e, float *x, int64_t x_row, float *buffer,
                      int64_t row)
 {
-    const tile_keys some = { m, keys->first + e->key0 * keys->step, keys->step,
-                             keys->step ? NULL : keys->list + e->key0 };
     tile_product t = *ab;
-    if (some.step) {
-        t.c = x + some.first * x_row;
-        t.c_row = some.step * x_row;
+    if (keys->step) {
+        t.c = x + (keys->first + e->key0 * keys->step) * x_row;
+        t.c_row = keys->step * x_row;
         t.out = TILE_ADD;
         tile_multiply(&t, m, d);
         return;
@@ -111,7 +109,7 @@ static void add_band(const tile_product *ab, int64_t m, int64_t d, const tile_ke
     t.c_row = row;
     t.out = TILE_ADD;
     tile_multiply(&t, m, d);
-    keys_add(&some, d, buffer, row, x, x_row);
+    keys_add(keys->list + e->key0, m, d, buffer, row, x, x_row);
 }
 
 /* One tile: p and ds, then what they give to dq, dk, dv of keys j .. j + n_keys - 1. */
@@ -119,11 +117,12 @@ static void backward_tile(const ag_attention *a, const queries *x, const tile_no
                           int64_t n_keys, const backward_part *part, float *dk, float *dv,
                           backward_tiles *w)
 {
-    const tile_keys keys = keys_at(x, j, n_keys);
+    tile_keys keys;
     tile_shape t;
+    keys_at(x, j, n_keys, &keys);
     keys_load(&keys, a->d_qk, x->k, a->k_row, w->k, w->k_row);
     keys_load(&keys, a->d_v, x->v, a->v_row, w->v, w->v_row);
-    tile_shape_init(&t, x, j, (int)n_keys);
+    tile_shape_init(&t, x, &keys);
     for (int b = 0; b < t.n_bands; b++) {
         const struct tile_band *e = &t.band[b];
         const int64_t m = e->key1 - e->key0, lanes = (e->group1 - e->group0) * GROUP;
@@ -189,15 +188,19 @@ static void backward_queries(const ag_attention *a, const ag_attention_grad *g, 
 /* The first of the keys of x that is not below `key`. */
 static int64_t find_key(const queries *x, int64_t key)
 {
-    int64_t lo = 0, hi = x->n_keys;
+    int64_t lo = 0, hi = x->n_runs;                  /* runs that begin below it */
     while (lo < hi) {
         const int64_t mid = (lo + hi) / 2;
-        if (x->key[mid] < key)
+        if (x->run[mid].key < key)
             lo = mid + 1;
         else
             hi = mid;
     }
-    return lo;
+    if (!lo)
+        return 0;
+    const ag_key_run *run = &x->run[lo - 1];
+    const int64_t end = lo < x->n_runs ? run[1].before : x->n_keys;
+    return min_of(end, run->before + (key - run->key + x->step - 1) / x->step);
 }
 
 /* Brings what the next queries need beside their keys. */

@@ -39,8 +39,8 @@ typedef struct queries {
     int64_t      noise_row;          /* of the first */
     int          n;                  /* up to TILE */
     int64_t      n_keys;             /* that any of them sees */
-    const int32_t  *key;             /* [n_keys], ascending; NULL: 0, 1, ... */
-    const uint64_t *bits;            /* [n_keys] of a pattern: bit r = query r sees the key */
+    const ag_key_run *run;           /* of a pattern: its keys, ascending; NULL: 0, 1, ... */
+    int64_t      n_runs;
     bool         adds;               /* other tiles too give to dq */
     int64_t      seen[TILE];         /* without a pattern: a query sees this many keys */
 } queries;
@@ -75,7 +75,7 @@ static inline void queries_init(queries *x, const ag_attention *a, int64_t pair,
     queries_at(x, a, pair, first, 1, TILE);
     for (int i = 0; i < x->n; i++)
         x->seen[i] = keys_seen(a, first + i);
-    x->key = NULL;
+    x->run = NULL;
     x->adds = false;
     x->n_keys = x->seen[x->n - 1];
 }
@@ -87,11 +87,16 @@ static inline bool queries_of_tile(queries *x, const ag_attention *a, int64_t pa
     if (tile->query0 >= a->tq)
         return false;
     queries_at(x, a, pair, tile->query0, tile->step, tile->n);
-    x->key = part->key + tile->first;
-    x->bits = part->seen + tile->first;
+    x->run = part->run + tile->first;
+    x->n_runs = tile->n_runs;
     x->n_keys = tile->n_keys;
-    while (x->n_keys > 0 && x->key[x->n_keys - 1] > x->first + (x->n - 1) * x->step)
-        x->n_keys--;
+    for (int64_t last = x->first + (x->n - 1) * x->step; x->n_runs > 0; x->n_runs--) {
+        const ag_key_run *r = &x->run[x->n_runs - 1];
+        x->n_keys = min_of(x->n_keys, r->before + (last - r->key + x->step) / x->step);
+        if (r->key <= last)
+            break;
+        x->n_keys = r->before;
+    }
     return true;
 }
 
@@ -104,21 +109,61 @@ static inline bool has_all_queries(const ag_attention *a, int64_t pair)
 /* ---- the keys of one tile ---- */
 
 typedef struct tile_keys {
-    int64_t n, first, step;          /* keys first + i * step; */
-    const int32_t *list;             /* or these, where step is 0 */
+    int64_t  n, first, step;         /* keys first + i * step; */
+    int32_t  list[TILE];             /* or these, where step is 0 */
+    uint64_t bits[TILE];             /* bit r: query r sees the key; those of absent ones are 0 */
 } tile_keys;
 
-/* Keys j .. j + n - 1 of those of x */
-static inline tile_keys keys_at(const queries *x, int64_t j, int64_t n)
+/* The last run that begins at or before the j-th key. */
+static inline int64_t run_of(const queries *x, int64_t j)
 {
-    if (!x->key)
-        return (tile_keys){ n, j, 1, NULL };
-    const int32_t *list = x->key + j;
-    tile_keys y = { n, list[0], n > 1 ? list[1] - list[0] : 1, list };
-    for (int64_t i = 2; i < n && y.step; i++)
-        if (list[i] - list[i - 1] != y.step)
-            y.step = 0;
-    return y;
+    int64_t lo = 0, hi = x->n_runs - 1;
+    while (lo < hi) {
+        const int64_t mid = (lo + hi + 1) / 2;
+        if (x->run[mid].before <= j)
+            lo = mid;
+        else
+            hi = mid - 1;
+    }
+    return lo;
+}
+
+static inline void pattern_keys(const queries *x, int64_t j, uint64_t present, tile_keys *y)
+{
+    const ag_key_run *run = &x->run[run_of(x, j)], *end = x->run + x->n_runs;
+    for (int64_t i = 0; i < y->n; run++) {
+        const int64_t stop = min_of(y->n, run + 1 < end ? run[1].before - j : y->n);
+        int64_t key = run->key + (j + i - run->before) * x->step;
+        for (; i < stop; i++, key += x->step) {
+            y->list[i] = (int32_t)key;
+            y->bits[i] = run->seen & present;
+        }
+    }
+    y->first = y->list[0];
+    y->step = y->n > 1 ? y->list[1] - y->list[0] : 1;
+    for (int64_t i = 2; i < y->n && y->step; i++)
+        if (y->list[i] - y->list[i - 1] != y->step)
+            y->step = 0;
+}
+
+/* Keys j .. j + n - 1 of those of x, n up to TILE */
+static inline void keys_at(const queries *x, int64_t j, int64_t n, tile_keys *y)
+{
+    const uint64_t present = ~UINT64_C(0) >> (TILE - x->n);
+    y->n = n;
+    if (x->run) {
+        if (n > 0)
+            pattern_keys(x, j, present, y);
+        return;
+    }
+    y->first = j;
+    y->step = 1;
+    int blind = 0;                   /* the first of the queries that do not see a key */
+    for (int64_t i = 0; i < n; i++) {
+        while (blind < x->n && x->seen[blind] <= j + i)
+            blind++;
+        y->bits[i] = blind < x->n ? present & ~UINT64_C(0) << blind : 0;
+    }
 }
 
 /* to[n][to_row] = their rows of x[..][row] */
@@ -134,20 +179,20 @@ static inline void keys_load(const tile_keys *y, int64_t d, const float *x, int6
 
 /* Brings them to the L2 cache while a tile is computed: rows lie too far apart for the processor to
  * see what comes next. */
-static inline void keys_fetch(const queries *x, int64_t j, int64_t n, int64_t d, const float *from,
-                              int64_t row)
+static inline void keys_fetch(const tile_keys *y, int64_t d, const float *from, int64_t row)
 {
-    for (int64_t i = j; i < j + n; i++)
+    for (int64_t i = 0; i < y->n; i++)
         for (int64_t c = 0; c < d; c += GROUP)
-            __builtin_prefetch(from + (x->key ? x->key[i] : i) * row + c, 0, 2);
+            __builtin_prefetch(from + (y->step ? y->first + i * y->step : y->list[i]) * row + c, 0,
+                               2);
 }
 
-/* x[their rows][d] += from[n][from_row] */
-static inline void keys_add(const tile_keys *y, int64_t d, const float *from, int64_t from_row,
-                            float *x, int64_t row)
+/* x[rows list[n]][d] += from[n][from_row] */
+static inline void keys_add(const int32_t *list, int64_t n, int64_t d, const float *from,
+                            int64_t from_row, float *x, int64_t row)
 {
-    for (int64_t i = 0; i < y->n; i++, from += from_row) {
-        float *to = x + (y->step ? y->first + i * y->step : y->list[i]) * row;
+    for (int64_t i = 0; i < n; i++, from += from_row) {
+        float *to = x + list[i] * row;
         int64_t c = 0;
         for (; c + VL <= d; c += VL)
             vstore(to + c, vload(to + c) + vload(from + c));
@@ -160,31 +205,12 @@ static inline void keys_add(const tile_keys *y, int64_t d, const float *from, in
 
 typedef struct tile_shape {
     int      n_queries, n_groups;
-    uint64_t bits[TILE];             /* per key */
+    const uint64_t *bits;            /* of the keys */
     bool     full;                   /* all of them are set */
     int      begin[GROUPS], end[GROUPS];         /* keys that a group's bands have between them */
     int      n_bands;
     struct tile_band { int key0, key1, group0, group1; } band[TILE];
 } tile_shape;
-
-/* The bits of keys j .. j + n - 1; returns whether all are set for all queries. */
-static inline bool tile_bits_of(tile_shape *t, const queries *x, int64_t j, int n)
-{
-    const uint64_t present = ~UINT64_C(0) >> (TILE - x->n);
-    uint64_t all = present;
-    int blind = 0;                   /* queries that do not see a key: the first of them, or none */
-    for (int i = 0; i < n; i++) {
-        if (x->key) {
-            t->bits[i] = x->bits[j + i] & present;
-        } else {
-            while (blind < x->n && x->seen[blind] <= j + i)
-                blind++;
-            t->bits[i] = blind < x->n ? present & ~UINT64_C(0) << blind : 0;
-        }
-        all &= t->bits[i];
-    }
-    return all == ~UINT64_C(0);
-}
 
 /* Adds key i, seen by groups group0 .. group1 - 1, to the last band or a new one: a band of few
  * keys grows rather than be cut, as it costs almost what a higher one does. */
@@ -204,13 +230,18 @@ static inline void band_add(tile_shape *t, int i, int group0, int group1)
     t->band[t->n_bands++] = (struct tile_band){ i, i + 1, group0, group1 };
 }
 
-/* Keys j .. j + n_keys - 1 of x. */
-static inline void tile_shape_init(tile_shape *t, const queries *x, int64_t j, int n_keys)
+/* y must stay as long as t is used. */
+static inline void tile_shape_init(tile_shape *t, const queries *x, const tile_keys *y)
 {
+    const int n_keys = (int)y->n;
+    uint64_t all = ~UINT64_C(0);
+    for (int i = 0; i < n_keys; i++)
+        all &= y->bits[i];
+    t->bits = y->bits;
+    t->full = all == ~UINT64_C(0);
     t->n_queries = x->n;
     t->n_groups = (x->n + GROUP - 1) / GROUP;
     t->n_bands = 0;
-    t->full = tile_bits_of(t, x, j, n_keys);
     if (t->full)
         t->band[t->n_bands++] = (struct tile_band){ 0, n_keys, 0, GROUPS };
     else

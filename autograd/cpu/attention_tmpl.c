@@ -99,16 +99,15 @@ static void drop_tile(const tile_shape *t, const tile_noise *z, uint64_t block, 
     }
 }
 
-/* One tile: the scores of keys j .. j + n_keys - 1, then what they add to o. */
+/* One tile: the scores of the keys from the j-th on, then what they add to o. */
 static void forward_tile(const ag_attention *a, const queries *x, const tile_noise *z, int64_t j,
-                         int64_t n_keys, forward_tiles *f)
+                         const tile_keys *keys, forward_tiles *f)
 {
     const int64_t k_row = AG_ALIGN_UP(a->d_qk, GROUP), v_row = AG_ALIGN_UP(a->d_v, GROUP);
-    const tile_keys keys = keys_at(x, j, n_keys);
     tile_shape t;
-    keys_load(&keys, a->d_qk, x->k, a->k_row, f->k, k_row);
-    keys_load(&keys, a->d_v, x->v, a->v_row, f->v, v_row);
-    tile_shape_init(&t, x, j, (int)n_keys);
+    keys_load(keys, a->d_qk, x->k, a->k_row, f->k, k_row);
+    keys_load(keys, a->d_v, x->v, a->v_row, f->v, v_row);
+    tile_shape_init(&t, x, keys);
     for (int b = 0; b < t.n_bands; b++) {
         const struct tile_band *e = &t.band[b];
         const tile_product st =
@@ -146,11 +145,14 @@ static void forward_keys(const ag_attention *a, const queries *x, const tile_noi
         f->sum[i] = 0;
     }
     key1 = min_of(key1, x->n_keys);
-    for (int64_t j = key0; j < key1; j += TILE) {
-        const int64_t n_keys = min_of(TILE, key1 - j), next = j + n_keys;
-        keys_fetch(x, next, min_of(TILE, key1 - next), a->d_qk, x->k, a->k_row);
-        keys_fetch(x, next, min_of(TILE, key1 - next), a->d_v, x->v, a->v_row);
-        forward_tile(a, x, z, j, n_keys, f);
+    tile_keys keys[2];               /* of this tile and the next */
+    if (key0 < key1)
+        keys_at(x, key0, min_of(TILE, key1 - key0), &keys[0]);
+    for (int64_t j = key0, i = 0; j < key1; j += TILE, i = !i) {
+        keys_at(x, j + TILE, j + TILE < key1 ? min_of(TILE, key1 - j - TILE) : 0, &keys[!i]);
+        keys_fetch(&keys[!i], a->d_qk, x->k, a->k_row);
+        keys_fetch(&keys[!i], a->d_v, x->v, a->v_row);
+        forward_tile(a, x, z, j, &keys[i], f);
     }
     const float kept = (float)(1.0 / (1.0 - a->drop));
     for (int i = 0; i < x->n; i += VL) {
