@@ -203,7 +203,7 @@ void train_ablation_read(train_yaml *y, const train_yaml_event *begin, train_abl
         else if (key == SEEDS) read_seeds(y, &e, a);
         else if (key == ARMS) read_arms(y, &e, a);
         else if (is_text(y, &e, "ablation.about", sizeof a->about))
-            snprintf(a->about, sizeof a->about, "%s", e.text);
+            memcpy(a->about, e.text, strlen(e.text) + 1);
     }
     if (begin->kind != TRAIN_YAML_MAP) train_yaml_skip(y, begin);
     if (!seen[ARMS] && y->faults == faults && !y->stop)
