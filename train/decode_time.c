@@ -11,17 +11,18 @@
 
 typedef uint64_t line __attribute__((vector_size(64)));  /* of a cache */
 
-/* All threads read n lines, each from four places at once. */
+/* All threads read n lines, each from four places at once (of a part, up to three are left out). */
 static uint64_t read_all(const line *x, int64_t n)
 {
     enum { PART = 4096 };            /* lines: 256 kB */
     uint64_t sum = 0;
 #pragma omp parallel for schedule(static) reduction(+ : sum)
-    for (int64_t p = 0; p < n / PART; p++) {
+    for (int64_t p = 0; p < (n + PART - 1) / PART; p++) {
         const line *at = x + p * PART;
+        const int64_t quarter = (n - p * PART < PART ? n - p * PART : PART) / 4;
         line s[4] = { { 0 } };
-        for (int64_t i = 0; i < PART / 4; i++)
-            for (int l = 0; l < 4; l++) s[l] += at[l * (PART / 4) + i];
+        for (int64_t i = 0; i < quarter; i++)
+            for (int l = 0; l < 4; l++) s[l] += at[l * quarter + i];
         s[0] += s[1] + s[2] + s[3];
         for (int l = 0; l < 8; l++) sum += s[0][l];
     }
@@ -30,7 +31,8 @@ static uint64_t read_all(const line *x, int64_t n)
 
 int train_read_bandwidth(size_t bytes, double *ret, ag_err *err)
 {
-    enum { TURNS = 5 };
+    enum { TURNS = 5, LEAST = 1 << 25 };         /* of a turn, bytes: a clock must see it */
+    const int64_t passes = 1 + LEAST / (int64_t)bytes;
     line *x = ag_block_alloc(bytes);
     volatile uint64_t keep = 0;
     double best = 0;
@@ -38,8 +40,8 @@ int train_read_bandwidth(size_t bytes, double *ret, ag_err *err)
     memset(x, 1, bytes);
     for (int i = 0; i < TURNS; i++) {
         const double t = ag_seconds();
-        keep += read_all(x, (int64_t)(bytes / sizeof *x));
-        const double rate = (double)bytes / (ag_seconds() - t);
+        for (int64_t k = 0; k < passes; k++) keep += read_all(x, (int64_t)(bytes / sizeof *x));
+        const double rate = (double)(passes * (int64_t)bytes) / (ag_seconds() - t);
         best = rate > best ? rate : best;
     }
     ag_block_free(x, bytes);
