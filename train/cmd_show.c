@@ -88,7 +88,7 @@ static int show_ops(train_session *s, ag_err *err)
     return AG_OK;
 }
 
-/* Activations by the first two words of their scope: "block 3". */
+/* Activations by the first two words of their scope, "block 3", or by the op outside of all. */
 static void print_activations(const ag_tape *t)
 {
     char last[128] = "";
@@ -98,9 +98,11 @@ static void print_activations(const ag_tape *t)
         if (i < ag_tape_calls(t)) {
             ag_call_scope(ag_tape_call(t, i), where, sizeof where);
             where[strcspn(where, ",")] = '\0';
+            if (!where[0])
+                snprintf(where, sizeof where, "%s", ag_tape_call(t, i)->op->name);
         }
         if (i == ag_tape_calls(t) || (i && strcmp(where, last))) {
-            printf("  %-28s %10.2f MB\n", last[0] ? last : "loss", megabytes(sum));
+            printf("  %-28s %10.2f MB\n", last, megabytes(sum));
             sum = 0;
         }
         if (i < ag_tape_calls(t)) sum += (double)call_bytes(ag_tape_call(t, i));
@@ -178,6 +180,7 @@ static int64_t known_vocab(const train_config *c)
         return bytes || c->data.tokenizer == TRAIN_TOKENIZER_AUTO ? 256 : 0;
     case TRAIN_SOURCE_TEXT:
     case TRAIN_SOURCE_SHAKESPEARE: return bytes ? 256 : 0;
+    case TRAIN_SOURCE_WAV:    return 256;
     default:                  return 0;
     }
 }
