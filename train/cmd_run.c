@@ -93,13 +93,6 @@ static void fill_draw(train_draw *d, int64_t seed, const train_config *c)
     d->seed = (uint64_t)(seed < 0 ? c->sample.seed : seed);
 }
 
-static int ask_to_stop(void *arg, int32_t token)
-{
-    (void)arg;
-    (void)token;
-    return train_stop_signal != 0;
-}
-
 /* A picture or a sound, in a file. */
 static int sample_media(train_session *s, const char *path, int64_t count, const train_draw *d,
                         ag_err *err)
@@ -109,8 +102,8 @@ static int sample_media(train_session *s, const char *path, int64_t count, const
     size_t size;
     snprintf(name, sizeof name, "sample.%s", train_media_suffix(s));
     path = path ? path : name;
-    int r = train_media_draw(s, d, count ? count : s->config.sample.count, ask_to_stop, &file,
-                             &size, about, err);
+    int r = train_media_draw(s, d, count ? count : s->config.sample.count, train_ask_to_stop,
+                             &file, &size, about, err);
     if (r == AG_OK) r = ag_file_replace(path, file, size, err);
     if (r == AG_OK) printf("wrote %s: %s\n", path, about);
     free(file);
@@ -122,12 +115,18 @@ static int check_sample(const train_session *s, const char *run, const char *pro
                         int64_t length, const char *output, int64_t count, ag_err *err)
 {
     const bool media = !s->d_in && train_media_suffix(s);
+    if (!s->d_in && s->form.height && !media)
+        return ag_err_set(err, AG_ECONFIG, "the images of '%s' have %" PRId64 " channels; a "
+                          "picture has 1 to 4", run, s->form.channels);
     if (!s->tokenizer && !media)
         return ag_err_set(err, AG_ECONFIG, "'%s' has no tokenizer: it was trained neither on text, "
                           "nor on images or sound as tokens", run);
-    if (s->tokenizer && (output || count))
-        return ag_err_set(err, AG_ECONFIG, "--%s is for images and sound, but '%s' draws text",
-                          output ? "output" : "count", run);
+    if (s->tokenizer && output)
+        return ag_err_set(err, AG_ECONFIG, "--output is for images and sound, but '%s' draws text",
+                          run);
+    if (!s->form.height && count)
+        return ag_err_set(err, AG_ECONFIG, "--count is for images, but '%s' draws %s", run,
+                          s->tokenizer ? "text" : "sound");
     if (!s->tokenizer && prompt)
         return ag_err_set(err, AG_ECONFIG, "--prompt is for text, but '%s' draws images or sound",
                           run);
@@ -183,6 +182,9 @@ static int split_of(const char *word, int *ret_split, ag_err *err)
 /* How windows overlap; -1: as in the run. */
 static int set_last(train_session *s, int64_t last, int64_t batches, ag_err *err)
 {
+    if (last > 0 && s->data->sequence)
+        return ag_err_set(err, AG_ECONFIG, "--last is for one long text, but %s is made of "
+                          "sequences, each scored whole", s->data->name);
     if (last > 0 && (s->d_in || batches))
         return ag_err_set(err, AG_ECONFIG, "--last is for the whole split of a model of tokens%s",
                           batches ? ": leave out --batches" : "");

@@ -11,6 +11,20 @@
 
 /* --- from the configuration ------------------------------------------------------------------- */
 
+/* What the keys say of the data, now that these are known. */
+static int check_sequences(const train_config *c, const data_set *d, ag_err *err)
+{
+    if (c->train.eval_last)
+        return ag_err_set(err, AG_ECONFIG, "train.eval_last is for one long text, but %s is made "
+                          "of sequences, each scored whole: set train.eval_last=0", d->name);
+    if (d->h && c->model.position.type == TRAIN_POSITION_IMAGE &&
+        (c->model.position.width != d->w || c->model.position.channels != d->c))
+        return ag_err_set(err, AG_ECONFIG, "the images of %s are %" PRId64 " x %" PRId64 " x %"
+                          PRId64 ": set model.position.width=%" PRId64 " and model.position."
+                          "channels=%" PRId64, d->name, d->h, d->w, d->c, d->w, d->c);
+    return AG_OK;
+}
+
 static int open_data(train_session *s, const train_open *what, ag_err *err)
 {
     const train_config *c = &s->config;
@@ -41,7 +55,9 @@ static int open_data(train_session *s, const train_open *what, ag_err *err)
     o.download = c->data.download;
     o.progress = what->progress;
     o.progress_arg = what->progress_arg;
-    const int r = data_open(&o, &s->data, err);
+    int r = data_open(&o, &s->data, err);
+    if (r == AG_OK && what->optimizer && s->data->sequence)
+        r = check_sequences(c, s->data, err);
     if (r < 0) return r;
     if (images != (s->data->kind == DATA_IMAGES))
         return ag_err_set(err, AG_ECONFIG, "model.type is %s, but data.source %s holds %s",
@@ -364,7 +380,9 @@ int train_session_eval(train_session *s, int split, int64_t batches, train_eval 
                           .batch = samples, .last = last };
     sums sum;
     if (have < 1)
-        return ag_err_set(err, AG_EINPUT, "nothing to evaluate on: the split is empty");
+        return ag_err_set(err, AG_EINPUT, "nothing to evaluate on: the %s split is empty\n  the "
+                          "data: %s", split == DATA_TEST ? "test" : split ? "val" : "train",
+                          s->data->about);
     const int r = eval_samples(s, &w, samples, NN_EVAL, &sum, err);
     if (r < 0) return r;
     *ret_eval = (train_eval){ sum.loss / (double)sum.count, sum.right / (double)sum.count,

@@ -228,7 +228,6 @@ static int check_data(const train_ckpt_file *f, train_session *s, ag_err *err)
         r = ag_err_set(err, AG_EINPUT, "the data are not those that the run was trained on\n"
                        "  then: %s\n  now:  %s\nBring back the former ones (data.path=...), or "
                        "go on with these: data.changed=true", about, s->data->about);
-    s->config.data.changed = false;      /* it holds once */
     free(was);
     free(about);
     return r;

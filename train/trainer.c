@@ -25,6 +25,13 @@ typedef struct run {
     int64_t  n_prompt;
 } run;
 
+int train_ask_to_stop(void *arg, int32_t token)
+{
+    (void)arg;
+    (void)token;
+    return train_stop_signal != 0;
+}
+
 void train_run_dir(const train_config *c, char *buf, size_t size)
 {
     if (c->run.dir[0]) snprintf(buf, size, "%s", c->run.dir);
@@ -44,12 +51,12 @@ const char *train_eval_text(const train_session *s, const train_eval *e, char *b
 {
     const char *what = train_session_of_bytes(s) ? "byte" : "token";
     if (s->d_in)
-        snprintf(buf, size, "val loss %.4f, accuracy %.2f %%", e->loss, 100 * e->accuracy);
+        snprintf(buf, size, "loss %.4f, accuracy %.2f %%", e->loss, 100 * e->accuracy);
     else if (s->data && isfinite(s->data->entropy_rate))
-        snprintf(buf, size, "val loss %.4f (best possible %.4f), %.3f bits per %s", e->loss,
+        snprintf(buf, size, "loss %.4f (best possible %.4f), %.3f bits per %s", e->loss,
                  s->data->entropy_rate, e->loss / log(2), what);
     else
-        snprintf(buf, size, "val loss %.4f, perplexity %.2f, %.3f bits per %s", e->loss,
+        snprintf(buf, size, "loss %.4f, perplexity %.2f, %.3f bits per %s", e->loss,
                  exp(e->loss), e->loss / log(2), what);
     return buf;
 }
@@ -140,7 +147,7 @@ static int evaluate(run *r, ag_err *err)
     code = train_rundir_metrics_line(&r->dir, line, err);
     free(line);
     if (code < 0) return code;
-    train_status_line(&r->status, "step %lld: %s%s", (long long)s->step,
+    train_status_line(&r->status, "step %lld: val %s%s", (long long)s->step,
                       train_eval_text(s, &r->val, text, sizeof text),
                       best ? ", the best so far" : "");
     if (best && s->config.checkpoint.keep_best) code = train_state_save(s, save_best, &r->dir, err);
@@ -154,13 +161,6 @@ static void make_printable(char *text, size_t size)
     for (size_t i = 0; i < size; i++)
         if (((unsigned char)text[i] < ' ' && text[i] != '\n' && text[i] != '\t') || text[i] == 127)
             text[i] = '?';
-}
-
-static int ask_to_stop(void *arg, int32_t token)
-{
-    (void)arg;
-    (void)token;
-    return train_stop_signal != 0;
 }
 
 static train_draw draw_of(const train_config *c)
@@ -181,8 +181,8 @@ static int draw_media(run *r, ag_err *err)
     size_t size;
     char about[80];
     train_session_swap_ema(s);
-    int code = train_media_draw(s, &d, s->config.sample.count, ask_to_stop, &file, &size, about,
-                                err);
+    int code = train_media_draw(s, &d, s->config.sample.count, train_ask_to_stop, &file, &size,
+                                about, err);
     train_session_swap_ema(s);
     if (code == AG_OK) code = train_rundir_sample(&r->dir, s->step, suffix, file, size, err);
     if (code == AG_OK)
@@ -206,7 +206,7 @@ static int draw_text(run *r, ag_err *err)
     memcpy(tokens, r->prompt, (size_t)r->n_prompt * sizeof *tokens);
     train_session_swap_ema(s);
     int64_t n = train_generate(s->model, s->tape, s->context, &d, r->prompt, r->n_prompt,
-                               tokens + r->n_prompt, ask_to_stop, NULL, err);
+                               tokens + r->n_prompt, train_ask_to_stop, NULL, err);
     train_session_swap_ema(s);
     if (n >= 0 && n < d.length) n = ag_err_set(err, AG_EINTR, "interrupted in a sample");
     int code = n < 0 ? (int)n
@@ -332,6 +332,9 @@ static void describe(run *r)
     train_status_line(&r->status, "run     %s, %s kernels, %d threads, batch %lld in parts of %lld",
                       r->dir.dir, ag_tape_kernels(s->tape)->name, train_threads(),
                       (long long)s->config.train.batch, (long long)s->config.train.micro_batch);
+    if (s->opt->ema)
+        train_status_line(&r->status, "        evaluated and sampled with the average of the "
+                          "weights, optim.ema_decay = %g", s->config.optim.ema_decay);
     if (s->data && isfinite(s->data->entropy_rate))
         train_status_line(&r->status, "        entropy rate of the source: %.4f nats per token, "
                           "the best loss there is", s->data->entropy_rate);
@@ -363,6 +366,7 @@ static int begin(run *r, FILE *out, int64_t keep_metrics, ag_err *err)
     describe(r);
     int code = read_prompt(r, err);
     char *text = NULL;
+    s->config.data.changed = false;              /* it holds once */
     if (code == AG_OK) code = train_config_dump(&s->config, TRAIN_DUMP_ANNOTATED, &text, err);
     if (code == AG_OK) code = train_rundir_write(&r->dir, "config.yaml", text, err);
     free(text);

@@ -18,6 +18,8 @@
 /* Set by the program's signal handlers: the signal that asks the run to save and stop, 0 for
  * none. */
 extern volatile sig_atomic_t train_stop_signal;
+/* A train_token that ends a drawing then. */
+int train_ask_to_stop(void *arg, int32_t token);
 /* Set likewise: save now and go on. */
 extern volatile sig_atomic_t train_save_signal;
 
@@ -43,7 +45,7 @@ void train_run_dir(const train_config *c, char *buf, size_t size);
 
 /* For JSON, with a prefix of the name: "\"val_bits_per_byte\":2.12,"; "" for images. */
 const char *train_bits_json(const train_session *s, const char *prefix, double loss, char buf[64]);
-/* How to say a validation result: "val loss 1.4697, perplexity 4.35, 2.120 bits per token". */
+/* How to say a result: "loss 1.4697, perplexity 4.35, 2.120 bits per token". */
 const char *train_eval_text(const train_session *s, const train_eval *e, char *buf, size_t size);
 
 #endif

@@ -52,7 +52,7 @@ def train_and_look(tmp):
     json.loads((tmp / 'r/env.json').read_text())
     says(run('inspect', 'r', cwd=tmp), r'step 12', r'model/blocks/0/ff/in/weight', r'optimizer/adamw/m', r'parameters')
     says(run('inspect', 'r', '--config', cwd=tmp), r'd_model: 16')
-    says(run('eval', 'r', cwd=tmp), r'step 12, split val: val loss')
+    says(run('eval', 'r', cwd=tmp), r'step 12, split val: loss')
     assert json.loads(run('eval', 'r', '--best', '--batches', '2', '--json', cwd=tmp))['count'] > 0
     prompt = next(iter((tmp / 'r/samples').iterdir())).read_text()[0]
     one = run('sample', 'r', '--prompt', prompt, '-n', '60', '--top-k', '5', '--top-p', '0.9', '--seed', '7', cwd=tmp)

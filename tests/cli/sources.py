@@ -77,7 +77,7 @@ def cifar(tmp):
     assert (h, w, c) == (66, 66, 3)
     assert rows[32] == bytes([128]) * 198 and rows[40][100:198] == bytes([128]) * 98      # between images; no fourth one
     assert len(set(rows[3][:96])) > 20
-    says(run('eval', 'r', '--split', 'test', '--batches', 1, cwd=tmp), r'split test')
+    says(run('eval', 'r', '--split', 'test', '--batches', 1, cwd=tmp), r'split test: loss')
     says(run('train', 'tiny.yaml', 'data.source=cifar10', f'data.path={tmp}/cifar-10-binary.tar.gz', 'model.type=mlp', 'run.dir=mlp',
              cwd=tmp), r'10 classes', r'accuracy')
 
@@ -101,6 +101,12 @@ def mnist_like(tmp):
     assert first != (tmp / 'again.png').read_bytes()
     says(run('sample', 'r', '--prompt', 'x', status=2, cwd=tmp), '--prompt is for text')
     says(run('sample', 'r', '-n', 5, status=2, cwd=tmp), '--length is for text and sound')
+    says(run('eval', 'r', '--last', 5, status=2, cwd=tmp), '--last is for one long text, but idx is made of sequences')
+    says(run('eval', 'r', '--split', 'test', status=4, cwd=tmp), 'the test split is empty', '10 to validate, 32 x 32 x 1')
+    for key, words in [('train.eval_last=5', 'train.eval_last is for one long text'),
+                       ('model.position.channels=3', 'are 32 x 32 x 1: set model.position.width=32 and model.position.channels=1')]:
+        says(run('train', 'tiny.yaml', 'data.source=idx', *keys, 'model.position.type=image', 'model.position.width=32', 'run.dir=s',
+                 'train.eval_batches=0', key, status=2, cwd=tmp), words)
     says(run('train', 'tiny.yaml', 'data.source=idx', *keys[:3], 'run.dir=s', status=2, cwd=tmp),
          r'a sequence of 1024 tokens \(32 x 32 x 1\), but the context is 256: set model.context=1024')
     says(run('train', 'tiny.yaml', 'data.source=idx', 'data.path=.', 'data.image_size=14', 'model.context=196', 'run.dir=small',
@@ -118,6 +124,8 @@ def sound(tmp):
     text = train(tmp, 'wav', 'data.path=music', 'model.context=64', 'data.val_fraction=0.2', 'data.test_fraction=0.1')
     says(text, '4200 tokens to train, 1200 to validate, 600 to test, 12000 a second', 'step-00000005.wav, 0.03 seconds of sound')
     run('sample', 'r', '-n', 500, cwd=tmp)
+    says(run('sample', 'r', '-c', 2, status=2, cwd=tmp), "--count is for images, but 'r' draws sound")
+    says(run('show', 'memory', 'tiny.yaml', 'data.source=wav', 'data.path=nowhere', cwd=tmp), 'parameters')
     for path, n in (tmp / 'r/samples/step-00000005.wav', 300), (tmp / 'sample.wav', 500):
         with wave.open(str(path)) as f:
             assert (f.getframerate(), f.getnchannels(), f.getsampwidth(), f.getnframes()) == (12000, 1, 2, n)
@@ -155,6 +163,9 @@ def other_data_are_refused(tmp):
     says(run('resume', 'r', 'train.steps=8', cwd=tmp), 'step 8/8')
     (tmp / 'b.txt').write_text('abcdefgh' * 500)         # it held once
     says(run('resume', 'r', 'train.steps=9', status=4, cwd=tmp), 'the data are not those')
+    train(tmp, 'text', 'data.path=b.txt', 'model.context=32', 'data.changed=true', 'run.overwrite=true')
+    (tmp / 'b.txt').write_text('hgfedcba' * 500)         # there was nothing yet that it could hold for
+    says(run('resume', 'r', 'train.steps=6', status=4, cwd=tmp), 'the data are not those')
 
 
 for f in cifar, mnist_like, sound, tasks, three_parts_of_a_text, other_data_are_refused:
