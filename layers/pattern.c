@@ -13,11 +13,11 @@ typedef struct term {                /* a factor as written */
     const char *at;
     int         list;                /* of the entry */
     ag_factor   factor;              /* PAIRS: its pairs are in `pairs` */
-    int64_t     k;                   /* SUMMARY: its index is h mod k; 0: as given */
+    int64_t     k;                   /* SUMMARY of fixed: as given, or ASK; 0: no fixed */
     nn_pairs    pairs;
 } term;
 
-enum { MAX_TERMS = 128 };
+enum { MAX_TERMS = 128, ASK = -1 };
 
 typedef struct parser {
     const char *text, *at;
@@ -127,7 +127,7 @@ static int read_sizes(parser *p, const char *at, ag_factor_kind kind, bool fixed
     if (r == AG_OK && two) r = read_number(p, "c", 1, f.stride, &f.width);
     if (r < 0) return r;
     const int64_t parts = two ? f.stride / f.width : 1;
-    int64_t k = parts <= p->n_heads && p->n_heads % parts == 0 ? parts : 1;
+    int64_t k = ASK;
     const int64_t most = parts < p->n_heads ? parts : p->n_heads;
     if (two && take(p, ','))
         r = fixed ? read_number(p, "k, the parts of a stride among the heads,", 1, most, &k)
@@ -256,6 +256,15 @@ static void free_layouts(ag_pattern_layout *l, int64_t count)
     free(l);
 }
 
+/* Which part of a stride head h sums up with fixed(l, c, k): the heads of its list take turns. */
+static int64_t part_of(const parser *p, const term *t, int64_t h)
+{
+    const int64_t parts = t->factor.stride / t->factor.width, list = h % p->n_lists,
+        heads = (p->n_heads - list + p->n_lists - 1) / p->n_lists;
+    const int64_t k = t->k != ASK ? t->k : heads % parts == 0 ? parts : 1;
+    return h / p->n_lists % k;
+}
+
 /* What head h sees; where one of its factors is dense, that alone. */
 static int make_layout(const parser *p, int64_t h, ag_pattern_layout *l)
 {
@@ -267,7 +276,7 @@ static int make_layout(const parser *p, int64_t h, ag_pattern_layout *l)
             return complain(p, t->at, "a head has at most %d factors, and fixed counts as two",
                             AG_PATTERN_FACTORS);
         ag_factor f = t->factor;
-        if (t->k) f.index = h % t->k;
+        if (t->k) f.index = part_of(p, t, h);
         const int r = f.kind == AG_FACTOR_PAIRS ? pairs_of(&t->pairs, h, &f, p->err) : AG_OK;
         if (r < 0) return r;
         if (f.kind == AG_FACTOR_ALL) {

@@ -8,10 +8,10 @@
  *     factor = dense | local(l) | strided(l) | chunk(l) | summary(l, c[, index])
  *            | fixed(l, c[, k]) | file("path")
  *
- * fixed(l, c, k) is chunk(l) + summary(l, c, h mod k): k different parts of a stride, each c wide,
- * among the heads.  Without k it is l / c, all parts there are, where that divides the number of
- * heads, so that together the heads see every earlier key, and otherwise 1, the last part for all
- * heads.  Sizes are positions.
+ * fixed(l, c, k) is chunk(l) + summary(l, c, i): k different parts of a stride, each c wide, among
+ * the heads of the list, its r-th head i = r mod k.  Without k it is l / c, all parts there are,
+ * where that divides the number of those heads, so that together they see every earlier key, and
+ * otherwise 1, the last part for all.  Sizes are positions.
  *
  * A file lists pairs: a line "blocks B" or "elements", then lines "query key", numbers of blocks of
  * B positions or of positions, of which later keys are left out.  Lines behind "head H" are for

@@ -82,6 +82,12 @@ static void fixed(void **state)
             expect(p, 0, h, 50, ONE(CHUNK, 8), SUM(8, width, h % CASES[c].k));
         nn_patterns_free(p);
     }
+    nn_patterns *p = patterns("local(3) | fixed(8, 2) | fixed(8, 4, 2)", 50, 1, 11);
+    for (int h = 0; h < 11; h++)     /* the heads of a list take turns: 4 and 3 of them */
+        if (h % 3 == 0) expect(p, 0, h, 50, ONE(LOCAL, 3), NO);
+        else if (h % 3 == 1) expect(p, 0, h, 50, ONE(CHUNK, 8), SUM(8, 2, h / 3));
+        else expect(p, 0, h, 50, ONE(CHUNK, 8), SUM(8, 4, h / 3 % 2));
+    nn_patterns_free(p);
 }
 
 /* All summaries together: the heads see everything that dense ones do (1904.10509's released code,
