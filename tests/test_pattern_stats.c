@@ -173,7 +173,7 @@ static void names(void **state)
 {
     (void)state;
     char text[256];
-    nn_patterns *p = patterns("dense;fixed(8,2)|local(4);dense*2", 40, 9, 8);
+    nn_patterns *p = patterns("dense;fixed(8,2,2)|local(4);dense*2", 40, 9, 8);
     train_pattern_layers(p, 0, 9, text, sizeof text);
     assert_string_equal(text, "0, 2-4, 6-8");
     train_pattern_layers(p, 1, 9, text, sizeof text);
@@ -183,7 +183,19 @@ static void names(void **state)
     train_pattern_heads(NULL, 0, 8, text, sizeof text);
     assert_string_equal(text, "0-7");
     train_pattern_factors(p->made[1].keys, 2, text, sizeof text);
-    assert_string_equal(text, "chunk(8) + summary(8, 2, 2)");
+    assert_string_equal(text, "chunk(8) + summary(8, 2, 1)");
+    nn_patterns_free(p);
+    p = patterns("dense;local(4)*3", 8, 126, 1);     /* many at equal distances are left out */
+    train_pattern_layers(p, 0, 126, text, sizeof text);
+    assert_string_equal(text, "0, 4, ..., 124");
+    train_pattern_layers(p, 1, 126, text, sizeof text);
+    assert_string_equal(text, "1-3, 5-7, ..., 125");
+    train_pattern_layers(p, 1, 15, text, sizeof text);
+    assert_string_equal(text, "1-3, 5-7, 9-11, 13-14");
+    nn_patterns_free(p);
+    p = patterns("dense;local(4);dense*2;local(4)", 8, 12, 1);
+    train_pattern_layers(p, 1, 12, text, sizeof text);
+    assert_string_equal(text, "1, 4, 6, 9, 11");
     nn_patterns_free(p);
 }
 
@@ -195,11 +207,12 @@ static void picture_of(void **state)
     nn_patterns *p = patterns("local(2)|strided(3);dense", 4, 2, 2);
     assert_int_equal(train_pattern_svg(p, 4, 2, 2, &svg, NULL), AG_OK);
     int panels = 0, cells = 0;
-    for (const char *s = svg; (s = strstr(s, "class=\"t\"")); s++) panels++;
+    for (const char *s = svg; (s = strstr(s, ">layers ")); s++) panels++;
     for (const char *s = svg; (s = strstr(s, "h1v1h-1z")); s++) cells++;
     assert_int_equal(panels, 3);
     assert_int_equal(cells, 7 + 5 + 10);
-    assert_non_null(strstr(svg, "layers 0, heads 1"));
+    assert_non_null(strstr(svg, ">heads 1<"));
+    assert_non_null(strstr(svg, ">strided(3)<"));
     assert_memory_equal(svg + strlen(svg) - 7, "</svg>\n", 7);
     free(svg);
     nn_patterns_free(p);

@@ -46,9 +46,13 @@ static void put_json_text(const char *text)
     putchar('"');
 }
 
-static void json_layout(const train_pattern_stats *s, const char *heads, const char *factors)
+static void json_layout(const view *v, const ag_pattern *keys, int layout,
+                        const train_pattern_stats *s, const char *factors)
 {
-    printf("{\"heads\": \"%s\", \"factors\": ", heads);
+    printf("{\"heads\": [");
+    for (int64_t h = layout; h < v->c->model.n_heads; h += keys ? keys->layouts : 1)
+        printf("%s%" PRId64, h > layout ? ", " : "", h);
+    printf("], \"factors\": ");
     put_json_text(factors);
     printf(", \"pairs\": %" PRId64 ", \"density\": %.9g, \"keys_per_query\": %.9g, "
            "\"empty\": %" PRId64 ", \"tiles\": %" PRId64 ", \"fill\": %.9g, \"block\": %" PRId64
@@ -57,28 +61,45 @@ static void json_layout(const train_pattern_stats *s, const char *heads, const c
            s->tiles ? share(s->pairs, s->places) : 1, s->block, s->full, s->partial, s->blocks);
 }
 
-static int show_one(const view *v, int m, ag_err *err)
+static void json_pattern(const view *v, int m)
 {
-    char layers[256], heads[256], factors[512];
+    const nn_pattern *one = &v->p->made[m];
+    bool any = false;
+    printf("%s\n  {\"layers\": [", m ? "," : "");
+    for (int64_t i = 0; i < v->c->model.n_layers; i++) {
+        if (nn_patterns_of(v->p, i) != one) continue;
+        printf("%s%" PRId64, any ? ", " : "", i);
+        any = true;
+    }
+    printf("], \"text\": ");
+    put_json_text(one->text);
+    printf(", \"bytes\": %zu, \"heads\": [", one->keys ? ag_pattern_bytes(one->keys) : 0);
+}
+
+static void print_pattern(const view *v, int m)
+{
+    char layers[TRAIN_PATTERN_TEXT];
     const nn_pattern *one = &v->p->made[m];
     train_pattern_layers(v->p, m, v->c->model.n_layers, layers, sizeof layers);
-    if (v->json) {
-        printf("%s\n  {\"layers\": \"%s\", \"text\": ", m ? "," : "", layers);
-        put_json_text(one->text);
-        printf(", \"bytes\": %zu, \"heads\": [", one->keys ? ag_pattern_bytes(one->keys) : 0);
-    } else {
-        printf("layers %s: %s", layers, one->text);
-        if (one->keys) printf("  (%.2f MB of tiles)", 1e-6 * (double)ag_pattern_bytes(one->keys));
-        putchar('\n');
-    }
-    for (int l = 0; l < (one->keys ? one->keys->layouts : 1); l++) {
+    printf("layers %s: %s", layers, one->text);
+    if (one->keys) printf("  (%.2f MB of tiles)", 1e-6 * (double)ag_pattern_bytes(one->keys));
+    putchar('\n');
+}
+
+static int show_one(const view *v, int m, ag_err *err)
+{
+    char heads[TRAIN_PATTERN_TEXT], factors[512];
+    const ag_pattern *keys = v->p->made[m].keys;
+    if (v->json) json_pattern(v, m);
+    else print_pattern(v, m);
+    for (int l = 0; l < (keys ? keys->layouts : 1); l++) {
         train_pattern_stats s;
-        const int r = train_pattern_count(one->keys, l, v->c->model.context, v->block, &s, err);
+        const int r = train_pattern_count(keys, l, v->c->model.context, v->block, &s, err);
         if (r < 0) return r;
-        train_pattern_heads(one->keys, l, v->c->model.n_heads, heads, sizeof heads);
-        train_pattern_factors(one->keys, l, factors, sizeof factors);
+        train_pattern_heads(keys, l, v->c->model.n_heads, heads, sizeof heads);
+        train_pattern_factors(keys, l, factors, sizeof factors);
         if (v->json && l) printf(",\n    ");
-        if (v->json) json_layout(&s, heads, factors);
+        if (v->json) json_layout(v, keys, l, &s, factors);
         else print_layout(&s, heads, factors);
     }
     if (v->json) printf("]}");
@@ -149,7 +170,7 @@ int train_cmd_show_pattern(int argc, char **argv, ag_err *err)
     train_config c;
     if ((r = train_config_args(argc, argv, &c, err)) < 0) return r;
     if (c.model.type != TRAIN_MODEL_GPT)
-        return ag_err_set(err, AG_ECONFIG, "only a model of type gpt has attention");
+        return ag_err_set(err, AG_ECONFIG, "this model has no attention: set model.type = gpt");
     r = nn_patterns_new(&v.p, c.model.attention.pattern, c.model.context, c.model.n_layers,
                         c.model.n_heads, err);
     if (r < 0) return r;

@@ -187,8 +187,10 @@ static int64_t known_vocab(const train_config *c)
 
 int train_cmd_show(int argc, char **argv, ag_err *err)
 {
-    if (argc > 1 && !strcmp(argv[1], "pattern"))
+    if (argc > 1 && !strcmp(argv[1], "pattern")) {
+        argv[1] = argv[0];           /* errors name the command */
         return train_cmd_show_pattern(argc - 1, argv + 1, err);
+    }
     bool run = false;
     int64_t vocab = 0;
     const train_flag flags[] = { { "run", TRAIN_FLAG_ON, &run, 0, 0, 0 },

@@ -186,33 +186,61 @@ int train_pattern_reach(const nn_patterns *p, int64_t n, int64_t n_layers, train
 
 /* --- in words --------------------------------------------------------------------------------- */
 
-/* Adds the numbers begin .. end - 1 to the list in buf. */
-static void add_range(char *buf, size_t size, int64_t begin, int64_t end)
+enum { RANGES = 512 };               /* of 1000 layers, of 1024 heads */
+
+typedef struct numbers {             /* ascending */
+    int n;
+    struct range { int64_t first, last; } range[RANGES];
+} numbers;
+
+static void add_number(numbers *x, int64_t i)
 {
-    const size_t n = strlen(buf);
-    const char *gap = n ? ", " : "";
-    if (end - begin > 1)
-        snprintf(buf + n, size - n, "%s%lld-%lld", gap, (long long)begin, (long long)end - 1);
-    else snprintf(buf + n, size - n, "%s%lld", gap, (long long)begin);
+    if (x->n && x->range[x->n - 1].last == i - 1) x->range[x->n - 1].last = i;
+    else if (x->n < RANGES) x->range[x->n++] = (struct range){ i, i };
+}
+
+/* Do all ranges lie at equal distances and have one length?  The last may be cut. */
+static bool is_even(const numbers *x)
+{
+    for (int i = 1; i < x->n; i++) {
+        const struct range *a = &x->range[i - 1], *b = &x->range[i];
+        const int64_t shorter = (a->last - a->first) - (b->last - b->first);
+        if (b->first - a->first != x->range[1].first - x->range[0].first) return false;
+        if (i + 1 < x->n ? shorter != 0 : shorter < 0) return false;
+    }
+    return true;
+}
+
+/* "0-3, 8", "0, 4, ..., 124" */
+static void numbers_text(const numbers *x, char *buf, size_t size)
+{
+    const bool brief = x->n > 4 && is_even(x);
+    size_t n = 0;
+    buf[0] = '\0';
+    for (int i = 0; i < x->n && n < size; i++) {
+        const struct range *r = &x->range[i];
+        const char *gap = !i ? "" : brief && i == x->n - 1 ? ", ..., " : ", ";
+        if (brief && i > 1 && i < x->n - 1) continue;
+        n += (size_t)snprintf(buf + n, size - n, "%s%lld", gap, (long long)r->first);
+        if (r->last > r->first && n < size)
+            n += (size_t)snprintf(buf + n, size - n, "-%lld", (long long)r->last);
+    }
 }
 
 void train_pattern_layers(const nn_patterns *p, int m, int64_t n_layers, char *buf, size_t size)
 {
-    buf[0] = '\0';
-    for (int64_t i = 0, end; i < n_layers; i = end) {
-        for (end = i; end < n_layers && nn_patterns_of(p, end) == &p->made[m];) end++;
-        if (end > i) add_range(buf, size, i, end);
-        else end++;
-    }
+    numbers x = { .n = 0 };
+    for (int64_t i = 0; i < n_layers; i++)
+        if (nn_patterns_of(p, i) == &p->made[m]) add_number(&x, i);
+    numbers_text(&x, buf, size);
 }
 
 void train_pattern_heads(const ag_pattern *keys, int layout, int64_t n_heads, char *buf,
                          size_t size)
 {
-    const int64_t step = keys ? keys->layouts : 1;
-    buf[0] = '\0';
-    if (step == 1) add_range(buf, size, 0, n_heads);
-    for (int64_t h = layout; step > 1 && h < n_heads; h += step) add_range(buf, size, h, h + 1);
+    numbers x = { .n = 0 };
+    for (int64_t h = layout; h < n_heads; h += keys ? keys->layouts : 1) add_number(&x, h);
+    numbers_text(&x, buf, size);
 }
 
 void train_pattern_factors(const ag_pattern *keys, int layout, char *buf, size_t size)

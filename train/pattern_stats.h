@@ -43,7 +43,9 @@ int train_pattern_reach(const nn_patterns *p, int64_t n, int64_t n_layers, train
 int train_pattern_svg(const nn_patterns *p, int64_t n, int64_t n_layers, int64_t n_heads,
                       char **ret_svg, ag_err *err);
 
-/* "0-3, 8": the layers that have pattern m, the heads of one of its layouts. */
+/* "0-3, 8", "0, 4, ..., 124": the layers that have pattern m, the heads of one of its layouts.
+ * TRAIN_PATTERN_TEXT bytes are enough. */
+enum { TRAIN_PATTERN_TEXT = 8192 };
 void train_pattern_layers(const nn_patterns *p, int m, int64_t n_layers, char *buf, size_t size);
 void train_pattern_heads(const ag_pattern *keys, int layout, int64_t n_heads, char *buf,
                          size_t size);

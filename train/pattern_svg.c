@@ -9,7 +9,8 @@
 #include <string.h>
 
 enum { OWN, NEAR, STRIDED, SUMMARY, LISTED, DENSE, REASONS };
-enum { SIDE = 96, SIZE = 288, GAP = 36, TOP = 58, COLUMNS = 4 };   /* cells, pixels, panels */
+/* Cells of a side at most; pixels; panels in a row. */
+enum { SIDE = 96, SIZE = 288, GAP = 36, TEXT = 28, TOP = 96, COLUMNS = 4 };
 
 static const struct { const char *name, *colour; } reasons[REASONS] = {
     { "own query", "#111827" }, { "local: window or chunk", "#2563eb" },
@@ -76,11 +77,13 @@ static void fill_dense(grid *g)
         }
 }
 
-static void put_text(FILE *f, const char *text, size_t most)
+/* A line of text (ASCII), with what does not fit above a panel cut off. */
+static void put_line(FILE *f, int y, const char *text)
 {
-    for (size_t n = 0; text[n] && n < most; n++)
-        if (strchr("<>&\"", text[n])) fprintf(f, "&#%d;", text[n]);
-        else fputc((unsigned char)text[n] < ' ' ? ' ' : text[n], f);
+    enum { MOST = 50 };
+    const bool cut = strlen(text) > MOST;
+    fprintf(f, "<text y=\"%d\">%.*s%s</text>\n", y, cut ? MOST - 4 : MOST, text,
+            cut ? " ..." : "");
 }
 
 /* The cells for one reason with one strength, of LEVELS, as one path. */
@@ -113,13 +116,9 @@ static void put_cells(FILE *f, const grid *g, int reason, int level)
     if (any) fputs("\"/>\n", f);
 }
 
-static void put_panel(FILE *f, const grid *g, const char *title, const char *about)
+static void put_panel(FILE *f, const grid *g)
 {
-    fputs("<text class=\"t\" y=\"-20\">", f);
-    put_text(f, title, 48);
-    fputs("</text>\n<text y=\"-6\">", f);
-    put_text(f, about, 52);
-    fprintf(f, "</text>\n<g transform=\"scale(%.6g)\">\n", (double)SIZE / (double)g->side);
+    fprintf(f, "<g transform=\"scale(%.6g)\">\n", (double)SIZE / (double)g->side);
     fprintf(f, "<path fill=\"#e5e7eb\" d=\"M0 0");
     for (int64_t a = 0; a < g->side; a++) fputs("h1v1", f);
     fprintf(f, "H0z\"/>\n");
@@ -132,8 +131,8 @@ static void put_legend(FILE *f, int64_t cell)
 {
     for (int r = 0; r < REASONS; r++)
         fprintf(f, "<rect x=\"%d\" y=\"12\" width=\"12\" height=\"12\" fill=\"%s\"/>"
-                "<text x=\"%d\" y=\"22\">%s</text>\n", GAP + 150 * r, reasons[r].colour,
-                GAP + 150 * r + 17, reasons[r].name);
+                "<text x=\"%d\" y=\"22\">%s</text>\n", GAP + 170 * r, reasons[r].colour,
+                GAP + 170 * r + 17, reasons[r].name);
     fprintf(f, "<text x=\"%d\" y=\"40\">rows: queries, columns: keys; a cell is %lld x %lld "
             "positions, grey: earlier keys that are not seen</text>\n", GAP, (long long)cell,
             (long long)cell);
@@ -144,20 +143,24 @@ static int layouts_of(const nn_pattern *m) { return m->keys ? m->keys->layouts :
 static void put_pattern(FILE *f, grid *g, const nn_patterns *p, int m, int64_t n_layers,
                         int64_t n_heads, int *at)
 {
-    char layers[256], heads[256], factors[256], title[600];
+    char text[TRAIN_PATTERN_TEXT];
     const ag_pattern *keys = p->made[m].keys;
-    train_pattern_layers(p, m, n_layers, layers, sizeof layers);
     for (int l = 0; l < layouts_of(&p->made[m]); l++, (*at)++) {
         const int64_t n = g->n, cell = g->cell, side = g->side;
         *g = (grid){ .n = n, .cell = cell, .side = side };
         if (keys) fill(g, &keys->layout[l]);
         else fill_dense(g);
-        train_pattern_heads(keys, l, n_heads, heads, sizeof heads);
-        train_pattern_factors(keys, l, factors, sizeof factors);
-        snprintf(title, sizeof title, "layers %s, heads %s", layers, heads);
         fprintf(f, "<g transform=\"translate(%d %d)\">\n", GAP + *at % COLUMNS * (SIZE + GAP),
-                TOP + GAP + *at / COLUMNS * (SIZE + GAP + 14));
-        put_panel(f, g, title, factors);
+                TOP + *at / COLUMNS * (SIZE + GAP + TEXT));
+        memcpy(text, "layers ", 8);
+        train_pattern_layers(p, m, n_layers, text + 7, sizeof text - 7);
+        put_line(f, -34, text);
+        memcpy(text, "heads ", 7);
+        train_pattern_heads(keys, l, n_heads, text + 6, sizeof text - 6);
+        put_line(f, -20, text);
+        train_pattern_factors(keys, l, text, sizeof text);
+        put_line(f, -6, text);
+        put_panel(f, g);
         fputs("</g>\n", f);
     }
 }
@@ -179,10 +182,10 @@ int train_pattern_svg(const nn_patterns *p, int64_t n, int64_t n_layers, int64_t
     int panels = 0, at = 0;
     for (int m = 0; m < p->n; m++) panels += layouts_of(&p->made[m]);
     fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" "
-            "font-family=\"sans-serif\" font-size=\"11\">\n<style>.t{font-weight:bold}</style>\n"
+            "font-family=\"sans-serif\" font-size=\"11\">\n"
             "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n",
             GAP + COLUMNS * (SIZE + GAP),
-            TOP + GAP + (panels + COLUMNS - 1) / COLUMNS * (SIZE + GAP + 14));
+            TOP + (panels + COLUMNS - 1) / COLUMNS * (SIZE + GAP + TEXT));
     put_legend(f, g->cell);
     for (int m = 0; m < p->n; m++) put_pattern(f, g, p, m, n_layers, n_heads, &at);
     fputs("</svg>\n", f);

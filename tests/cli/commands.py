@@ -179,8 +179,10 @@ def looking(tmp):
     assert shown['reach']['layers'][0]['plain'] == shown['reach']['pairs'] == 16 * 17 // 2, shown
     first = shown['patterns'][0]['heads'][0]
     assert (first['pairs'], first['full'], first['partial'], first['blocks']) == (104, 4, 4, 10), first
+    assert (shown['patterns'][1]['layers'], first['heads']) == ([1], [0]), shown
     assert '<svg' in (tmp / 'p.svg').read_text()[:10]
     says(run('show', 'pattern', quick, 'model.attention.pattern=lokal(3)', status=2), r"no factor 'lokal'\n    lokal")
+    says(run('show', 'pattern', quick, '--blocks', '4', status=2), r"no flag '--blocks'; `tulle show --help` lists them")
     says(run('show', 'memory', quick, *tiny), r'parameters', r'optimizer', r'block 1', r'peak')
     assert json.loads(run('bench', quick, *tiny, '--steps', '3', '--json'))['per_second'] > 0
     says(run('help'), r'tulle train', r'Exit status')
