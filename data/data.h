@@ -64,7 +64,7 @@ typedef struct data_options {
     bool        sequences;           /* images become tokens, one sequence each */
     int64_t     image_size;          /* their height and width: zeros around, or means of blocks; 0:
                                       * as they are */
-    int64_t     levels;              /* of a pixel or sample, 2 .. 256; 0: 256 */
+    int64_t     levels;              /* of a pixel, 2 .. 256; 0: 256 */
     int64_t     width;               /* grid: tokens of a row; 0: the square root of T */
     uint64_t    seed;                /* generated sets */
     double      mean, std;           /* images: x = (pixel / 255 - mean) / std */

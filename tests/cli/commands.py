@@ -63,10 +63,13 @@ def train_and_look(tmp):
 
 
 def resume_is_the_same_run(tmp):
-    whole = run('train', quick, *tiny, 'train.steps=20', 'checkpoint.every=5', 'run.dir=whole', cwd=tmp)
-    run('train', quick, *tiny, 'train.steps=7', 'run.dir=part', cwd=tmp)
-    says(run('resume', 'part', cwd=tmp), 'resumed at step 7')
-    assert state(run('resume', 'part', 'train.steps=20', cwd=tmp)) == state(whole)
+    for k, keys in enumerate([tiny, [*tiny, 'optim.ema_decay=0.9', 'model.start_vector=true', 'train.eval_every=10']]):
+        whole = run('train', quick, *keys, 'train.steps=20', 'checkpoint.every=5', f'run.dir=whole{k}', cwd=tmp)
+        run('train', quick, *keys, 'train.steps=7', f'run.dir=part{k}', cwd=tmp)
+        says(run('resume', f'part{k}', cwd=tmp), 'resumed at step 7')
+        assert state(run('resume', f'part{k}', 'train.steps=20', cwd=tmp)) == state(whole)
+        evals = [run('eval', f'{d}{k}', *flag, cwd=tmp) for d in ('whole', 'part') for flag in ([], ['--no-ema'])]
+        assert evals[:2] == evals[2:] and (evals[0] != evals[1]) == bool(k), evals
 
 
 def signals_save(tmp):
