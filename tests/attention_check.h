@@ -89,6 +89,7 @@ static void run_pattern(const shape *s, const ag_pattern *pattern)
     oracle_run(&p, &r);
     for (int k = 0; k < n_tables; k++) {
         const char *isa = tables[k]->name;
+        problem_clear(&p);
         tables[k]->attention_fwd(&p.a);
         check(&p, "o", O, 0, r.o, 1, isa);
         const int64_t rows = s->batch * s->heads * s->tq;
@@ -123,6 +124,7 @@ static void run_threads(const ag_kernels *table, const shape *s, const ag_patter
     for (int t = 0; t < 4; t++) {
         problem *x = &p[t > 0];
         set_threads((const int[]){ 1, 2, 3, 7 }[t]);
+        problem_clear(x);
         table->attention_fwd(&x->a);
         table->attention_bwd(&x->a, &x->g);
         for (int which = Q; t > 0 && which < N_BUFFERS; which++)

@@ -142,6 +142,18 @@ static void pattern_init(problem *p, const shape *s, const ag_pattern *pattern)
     fill(p, O, 1, 9);
 }
 
+/* Forgets the results, so that what a kernel leaves out is seen. */
+static void problem_clear(problem *p)
+{
+    const size_t rows = (size_t)(p->a.batch * p->a.heads * p->a.tq) + 2 * MARGIN;
+    fill_guard(p->buffer[0][O], p->size[O]);
+    for (int which = Q; which <= V; which++)
+        if (p->buffer[1][which])
+            fill_guard(p->buffer[1][which], p->size[which]);
+    fill_guard(p->lse, rows);
+    fill_guard(p->delta, rows);
+}
+
 static inline void problem_init(problem *p, const shape *s) { pattern_init(p, s, NULL); }
 
 static void problem_free(problem *p)
