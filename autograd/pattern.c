@@ -137,7 +137,7 @@ static bool is_earlier(const maker *m, int64_t i, int64_t j)
     return false;
 }
 
-/* Sets the bit of query i in the keys of one factor; *ret_first is the first of them so far. */
+/* Sets the bit of query i in the keys of one factor; first: the least of them so far. */
 static void mark_keys(maker *m, const ag_factor *f, int64_t i, uint64_t bit, int64_t *first)
 {
     for (int64_t from = 0, end; from <= i; from = end) {

@@ -31,9 +31,11 @@ static void print_layout(const train_pattern_stats *s, const char *heads, const 
     if (s->tiles)
         printf("    %" PRId64 " tiles, %.1f%% of their places seen\n", s->tiles,
                100 * share(s->pairs, s->places));
-    printf("    blocks of %" PRId64 ": %" PRId64 " full + %" PRId64 " partial = %" PRId64
-           " of %" PRId64 ", density %.2f%%\n", s->block, s->full, s->partial, s->full + s->partial,
-           s->blocks, 100 * share(s->full + s->partial, s->blocks));
+    printf("    blocks of %" PRId64 "%s: %" PRId64 " full + %" PRId64 " partial = %" PRId64
+           " of %" PRId64 ", density %.2f%%\n", s->block,
+           strstr(factors, "strided") ? " (strided: of the transposed sequence)" : "", s->full,
+           s->partial, s->full + s->partial, s->blocks,
+           100 * share(s->full + s->partial, s->blocks));
 }
 
 static void put_json_text(const char *text)
