@@ -5,24 +5,13 @@
 #ifndef ATTENTION_CHECK_H
 #define ATTENTION_CHECK_H
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #include "attention_oracle.h"
+#include "tests/threads.h"
 
 #define BOUND (8 * 0x1p-24)
 
 static const ag_kernels *tables[8];
 static int n_tables;
-
-static void set_threads(int n)
-{
-#ifdef _OPENMP
-    omp_set_num_threads(n);
-#else
-    (void)n;
-#endif
-}
 
 /* ---- comparison ---- */
 
@@ -135,6 +124,30 @@ static void run_threads(const ag_kernels *table, const shape *s, const ag_patter
                             (size_t)(x->a.batch * x->a.heads * x->a.tq) * sizeof(float));
     }
     set_threads(2);
+    problem_free(&p[0]);
+    problem_free(&p[1]);
+}
+
+/* What comes from position `cut` on changes no bit of what was before. */
+static void run_prefix(const ag_kernels *table, const shape *s, const ag_pattern *pattern,
+                       int64_t cut)
+{
+    problem p[2];
+    for (int i = 0; i < 2; i++) {
+        pattern_init(&p[i], s, pattern);
+        for (int64_t t = cut; i == 1 && t < s->tk; t++) {
+            for (int64_t c = 0; c < s->heads * s->d_qk; c++) {
+                row_of(&p[1], Q, 0, 0, t)[c] += 3.0f;
+                row_of(&p[1], K, 0, 0, t)[c] *= -40.0f;
+            }
+            for (int64_t c = 0; c < s->heads * s->d_v; c++)
+                row_of(&p[1], V, 0, 0, t)[c] += 1000.0f;
+        }
+        table->attention_fwd(&p[i].a);
+    }
+    for (int64_t t = 0; t < cut; t++)
+        assert_memory_equal(row_of(&p[0], O, 0, 0, t), row_of(&p[1], O, 0, 0, t),
+                            (size_t)(s->heads * s->d_v) * sizeof(float));
     problem_free(&p[0]);
     problem_free(&p[1]);
 }

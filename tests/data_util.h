@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <zlib.h>
 #include <cmocka.h>
 
 static char tmp_dir[256];
@@ -109,6 +110,16 @@ static inline const char *real_data(const char *name)
         return NULL;
     snprintf(path, sizeof path, "%s/%s", dir, name);
     return access(path, R_OK) == 0 ? path : NULL;
+}
+
+static inline char *write_gz(const char *name, const void *data, size_t size)
+{
+    char *path = tmp_path(name);
+    gzFile f = gzopen(path, "wb");
+    assert_non_null(f);
+    assert_int_equal(gzwrite(f, data, (unsigned)size), size);
+    assert_int_equal(gzclose(f), Z_OK);
+    return path;
 }
 
 #endif

@@ -1,12 +1,10 @@
 #include "kernel_check.h"
+#include "tests/threads.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 enum { GUARD = 64 };                 /* words before and after an output */
 static const uint32_t guard_word = 0xA5C3F00Du;
@@ -50,15 +48,6 @@ int fast_tables(const ag_kernels *ret[MAX_TABLES])
     for (int i = 1; i < n; i++)
         ret[i - 1] = all[i];
     return n - 1;
-}
-
-static void set_threads(int n)
-{
-#ifdef _OPENMP
-    omp_set_num_threads(n);
-#else
-    (void)n;
-#endif
 }
 
 static uint32_t *output_new(const out *o)

@@ -92,25 +92,9 @@ static void prefix(void **state)
 {
     (void)state;
     for (int k = 0; k < n_tables; k++)
-        for (int64_t cut = 1; cut < SPECS * 22; cut += 11) {
-            problem p[2];
-            for (int i = 0; i < 2; i++) {
-                pattern_init(&p[i], &(shape){ 1, 2, N, N, 32, 32, true, 0, 0, false },
-                             patterns[cut / 22]);
-                for (int64_t t = cut; i == 1 && t < N; t++)
-                    for (int64_t c = 0; c < 64; c++) {
-                        row_of(&p[1], Q, 0, 0, t)[c] += 3.0f;
-                        row_of(&p[1], K, 0, 0, t)[c] *= -40.0f;
-                        row_of(&p[1], V, 0, 0, t)[c] += 1000.0f;
-                    }
-                tables[k]->attention_fwd(&p[i].a);
-            }
-            for (int64_t t = 0; t < cut; t++)
-                assert_memory_equal(row_of(&p[0], O, 0, 0, t), row_of(&p[1], O, 0, 0, t),
-                                    64 * sizeof(float));
-            problem_free(&p[0]);
-            problem_free(&p[1]);
-        }
+        for (int64_t cut = 1; cut < SPECS * 22; cut += 11)
+            run_prefix(tables[k], &(shape){ 1, 2, N, N, 32, 32, true, 0, 0, false },
+                       patterns[cut / 22], cut);
 }
 
 /* Queries over a cache: one, and a few, at the end of the keys. */

@@ -6,16 +6,6 @@
 #include <math.h>
 #include <zlib.h>
 
-static char *write_gz(const char *name, const void *data, size_t size)
-{
-    char *path = tmp_path(name);
-    gzFile f = gzopen(path, "wb");
-    assert_non_null(f);
-    assert_int_equal(gzwrite(f, data, (unsigned)size), size);
-    assert_int_equal(gzclose(f), Z_OK);
-    return path;
-}
-
 /* ---- text ---- */
 
 static void shakespeare(void **state)

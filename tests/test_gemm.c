@@ -20,11 +20,9 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "autograd/kernels.h"
+#include "tests/threads.h"
 
 enum { GUARD = 64, MAX_TABLES = 4 };
 static const float guard_word = -0x1.abcdefp77f;
@@ -32,15 +30,6 @@ static const double u = 0x1p-24;
 
 static const ag_kernels *tables[MAX_TABLES];
 static int n_tables;
-
-static void set_threads(int n)
-{
-#ifdef _OPENMP
-    omp_set_num_threads(n);
-#else
-    (void)n;
-#endif
-}
 
 typedef enum values { REAL, WHOLE, POSITIVE } values;
 

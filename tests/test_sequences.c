@@ -249,16 +249,6 @@ static size_t make_tar(uint8_t *all)
     return at + 1024;
 }
 
-static char *write_gz(const char *name, const void *data, size_t size)
-{
-    char *path = tmp_path(name);
-    gzFile f = gzopen(path, "wb");
-    assert_non_null(f);
-    assert_int_equal(gzwrite(f, data, (unsigned)size), size);
-    assert_int_equal(gzclose(f), Z_OK);
-    return path;
-}
-
 static void cifar_archive(void **state)
 {
     uint8_t *all = calloc(1, sizeof cifar + 16 * 1024);

@@ -91,7 +91,7 @@ static void grad_tile(const tile_shape *t, const tile_noise *z, uint64_t block, 
     }
 }
 
-/* x[keys of a band] += m rows of ab, where they lie or by way of `buffer`, [m][row] */
+/* x[keys of a band] += m rows of ab (TILE_ADD), where they lie or by way of `buffer`, [m][row] */
 static void add_band(const tile_product *ab, int64_t m, int64_t d, const tile_keys *keys,
                      const struct tile_band *e, float *x, int64_t x_row, float *buffer,
                      int64_t row)
@@ -100,16 +100,14 @@ static void add_band(const tile_product *ab, int64_t m, int64_t d, const tile_ke
     if (keys->step) {
         t.c = x + (keys->first + e->key0 * keys->step) * x_row;
         t.c_row = keys->step * x_row;
-        t.out = TILE_ADD;
-        tile_multiply(&t, m, d);
-        return;
+    } else {
+        memset(buffer, 0, (size_t)(m * row) * sizeof *buffer);
+        t.c = buffer;
+        t.c_row = row;
     }
-    memset(buffer, 0, (size_t)(m * row) * sizeof *buffer);
-    t.c = buffer;
-    t.c_row = row;
-    t.out = TILE_ADD;
     tile_multiply(&t, m, d);
-    keys_add(keys->list + e->key0, m, d, buffer, row, x, x_row);
+    if (!keys->step)
+        keys_add(keys->list + e->key0, m, d, buffer, row, x, x_row);
 }
 
 /* One tile: p and ds, then what they give to dq, dk, dv of keys j .. j + n_keys - 1. */
