@@ -171,7 +171,7 @@ ag_tensor *nn_attention_forward(const nn_attention *l, ag_tape *t, ag_tensor *x,
     const nn_attention_config *c = &l->config;
     const ag_attention_options o = {
         .heads = c->n_heads, .d_qk = c->d_qk, .d_v = c->d_v, .causal = true,
-        .drop = nn_dropout_is_on(&l->drop, mode) && !c->keep_weights && !c->pattern ? l->drop.p : 0,
+        .drop = nn_dropout_is_on(&l->drop, mode) && !c->keep_weights ? l->drop.p : 0,
         .site = l->site, .pattern = c->pattern,
     };
     ag_scope(t, "attention", -1);

@@ -25,7 +25,7 @@ typedef struct nn_attention_config {
     int64_t d_qk, d_v;               /* per head */
     bool    bias;                    /* of dense projections */
     double  dropout;                 /* of the attention weights, and of the branch's end */
-    bool    keep_weights;            /* no dropout of the attention weights, as with a pattern */
+    bool    keep_weights;            /* no dropout of the attention weights; a pattern refuses it */
     double  init_std;                /* 0: Glorot */
     double  out_gain;                /* factor of the initial output projection */
     const ag_pattern *pattern;       /* which keys queries see, lives longer; NULL: all earlier */
