@@ -1,0 +1,152 @@
+/* backward.c -- the gradients of a tape: where they live, and the walk back over the calls. */
+#include "tape_impl.h"
+#include "watch.h"
+
+#include <stdlib.h>
+
+void *ag_grad_alloc(ag_tape *t, const ag_tensor *x)
+{
+    const size_t bytes = (size_t)x->size * ag_dtype_size(x->dtype);
+    for (int i = t->n_spare - 1; i >= 0; i--)
+        if (t->spares[i].bytes == bytes) {
+            void *mem = t->spares[i].mem;
+            t->spares[i] = t->spares[--t->n_spare];
+            return mem;
+        }
+    return ag_tape_alloc(t, x->size, x->dtype);
+}
+
+static void grad_release(ag_tape *t, ag_tensor *x)
+{
+    if (!x || !x->grad || x->grad_kept) return;
+    if (t->n_spare == t->cap_spare) {
+        const int cap = t->cap_spare ? 2 * t->cap_spare : 16;
+        spare *p = realloc(t->spares, (size_t)cap * sizeof *p);
+        if (!p) return;              /* not reused, then: no harm */
+        t->spares = p;
+        t->cap_spare = cap;
+    }
+    t->spares[t->n_spare++] = (spare){ x->grad, (size_t)x->size * ag_dtype_size(x->dtype) };
+    x->grad = NULL;
+    x->grad_written = false;
+}
+
+void *ag_grad_of(ag_call *c, int i, bool *ret_acc)
+{
+    ag_tensor *x = c->in[i];
+    *ret_acc = false;
+    if (!x || !x->needs_grad) return NULL;
+    if (!x->grad && !(x->grad = ag_grad_alloc(c->tape, x))) return NULL;
+    *ret_acc = x->grad_written;
+    x->grad_written = true;
+    return x->grad;
+}
+
+void *ag_grad_add(ag_call *c, int i)
+{
+    bool acc;
+    void *g = ag_grad_of(c, i, &acc);
+    if (g && !acc) c->k->fill(c->in[i]->size, 0, g);
+    return g;
+}
+
+void ag_grad_pass(ag_call *c, int i)
+{
+    ag_tensor *x = c->in[i], *y = c->out[0];
+    if (!x || !x->needs_grad) return;
+    if (!x->grad && !y->grad_kept) {
+        x->grad = y->grad;
+        x->grad_written = true;
+        y->grad = NULL;
+        y->grad_written = false;
+        return;
+    }
+    bool acc;
+    void *g = ag_grad_of(c, i, &acc);
+    if (g) c->k->scale(x->size, 1, y->grad, g, acc);
+}
+
+void *ag_scratch(ag_tape *t, size_t bytes)
+{
+    void *p = ag_arena_alloc(&t->data, 1, bytes);
+    if (!p) ag_fail(t, AG_ENOMEM, "out of memory for %.1f MB of scratch", 1e-6 * (double)bytes);
+    return p;
+}
+
+/* An output that nothing used has gradient zero; a call none of whose outputs was used is
+ * skipped. */
+static bool outputs_ready(ag_tape *t, ag_call *c)
+{
+    bool used = false;
+    for (int i = 0; i < c->op->n_out; i++) used |= c->out[i]->grad_written;
+    if (!used) return false;
+    for (int i = 0; i < c->op->n_out; i++) {
+        ag_tensor *y = c->out[i];
+        if (y->grad_written || y->dtype == AG_I32) continue;
+        if (!y->grad && !(y->grad = ag_grad_alloc(t, y))) return false;
+        if (!t->plan) c->k->fill(y->size, 0, y->grad);
+        y->grad_written = true;
+    }
+    return true;
+}
+
+/*
+ * The gradients of inputs are allocated before the scratch of the call, so that rewinding the
+ * scratch leaves them.
+ */
+static int reserve_grads(ag_tape *t, ag_call *c)
+{
+    for (int i = 0; i < c->op->n_in; i++) {
+        ag_tensor *x = c->in[i];
+        if (!x || !x->needs_grad || x->grad) continue;
+        if (c->op->passes >> i & 1) continue;    /* it gets the memory of out[0]->grad */
+        if (!(x->grad = ag_grad_alloc(t, x))) return t->error;
+    }
+    return AG_OK;
+}
+
+static void run_backward(ag_tape *t, ag_call *c)
+{
+    const ag_mark scratch = ag_arena_mark(&t->data);
+    c->op->backward(c);
+    ag_arena_rewind(&t->data, scratch);
+}
+
+int ag_tape_replay(ag_tape *t, int first)
+{
+    for (int i = t->n - 1; i >= first; i--) {
+        ag_call *c = t->call[i];
+        if (outputs_ready(t, c) && !t->error && reserve_grads(t, c) == AG_OK) {
+            if (t->plan) ag_plan_backward(c);
+            else run_backward(t, c);
+            if (t->watch && !t->error) ag_watch_backward(t, c);
+        }
+        if (t->error) return t->error;
+        for (int j = 0; j < c->op->n_out; j++) grad_release(t, c->out[j]);
+    }
+    return AG_OK;
+}
+
+static int backward(ag_tape *t, ag_tensor *y, const void *dy, double scale)
+{
+    if (t->error) return t->error;
+    if (!y->needs_grad)
+        return ag_fail(t, AG_EGRAD, "backward: nothing that needs a gradient leads to this tensor");
+    if (!y->grad && !(y->grad = ag_grad_alloc(t, y))) return t->error;
+    if (dy) t->k->scale(y->size, scale, dy, y->grad, y->grad_written);
+    else t->k->fill(y->size, scale, y->grad);
+    y->grad_written = true;
+    return ag_tape_replay(t, 0);
+}
+
+int ag_backward(ag_tape *t, ag_tensor *loss, double scale)
+{
+    if (!t->error && loss->size != 1) {
+        char s[96];
+        return ag_fail(t, AG_ESHAPE, "backward: the loss has shape %s, wanted a scalar",
+                       ag_shape_text(&loss->shape, s));
+    }
+    return backward(t, loss, NULL, scale);
+}
+
+int ag_backward_from(ag_tape *t, ag_tensor *y, const void *dy) { return backward(t, y, dy, 1); }
