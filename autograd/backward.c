@@ -31,6 +31,14 @@ static void grad_release(ag_tape *t, ag_tensor *x)
     x->grad_written = false;
 }
 
+void ag_spares_below(ag_tape *t, ag_mark m)
+{
+    int n = 0;
+    for (int i = 0; i < t->n_spare; i++)
+        if (!ag_arena_is_after(&t->data, m, t->spares[i].mem)) t->spares[n++] = t->spares[i];
+    t->n_spare = n;
+}
+
 void *ag_grad_of(ag_call *c, int i, bool *ret_acc)
 {
     ag_tensor *x = c->in[i];
@@ -117,7 +125,7 @@ int ag_tape_replay(ag_tape *t, int first)
     for (int i = t->n - 1; i >= first; i--) {
         ag_call *c = t->call[i];
         if (outputs_ready(t, c) && !t->error && reserve_grads(t, c) == AG_OK) {
-            if (t->plan) ag_plan_backward(c);
+            if (t->plan && !c->op->nested) ag_plan_backward(c);
             else run_backward(t, c);
             if (t->watch && !t->error) ag_watch_backward(t, c);
         }

@@ -19,6 +19,10 @@ enum { AG_MAX_IN = 8, AG_MAX_OUT = 2 };
 
 struct ag_kv_cache;
 
+/* What ag_op.unread says of input i and of output i. */
+#define AG_UNREAD_IN(i)  (1u << (i))
+#define AG_UNREAD_OUT(i) (1u << (AG_MAX_IN + (i)))
+
 typedef union ag_attr {              /* the parameters of a call that are no tensors, by op */
     struct { bool ta, tb; } matmul;
     struct { ag_act act; bool in_out; } linear;            /* w is [k,n] */
@@ -39,6 +43,8 @@ typedef union ag_attr {              /* the parameters of a call that are no ten
     struct { int64_t modules, span; } module_linear;
     struct { int64_t modules; } module_concat;
     struct { int64_t rows; struct ag_kv_cache *cache; int layer, slot; } recall;
+    struct { ag_tensor *(*run)(const void *arg, ag_tape *t, ag_tensor *const *x); const void *arg;
+             int64_t flops; } segment;                       /* recompute */
     ag_shape reshape;                                        /* reshape, scatter */
 } ag_attr;
 
@@ -48,6 +54,7 @@ typedef struct ag_call {             /* one call of an op: one record on the tap
     ag_tensor *out[AG_MAX_OUT];
     ag_attr    attr;
     void      *saved;                /* what forward leaves for backward; [saved_bytes] */
+    bool       skip;                 /* run again (segment.c): nothing reads what it makes */
     ag_tape   *tape;
     const ag_kernels *k;
     const struct ag_scope_node *scope;
@@ -73,6 +80,7 @@ typedef struct ag_op {
     unsigned integer_out;            /* bit i: output i does */
     unsigned passes;                 /* bit i: input i gets the gradient of out[0] as it is
                                       * (ag_grad_pass) */
+    bool     nested;                 /* it runs calls of its own: also on a tape that plans */
     bool     alias;                  /* out[0] shares the data of in[0]; there is no forward */
     /* Set out[0 .. n_out-1], or return ag_fail() on inputs that do not fit. */
     int  (*shape)(ag_call *c, ag_shape *out);
@@ -80,6 +88,9 @@ typedef struct ag_op {
                                       * indices */
     void (*backward)(ag_call *c);    /* out[i]->grad is there; writes through ag_grad_of() and its
                                       * like */
+    /* Inputs and outputs whose numbers backward does not read (AG_UNREAD_IN, AG_UNREAD_OUT): what
+     * is run again need not make them.  NULL: it may read all. */
+    unsigned (*unread)(const ag_call *c);
     const char *nondiff;             /* why there is no backward; NULL if there is one */
     size_t (*saved_bytes)(const ag_call *c);   /* NULL: none */
     int64_t (*flops)(const ag_call *c);        /* of forward; NULL: one per element of out[0] */
@@ -100,6 +111,13 @@ extern const int ag_op_count;
  * through ret_second unless that is NULL. */
 ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN],
                     const ag_attr *attr, ag_tensor **ret_second);
+
+/* For ag_op.unread: backward reads neither inputs nor outputs; not the output. */
+unsigned ag_unread_all(const ag_call *c);
+unsigned ag_unread_out(const ag_call *c);
+
+/* Multiply-adds and such of forward, times 2 for a multiply-add. */
+int64_t ag_call_flops(const ag_call *c);
 
 /* --- for backward functions ------------------------------------------------------------------- */
 

@@ -227,6 +227,12 @@ static int check_inputs(ag_tape *t, const ag_call *c)
                 return ag_fail(t, AG_ESHAPE, "%s: input %d is missing", op->name, i);
             continue;
         }
+        if (t->segment && !ag_segment_reaches(t->segment->call, t->segment->visit, c->in[i])) {
+            char s[96];
+            return ag_fail(t, AG_EGRAD, "%s: input %d %s was made outside of the segment and is "
+                           "none of its inputs, so its gradient would be lost", op->name, i,
+                           ag_shape_text(&c->in[i]->shape, s));
+        }
         const ag_dtype want = op->integer_in >> i & 1 ? AG_I32 : t->k->dtype;
         if (c->in[i]->dtype != want)
             return ag_fail(t, AG_ESHAPE, "%s: input %d holds %s numbers, wanted %s", op->name, i,
@@ -256,6 +262,21 @@ static int make_outputs(ag_tape *t, ag_call *c, bool needs_grad)
     return AG_OK;
 }
 
+void ag_call_forward(ag_tape *t, ag_call *c)
+{
+    if (c->op->forward && (!t->plan || c->op->nested)) {
+        const ag_mark scratch = ag_arena_mark(&t->data);
+        c->op->forward(c);
+        ag_arena_rewind(&t->data, scratch);
+    }
+    if (t->watch && !t->plan && !t->error) ag_watch_forward(t, c);
+}
+
+int64_t ag_call_flops(const ag_call *c)
+{
+    return c->op->flops ? c->op->flops(c) : c->op->alias ? 0 : c->out[0]->size;
+}
+
 ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN],
                     const ag_attr *attr, ag_tensor **ret_second)
 {
@@ -275,13 +296,8 @@ ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN],
     }
     if (check_inputs(t, c) < 0 || make_outputs(t, c, needs_grad) < 0) return poison(t);
 
-    if (op->forward && !t->plan) {
-        const ag_mark scratch = ag_arena_mark(&t->data);
-        op->forward(c);
-        ag_arena_rewind(&t->data, scratch);
-    }
-    if (t->watch && !t->error) ag_watch_forward(t, c);
-    if (t->error || (needs_grad && record(t, c) < 0)) return poison(t);
+    if (!t->lazy) ag_call_forward(t, c);
+    if (t->error || ((needs_grad || t->lazy) && record(t, c) < 0)) return poison(t);
     if (ret_second) *ret_second = c->out[1];
     return c->out[0];
 }
@@ -292,8 +308,7 @@ const ag_tape_mark *ag_tape_mark_here(ag_tape *t)
 {
     ag_tape_mark *m = t->error ? NULL : ag_tape_meta(t, sizeof *m);
     if (m)
-        *m = (ag_tape_mark){ ag_arena_mark(&t->meta), ag_arena_mark(&t->data), t->n, t->n_spare,
-                             t->scope };
+        *m = (ag_tape_mark){ ag_arena_mark(&t->meta), ag_arena_mark(&t->data), t->n, t->scope };
     return m;
 }
 
@@ -301,10 +316,10 @@ void ag_tape_rewind(ag_tape *t, const ag_tape_mark *m)
 {
     if (!m) return;
     const ag_tape_mark at = *m;
+    ag_spares_below(t, at.data);
     ag_arena_rewind(&t->meta, at.meta);
     ag_arena_rewind(&t->data, at.data);
     t->n = at.n;
-    t->n_spare = 0;                  /* they may lie beyond the mark */
     t->scope = at.scope;
 }
 

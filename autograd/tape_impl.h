@@ -1,6 +1,6 @@
 /*
- * tape_impl.h -- what a tape is inside, for the files that make it: tape.c runs ops, backward.c walks
- * back, segment.c and reversible.c run parts of a model again.
+ * tape_impl.h -- what a tape is inside, for the files that make it: tape.c runs ops, backward.c
+ * walks back, segment.c and reversible.c run parts of a model again.
  */
 #ifndef AG_TAPE_IMPL_H
 #define AG_TAPE_IMPL_H
@@ -14,7 +14,7 @@ typedef struct spare { void *mem; size_t bytes; } spare;
 
 struct ag_tape_mark {
     ag_mark meta, data;
-    int n, n_spare;
+    int n;
     const struct ag_scope_node *scope;
 };
 
@@ -29,17 +29,37 @@ struct ag_tape {
     const struct ag_scope_node *scope;
     int  error;                      /* the first one; 0 while all is well */
     bool no_grad, watch, plan;
+    bool lazy;                       /* calls are recorded and do not run yet (segment.c) */
+    const struct ag_open_segment *segment;       /* being planned; NULL: none */
     char message[1024];
     ag_tensor poison;                /* what a failed op returns: a NaN scalar */
     double nan[2];
 };
 
 /* tape.c */
-void *ag_tape_alloc(ag_tape *t, int64_t n, ag_dtype dtype);      /* numbers; NULL: error on the tape */
+void *ag_tape_alloc(ag_tape *t, int64_t n, ag_dtype dtype);      /* numbers; NULL: error set */
 void *ag_tape_meta(ag_tape *t, size_t bytes);                    /* a struct, likewise */
+void ag_call_forward(ag_tape *t, ag_call *c);                    /* run, and watched */
 
-/* backward.c: gradients of the calls from `first` on, last call first. */
-int ag_tape_replay(ag_tape *t, int first);
+/* backward.c */
+int ag_tape_replay(ag_tape *t, int first);       /* backward of the calls from `first` on */
 void *ag_grad_alloc(ag_tape *t, const ag_tensor *x);
+void ag_spares_below(ag_tape *t, ag_mark m);     /* forgets the spares that lie beyond the mark */
+
+/* segment.c: a call that runs calls of its own, whose memory goes when it is done. */
+typedef struct ag_visit {
+    ag_mark meta, data;
+    int n;
+    const struct ag_scope_node *scope;
+    bool plan, lazy, no_grad;
+    const struct ag_open_segment *segment;
+} ag_visit;
+struct ag_open_segment { const ag_call *call; const ag_visit *visit; };
+ag_visit ag_visit_begin(ag_tape *t, const ag_call *c);
+void ag_visit_end(ag_tape *t, const ag_visit *v);
+/* May the inside of c read x?  It may if x is an input of c, was made inside or is a parameter. */
+bool ag_segment_reaches(const ag_call *c, const ag_visit *v, const ag_tensor *x);
+/* The gradient of output i of c becomes, or is added to, that of y. */
+void ag_segment_grad(ag_call *c, int i, ag_tensor *y);
 
 #endif

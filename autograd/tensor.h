@@ -33,6 +33,7 @@ typedef struct ag_tensor {
     bool     grad_written;           /* grad holds a sum already; else its bytes are garbage */
     bool     grad_kept;              /* grad outlives the backward of its producer (leaf,
                                       * parameter) */
+    bool     wanted;                 /* its numbers are read by what comes behind (segment.c) */
     const char *name;                /* of a parameter: "blocks.0.attn.qkv.weight"; else NULL */
 } ag_tensor;
 

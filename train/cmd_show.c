@@ -75,8 +75,7 @@ static int show_ops(train_session *s, ag_err *err)
     for (int i = 0; i < ag_tape_calls(s->tape); i++) {
         const ag_call *c = ag_tape_call(s->tape, i);
         char where[128], shape[96];
-        const double f = c->op->alias ? 0
-                                      : (double)(c->op->flops ? c->op->flops(c) : c->out[0]->size);
+        const double f = (double)ag_call_flops(c);
         printf("%4d  %-14s %-22s %-18s %10.2f %9.2f\n", i, c->op->name,
                ag_call_scope(c, where, sizeof where),
                ag_shape_text(&c->out[0]->shape, shape), 1e-6 * f, megabytes((double)call_bytes(c)));

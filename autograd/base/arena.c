@@ -138,6 +138,17 @@ void ag_arena_rewind(ag_arena *a, ag_mark m)
     a->used = m.used;
 }
 
+int ag_arena_is_after(const ag_arena *a, ag_mark m, const void *p)
+{
+    const unsigned char *at = p;
+    for (const struct ag_chunk *c = a->head; c; c = c->next) {
+        const unsigned char *from = c->mem + (c == m.chunk ? m.chunk_used : 0);
+        if (at >= from && at < c->mem + c->used) return 1;
+        if (c == m.chunk) return 0;
+    }
+    return 0;
+}
+
 void ag_arena_reset(ag_arena *a)
 {
     if (a->head && (a->head->next || a->head->size < a->peak)) {

@@ -31,6 +31,7 @@ void *ag_arena_alloc(ag_arena *a, size_t n, size_t size);
 /* Everything allocated since the mark is forgotten. */
 ag_mark ag_arena_mark(const ag_arena *a);
 void    ag_arena_rewind(ag_arena *a, ag_mark m);
+int     ag_arena_is_after(const ag_arena *a, ag_mark m, const void *p);  /* allocated since m? */
 void    ag_arena_reset(ag_arena *a);     /* keeps the memory, forgets the contents */
 void    ag_arena_release(ag_arena *a);   /* gives the memory back */
 size_t  ag_arena_reserved(const ag_arena *a);            /* bytes taken from the system */

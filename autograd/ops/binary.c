@@ -32,6 +32,13 @@ static void binary_backward(ag_call *c)
     }
 }
 
+/* Of a sum: nothing. */
+static unsigned binary_unread(const ag_call *c)
+{
+    const bool sum = c->op->id == AG_BINARY_add || c->op->id == AG_BINARY_sub;
+    return sum ? ag_unread_all(c) : 0;
+}
+
 static bool binary_sample(int64_t i, ag_sample *s, double lo, double hi, double gap)
 {
     static const ag_shape shapes[] = { { 0, { 0 } }, { 1, { 0 } }, { 1, { 17 } }, { 2, { 5, 67 } },
@@ -51,6 +58,7 @@ static bool binary_sample(int64_t i, ag_sample *s, double lo, double hi, double 
     const ag_op ag_op_##n = {                                                                    \
         .name = #n, .doc = "y = " #f, .n_in = 2, .n_out = 1, .id = AG_BINARY_##n,                \
         .shape = binary_shape, .forward = binary_forward, .backward = binary_backward,           \
+        .unread = binary_unread,                                                                 \
         .sample = n##_sample };                                                                  \
     ag_tensor *ag_##n(ag_tape *t, ag_tensor *a, ag_tensor *b)                                    \
     { return ag_apply(t, &ag_op_##n, (ag_tensor *[AG_MAX_IN]){ a, b }, NULL, NULL); }

@@ -64,6 +64,7 @@ const ag_op ag_op_cross_entropy = {
     .n_in = 2, .n_out = 1, .integer_in = 1u << 1, .shape = cross_entropy_shape,
     .saved_bytes = cross_entropy_saved, .forward = cross_entropy_forward,
     .backward = cross_entropy_backward, .flops = cross_entropy_flops,
+    .unread = ag_unread_out,
     .sample = cross_entropy_sample,
 };
 

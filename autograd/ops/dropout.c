@@ -64,7 +64,7 @@ static bool dropout_sample(int64_t i, ag_sample *s)
 const ag_op ag_op_dropout = {
     .name = "dropout", .doc = "y = residual + x * keep / (1 - p)", .n_in = 2, .n_out = 1,
     .optional = 1u << R, .passes = 1u << R, .shape = dropout_shape, .forward = dropout_forward,
-    .backward = dropout_backward, .sample = dropout_sample,
+    .backward = dropout_backward, .unread = ag_unread_all, .sample = dropout_sample,
 };
 
 ag_tensor *ag_dropout(ag_tape *t, ag_tensor *x, ag_tensor *residual, double p, uint32_t site)

@@ -69,6 +69,7 @@ const ag_op ag_op_embedding = {
     .name = "embedding", .doc = "y[b,t,d] = table[ids[b,t], d] + pos[pos0 + t, d]",
     .n_in = 3, .n_out = 1, .optional = 1u << POS, .integer_in = 1u << IDS,
     .shape = embedding_shape, .forward = embedding_forward, .backward = embedding_backward,
+    .unread = ag_unread_out,
     .sample = embedding_sample,
 };
 

@@ -61,7 +61,8 @@ static bool gather_sample(int64_t i, ag_sample *s)
 const ag_op ag_op_gather = {
     .name = "gather", .doc = "y[..,n] = x[idx[..], n]", .n_in = 2, .n_out = 1,
     .integer_in = 1u << 1, .shape = gather_shape, .forward = gather_forward,
-    .backward = gather_backward, .sample = gather_sample,
+    .backward = gather_backward, .unread = ag_unread_out,
+    .sample = gather_sample,
 };
 
 ag_tensor *ag_gather(ag_tape *t, ag_tensor *x, ag_tensor *idx)

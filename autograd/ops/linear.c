@@ -114,6 +114,12 @@ static void linear_backward(ag_call *c)
     ag_grad_pass(c, R);
 }
 
+static unsigned linear_unread(const ag_call *c)
+{
+    const bool reads_out = c->attr.linear.act == AG_ACT_RELU && !keeps_pre(c);
+    return AG_UNREAD_IN(B) | AG_UNREAD_IN(R) | (reads_out ? 0 : AG_UNREAD_OUT(0));
+}
+
 static int64_t linear_flops(const ag_call *c)
 {
     const mnk s = sizes(c);
@@ -152,7 +158,8 @@ const ag_op ag_op_linear = {
     .name = "linear", .doc = "y[..,n] = act(x[..,k] @ w[n,k]^T + bias[n]) + residual[..,n]",
     .n_in = 4, .n_out = 1, .optional = 1u << B | 1u << R, .passes = 1u << R,
     .shape = linear_shape, .saved_bytes = linear_saved, .forward = linear_forward,
-    .backward = linear_backward, .flops = linear_flops, .sample = linear_sample,
+    .backward = linear_backward, .unread = linear_unread,
+    .flops = linear_flops, .sample = linear_sample,
 };
 
 ag_tensor *ag_linear(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *bias, ag_act act,

@@ -211,12 +211,19 @@ static bool live_ff_sample(int64_t i, ag_sample *s)
     return i < 2;
 }
 
+static unsigned live_ff_unread(const ag_call *c)
+{
+    (void)c;
+    return AG_UNREAD_IN(B2) | AG_UNREAD_IN(R) | AG_UNREAD_OUT(0);
+}
+
 const ag_op ag_op_live_ff = {
     .name = "live_ff",
     .doc = "y = gate * relu(x w1^T + b1) w2 + b2 + residual over the listed units of each row",
     .n_in = 8, .n_out = 1, .optional = 1u << B1 | 1u << B2 | 1u << GATE | 1u << R,
     .integer_in = 1u << CHOICE, .passes = 1u << R, .shape = live_ff_shape,
     .saved_bytes = live_ff_saved, .forward = live_ff_forward, .backward = live_ff_backward,
+    .unread = live_ff_unread,
     .flops = live_ff_flops, .sample = live_ff_sample,
 };
 

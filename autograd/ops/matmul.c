@@ -83,7 +83,8 @@ static bool matmul_sample(int64_t i, ag_sample *s)
 const ag_op ag_op_matmul = {
     .name = "matmul", .doc = "c[m,n] = op(a) @ op(b), op = transpose where ta, tb", .n_in = 2,
     .n_out = 1, .shape = matmul_shape, .forward = matmul_forward, .backward = matmul_backward,
-    .flops = matmul_flops, .sample = matmul_sample,
+    .flops = matmul_flops, .unread = ag_unread_out,
+    .sample = matmul_sample,
 };
 
 ag_tensor *ag_matmul(ag_tape *t, ag_tensor *a, bool ta, ag_tensor *b, bool tb)

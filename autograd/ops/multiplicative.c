@@ -189,7 +189,8 @@ const ag_op ag_op_multiplicative = {
     .doc = "y[..,s*M+m] = sum_i x[..,i] gates[s,i] w[m,i] + bias[s*M+m]",
     .n_in = 4, .n_out = 1, .optional = 1u << B, .shape = multiplicative_shape,
     .forward = multiplicative_forward, .backward = multiplicative_backward,
-    .flops = multiplicative_flops, .sample = multiplicative_sample,
+    .flops = multiplicative_flops, .unread = ag_unread_out,
+    .sample = multiplicative_sample,
 };
 
 ag_tensor *ag_multiplicative(ag_tape *t, ag_tensor *x, ag_tensor *gates, ag_tensor *w,

@@ -39,12 +39,14 @@ static bool sum_sample(int64_t i, ag_sample *s)
 
 const ag_op ag_op_sum = {
     .name = "sum", .doc = "y = sum of x", .n_in = 1, .n_out = 1, .shape = scalar_shape,
-    .forward = sum_forward, .backward = sum_backward, .sample = sum_sample,
+    .forward = sum_forward, .backward = sum_backward, .unread = ag_unread_all,
+    .sample = sum_sample,
 };
 
 const ag_op ag_op_mean = {
     .name = "mean", .doc = "y = mean of x; 0 of nothing", .n_in = 1, .n_out = 1,
-    .shape = scalar_shape, .forward = sum_forward, .backward = sum_backward, .sample = sum_sample,
+    .shape = scalar_shape, .forward = sum_forward, .backward = sum_backward,
+    .unread = ag_unread_all, .sample = sum_sample,
 };
 
 ag_tensor *ag_sum(ag_tape *t, ag_tensor *x)
@@ -90,7 +92,8 @@ static bool row_sum_sample(int64_t i, ag_sample *s)
 const ag_op ag_op_row_sum = {
     .name = "row_sum", .doc = "y[..] = sum of x[..,n] over n", .n_in = 1, .n_out = 1,
     .shape = row_sum_shape,
-    .forward = row_sum_forward, .backward = row_sum_backward, .sample = row_sum_sample,
+    .forward = row_sum_forward, .backward = row_sum_backward, .unread = ag_unread_all,
+    .sample = row_sum_sample,
 };
 
 ag_tensor *ag_row_sum(ag_tape *t, ag_tensor *x)
@@ -137,6 +140,7 @@ static bool repeat_sample(int64_t i, ag_sample *s)
 const ag_op ag_op_repeat = {
     .name = "repeat", .doc = "y[..,n*times]: each number of x[..,n] so many times", .n_in = 1,
     .n_out = 1, .shape = repeat_shape, .forward = repeat_forward, .backward = repeat_backward,
+    .unread = ag_unread_all,
     .sample = repeat_sample,
 };
 
@@ -173,7 +177,8 @@ static bool scale_sample(int64_t i, ag_sample *s)
 
 const ag_op ag_op_scale = {
     .name = "scale", .doc = "y = alpha * x", .n_in = 1, .n_out = 1, .shape = scale_shape,
-    .forward = scale_forward, .backward = scale_backward, .sample = scale_sample,
+    .forward = scale_forward, .backward = scale_backward, .unread = ag_unread_all,
+    .sample = scale_sample,
 };
 
 ag_tensor *ag_scale(ag_tape *t, ag_tensor *x, double alpha)

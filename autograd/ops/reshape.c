@@ -27,7 +27,8 @@ static bool reshape_sample(int64_t i, ag_sample *s)
 const ag_op ag_op_reshape = {
     .name = "reshape", .doc = "x in another shape of the same size", .n_in = 1, .n_out = 1,
     .passes = 1,
-    .alias = true, .shape = reshape_shape, .backward = reshape_backward, .sample = reshape_sample,
+    .alias = true, .shape = reshape_shape, .backward = reshape_backward, .unread = ag_unread_all,
+    .sample = reshape_sample,
 };
 
 ag_tensor *ag_reshape(ag_tape *t, ag_tensor *x, ag_shape shape)

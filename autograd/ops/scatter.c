@@ -72,7 +72,8 @@ static bool scatter_sample(int64_t i, ag_sample *s)
 const ag_op ag_op_scatter = {
     .name = "scatter", .doc = "y[..,n] = residual, y[idx[r]] += x[r,n]", .n_in = 3, .n_out = 1,
     .optional = 1u << R, .integer_in = 1u << IDX, .passes = 1u << R, .shape = scatter_shape,
-    .forward = scatter_forward, .backward = scatter_backward, .sample = scatter_sample,
+    .forward = scatter_forward, .backward = scatter_backward, .unread = ag_unread_out,
+    .sample = scatter_sample,
 };
 
 ag_tensor *ag_scatter(ag_tape *t, ag_tensor *x, ag_tensor *idx, ag_shape shape,
