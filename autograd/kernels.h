@@ -211,6 +211,15 @@ typedef struct ag_kernels {
     void (*dropout_bwd)(int64_t m, int64_t n, double p, const ag_noise *z, const void *dy, void *dx,
                         bool acc);
 
+    /* From z[batch,t,3n] = [z_r | z_f | y] and x[batch,t,n], with r, f = sigmoid of z_r, z_f:
+     * c[batch,t,n] = f c_before + (1 - f) y, h[batch,t,n] = r c + (1 - r) sqrt(3) x.  c before the
+     * first position is c0[batch,n], NULL: 0. */
+    void (*sru_fwd)(int64_t batch, int64_t t, int64_t n, const void *z, const void *x,
+                    const void *c0, void *c, void *h);
+    /* c0 is 0; dz and dx may be NULL */
+    void (*sru_bwd)(int64_t batch, int64_t t, int64_t n, const void *z, const void *x,
+                    const void *c, const void *dh, void *dz, bool acc_z, void *dx, bool acc_x);
+
     void (*attention_fwd)(const ag_attention *a);
     void (*attention_bwd)(const ag_attention *a, const ag_attention_grad *g);
 

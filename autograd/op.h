@@ -45,6 +45,7 @@ typedef union ag_attr {              /* the parameters of a call that are no ten
     struct { int64_t rows; struct ag_kv_cache *cache; int layer, slot; } recall;
     struct { ag_tensor *(*run)(const void *arg, ag_tape *t, ag_tensor *const *x); const void *arg;
              int64_t flops; } segment;                       /* recompute */
+    struct { struct ag_kv_cache *cache; int layer, slot; } state;    /* sru_cached */
     ag_shape reshape;                                        /* reshape, scatter */
 } ag_attr;
 

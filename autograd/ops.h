@@ -58,6 +58,9 @@ ag_kv_cache *ag_kv_cache_new(ag_dtype dtype, int layers, int64_t batch, int64_t 
 /* Room for the last `rows` inputs, `width` numbers wide, of `slots` places in each layer that look
  * back over time (ag_recall); such a cache can only be reset to 0.  AG_ENOMEM. */
 int     ag_kv_cache_keep(ag_kv_cache *c, int slots, int64_t rows, int64_t width);
+/* Room for a state of `width` numbers at `slots` places in each layer (ag_sru_cached); such a cache
+ * too can only be reset to 0.  AG_ENOMEM. */
+int     ag_kv_cache_keep_state(ag_kv_cache *c, int slots, int64_t width);
 void    ag_kv_cache_free(ag_kv_cache *c);
 void    ag_kv_cache_reset(ag_kv_cache *c, int64_t length);   /* keep the first `length` positions */
 int64_t ag_kv_cache_length(const ag_kv_cache *c);
@@ -72,6 +75,14 @@ ag_tensor *ag_attend_cached(ag_tape *t, ag_tensor *q, ag_tensor *k, ag_tensor *v
  * then x [b,t,d]; keeps the last rows of that.  No gradient. */
 ag_tensor *ag_recall(ag_tape *t, ag_tensor *x, int64_t rows, ag_kv_cache *cache, int layer,
                      int slot);
+
+/* The scan of a simple recurrent unit over time (ops/sru.c): z [b,t,3n] = [z_r | z_f | y], what
+ * enters its two gates and its state, x [b,t,n] -> h [b,t,n]. */
+ag_tensor *ag_sru(ag_tape *t, ag_tensor *z, ag_tensor *x);
+/* The same of the positions that follow those in the cache, from the state kept for place `slot` of
+ * the layer, which they replace.  No gradient. */
+ag_tensor *ag_sru_cached(ag_tape *t, ag_tensor *z, ag_tensor *x, ag_kv_cache *cache, int layer,
+                         int slot);
 
 /* mean over the rows with target >= 0 of -log softmax(logits)[target] -> scalar, in nats; targets
  * int32, one per row.  AG_ERANGE for a target beyond the logits. */

@@ -46,6 +46,9 @@ static nn_gpt_config filled(const nn_gpt_config *config)
     a->d_v = c.d_v;
     a->bias = c.bias;
     a->dropout = c.dropout;
+    c.sru.d_model = c.d_model;
+    c.sru.bias = c.bias;
+    c.sru.norm_eps = c.norm_eps;
     c.head.d_model = c.d_model;
     c.head.vocab = c.vocab;
     c.embedding.vocab = c.vocab;
@@ -99,6 +102,7 @@ int nn_gpt_check(const nn_gpt_config *c, ag_err *err)
     r = nn_embedding_check(&f.embedding, err);
     if (!r) r = nn_attention_check(&f.attention, err);
     if (!r) r = nn_head_check(&f.head, err);
+    if (!r) r = nn_sru_check(&f.sru, err);
     return r ? r : nn_ff_check(&c->ff, c->d_model, err);
 }
 
@@ -108,9 +112,10 @@ static ag_tensor *block_forward(const nn_block *b, ag_tape *t, ag_tensor *x, nn_
     ag_scope(t, "block", layer);
     x = nn_attention_forward(&b->attention, t, nn_norm_forward(&b->norm1, t, x), x, mode, cache,
                              layer);
-    x = nn_ff_forward(&b->ff, t, nn_norm_forward(&b->norm2, t, x), x, mode);
+    ag_tensor *y = nn_ff_forward(&b->ff, t, nn_norm_forward(&b->norm2, t, x), x, mode);
+    y = nn_sru_forward(&b->sru, t, x, y, cache, layer);
     ag_scope_end(t);
-    return x;
+    return y;
 }
 
 static ag_tensor *gpt_logits(const nn_model *m, ag_tape *t, ag_tensor *ids, nn_mode mode,
@@ -133,7 +138,8 @@ static ag_kv_cache *gpt_cache_new(const nn_model *m, int64_t batch)
     const nn_gpt_config *c = &g->config;
     ag_kv_cache *cache = ag_kv_cache_new(m->params->dtype, (int)c->n_layers, batch, c->context,
                                          c->n_heads * c->d_qk, c->n_heads * c->d_v);
-    if (cache && nn_attention_keep(&g->block[0].attention, cache)) {
+    if (cache && (nn_attention_keep(&g->block[0].attention, cache) ||
+                  nn_sru_keep(&g->block[0].sru, cache))) {
         ag_kv_cache_free(cache);
         return NULL;
     }
@@ -173,6 +179,7 @@ static void gpt_build(nn_gpt *g, nn_params *p)
         nn_attention_build(&b->attention, p, "attention", &a);
         nn_norm_build(&b->norm2, p, "norm2", d, c->bias, c->norm_eps);
         nn_ff_build(&b->ff, p, "ff", d, &c->ff);
+        nn_sru_build(&b->sru, p, "sru", &c->sru);
         nn_pop(p, at);
     }
     nn_norm_build(&g->norm, p, "norm", d, c->bias, c->final_norm_eps);
@@ -207,7 +214,8 @@ static nn_cost cost_of(const nn_gpt *g)
     const nn_gpt_config *c = &g->config;
     const nn_params *p = g->model.params;
     const nn_block *b = &g->block[0];
-    const double layer = (double)(nn_attention_products(&b->attention) + nn_ff_products(&b->ff));
+    const double layer = (double)(nn_attention_products(&b->attention) + nn_ff_products(&b->ff) +
+                                  nn_sru_products(&b->sru));
     const double products = (double)c->n_layers * layer + (double)nn_head_products(&g->head) +
                             (double)(c->d_qk + c->d_v) * keys_per_query(g);
     const int64_t ff = c->n_layers * nn_ff_params(&b->ff),

@@ -2,7 +2,7 @@
  * gpt.h -- a decoder-only transformer with layer norm before each branch, shaped as nanoGPT.
  *
  *     x = dropout(embedding(ids))                             token + position, as embedding.h
- *     x = x + attention(norm1(x));  x = x + ff(norm2(x))      n_layers times
+ *     x = x + attention(norm1(x));  x = x + ff(norm2(x))      n_layers times; + sru(x), if any
  *     logits = norm(x) head^T                                 head = token where tied
  *
  * Initial weights: normal of init_std (Glorot if 0) or as `init` says, the two projections onto the
@@ -17,6 +17,7 @@
 #include "layers/head.h"
 #include "layers/model.h"
 #include "layers/pattern.h"
+#include "layers/sru.h"
 
 typedef struct nn_gpt_config {
     int64_t vocab, context;          /* tokens */
@@ -31,6 +32,7 @@ typedef struct nn_gpt_config {
     double  norm_eps, final_norm_eps;                    /* the last layer norm; 0: norm_eps */
     nn_embedding_config embedding;   /* its sizes and init are set here */
     nn_ff_config ff;                 /* init_std and out_gain are set here */
+    nn_sru_config sru;               /* beside ff; all but layers and units is set here */
     nn_attention_config attention;   /* of which the sizes above, bias, dropout, init and pattern
                                       * are set here */
     const char *pattern;             /* as pattern.h; NULL or "dense": queries see all earlier keys;
@@ -42,6 +44,7 @@ typedef struct nn_block {
     nn_norm      norm1, norm2;
     nn_attention attention;
     nn_ff        ff;
+    nn_sru       sru;
 } nn_block;
 
 typedef struct nn_gpt {

@@ -108,6 +108,8 @@ static const struct big { const ag_op *op; ag_sample s; } big[] = {
     CONV(600, 33, 3, 1, 16, 16, false),                  /* several tiles */
     BIG(module_linear, -1, 1, IN(S2(301, 9 * 33), S2(9 * 17, 3 * 33), S1(9 * 17)),
         .attr.module_linear = { 9, 3 }),
+    BIG(sru, -1.5, 1.5, IN(S3(3, 201, 3 * 37), S3(3, 201, 37))),
+    BIG(sru_cached, -1.5, 1.5, IN(S3(3, 201, 3 * 37), S3(3, 201, 37))),
     BIG(module_concat, -1, 1, IN(S2(301, 9 * 33), S2(301, 9 * 17)), .attr.module_concat = { 9 }),
 };
 enum { N_BIG = sizeof big / sizeof *big };

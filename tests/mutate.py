@@ -60,8 +60,12 @@ BUGS = [
      'pattern_stats'),
     ('convolution hears the next position', 'autograd/ops/module_conv.c', '? 0 : 1 - s->taps', '? 0 : 2 - s->taps',
      'module_ops qkv'),
-    ('recall reads what it has just written', 'autograd/ops/recall.c', 'kv->past[kv->side] + skip, d, y',
-     'kv->past[!kv->side] + skip, d, y', 'module_ops'),
+    ('recall reads what it has just written', 'autograd/ops/recall.c', '*before = kv->past.side[kv->side]',
+     '*before = kv->past.side[!kv->side]', 'module_ops'),
+    ('a recurrent unit forgets its past when it walks back', 'autograd/cpu/ref_scan_tmpl.h', 'carry = f * g;', 'carry = 0;',
+     'gradcheck'),
+    ('a recurrent unit goes on from the state of another layer', 'autograd/ops/sru.c', 'c->attr.state.layer * kv->state.slots +',
+     '0 * kv->state.slots +', 'sru'),
     ('a sparse output layer is not always used in evaluation', 'layers/head.c', 'mode != NN_TRAIN || !has_beside',
      '!has_beside', 'qkv'),
     ('embedding forgets to check its ids', 'autograd/ops/embedding.c', 'ag_check_index(c, IDS, 0, table->shape.dim[0]) < 0',
@@ -104,9 +108,10 @@ BUGS = [
 ]
 
 FLAGS = ('-std=gnu11 -D_GNU_SOURCE -w -g -O1 -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=off -I. -DAG_HAVE_BASE')
-FAST = ['gemm', 'map', 'rows', 'attention', 'attention_grad', 'table', 'modules', 'choose', 'live']
+FAST = ['gemm', 'map', 'rows', 'attention', 'attention_grad', 'table', 'modules', 'choose', 'live', 'scan']
 HELPERS = {'map': 'kernel_check', 'rows': 'kernel_check', 'rng': 'kernel_check', 'layers': 'layer_check',
-           'models': 'layer_check', 'qkv': 'layer_check', 'modules': 'kernel_check', 'live': 'kernel_check',
+           'models': 'layer_check', 'qkv': 'layer_check', 'sru': 'layer_check',
+           'modules': 'kernel_check', 'live': 'kernel_check',
            'sparse_ff': 'layer_check', 'io': None, 'optim': None}
 
 

@@ -144,7 +144,7 @@ static bool is_sum_of_products(const ag_op *op)
     const ag_op *const no[] = { &ag_op_layernorm,     &ag_op_attend,        &ag_op_attend_qkv,
                                 &ag_op_attend_cached, &ag_op_cross_entropy, &ag_op_softmax,
                                 &ag_op_log_softmax,   &ag_op_control,       &ag_op_choose,
-                                &ag_op_argmax };
+                                &ag_op_argmax,        &ag_op_sru,           &ag_op_sru_cached };
     for (size_t i = 0; i < sizeof no / sizeof *no; i++)
         if (no[i] == op) return false;
     return !is_unary(op);

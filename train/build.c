@@ -136,6 +136,7 @@ static int gpt_config(const train_config *c, int64_t vocab, nn_gpt_config *ret_g
         .init = init_rule(c), .init_std = c->model.init_std,
         .norm_eps = c->model.layer_norm_eps, .final_norm_eps = c->model.final_norm_eps,
         .embedding = embedding_config(c), .ff = ff_config(c),
+        .sru = { .layers = c->model.ff.sru_layers, .units = c->model.ff.sru_units },
         .attention = attention_config(c), .pattern = c->model.attention.pattern,
         .head = head_config(c),
     };

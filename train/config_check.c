@@ -144,6 +144,8 @@ static void check_sparse_parts(checker *k)
               "set model.tied_embeddings: false");
     if (c->model.head.zero && c->model.head.type != TRAIN_HEAD_DENSE)
         clash(k, "model.head.zero", "needs a dense head, but", "model.head.type", "");
+    if (!gpt && c->model.ff.sru_units)
+        clash(k, "model.ff.sru_units", "needs a gpt, but", "model.type", "");
     if (!gpt && c->model.match == TRAIN_MATCH_PARAMS)
         clash(k, "model.match", "needs a gpt, but", "model.type", "");
     if (c->model.match == TRAIN_MATCH_TOUCHED && c->model.ff.type != TRAIN_FF_DENSE)

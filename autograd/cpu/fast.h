@@ -71,6 +71,10 @@ void AG_NAME(copy_rows)(int64_t m, int64_t n, const void *x, int64_t ldx, void *
 void AG_NAME(outer_fwd)(int64_t a, int64_t b, int64_t n, const void *p, const void *q, void *y);
 void AG_NAME(outer_bwd)(int64_t a, int64_t b, int64_t n, const void *p, const void *q,
                         const void *dy, void *dp, void *dq);
+void AG_NAME(sru_fwd)(int64_t batch, int64_t t, int64_t n, const void *z, const void *x,
+                      const void *c0, void *c, void *h);
+void AG_NAME(sru_bwd)(int64_t batch, int64_t t, int64_t n, const void *z, const void *x,
+                      const void *c, const void *dh, void *dz, bool acc_z, void *dx, bool acc_x);
 void AG_NAME(controller_fwd)(const ag_controller *c, const void *z, void *mask, int32_t *choice,
                              void *p);
 void AG_NAME(controller_bwd)(const ag_controller *c, const void *p, const void *dmask, void *dz,

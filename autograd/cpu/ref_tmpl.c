@@ -432,6 +432,7 @@ static void controller_bwd(const ag_controller *c, const void *pp, const void *p
 
 #include "autograd/cpu/ref_live_tmpl.h"
 #include "autograd/cpu/ref_modules_tmpl.h"
+#include "autograd/cpu/ref_scan_tmpl.h"
 
 extern const ag_kernels TABLE;
 
@@ -455,6 +456,7 @@ const ag_kernels TABLE = {
     .copy_rows = copy_rows, .outer_fwd = outer_fwd, .outer_bwd = outer_bwd,
     .argmax = argmax, .dropout_fwd = dropout_fwd, .dropout_bwd = dropout_bwd,
     .attention_fwd = attention_fwd, .attention_bwd = attention_bwd,
+    .sru_fwd = sru_fwd, .sru_bwd = sru_bwd,
     .xent_fwd = xent_fwd, .xent_bwd = xent_bwd,
     .controller_fwd = controller_fwd, .controller_bwd = controller_bwd,
     .choose_fwd = choose_fwd, .choose_bwd = choose_bwd,

@@ -25,34 +25,43 @@ ag_kv_cache *ag_kv_cache_new(ag_dtype dtype, int layers, int64_t batch, int64_t 
     return c;
 }
 
-int ag_kv_cache_keep(ag_kv_cache *c, int slots, int64_t rows, int64_t width)
+static int keep(const ag_kv_cache *c, int slots, int64_t rows, int64_t width, struct ag_kept *kept)
 {
-    assert(!c->past[0] && slots >= 0 && rows >= 0);
+    assert(!kept->side[0] && slots >= 0 && rows >= 0);
     const int64_t n = ag_shape_size(&AG_SHAPE((int64_t)c->layers * slots, c->batch, rows, width));
-    c->past_slots = slots;
-    c->past_rows = rows;
-    c->past_width = width;
+    *kept = (struct ag_kept){ .slots = slots, .rows = rows, .width = width };
     if (n == 0) return AG_OK;
     if (n > INT64_MAX / 16) return AG_ENOMEM;
-    c->past_bytes = 2 * (size_t)n * ag_dtype_size(c->dtype);
-    c->past[0] = ag_block_alloc(c->past_bytes);
-    if (!c->past[0]) return AG_ENOMEM;
-    c->past[1] = c->past[0] + c->past_bytes / 2;
+    kept->bytes = 2 * (size_t)n * ag_dtype_size(c->dtype);
+    kept->side[0] = ag_block_alloc(kept->bytes);
+    if (!kept->side[0]) return AG_ENOMEM;
+    kept->side[1] = kept->side[0] + kept->bytes / 2;
     return AG_OK;
+}
+
+int ag_kv_cache_keep(ag_kv_cache *c, int slots, int64_t rows, int64_t width)
+{
+    return keep(c, slots, rows, width, &c->past);
+}
+
+int ag_kv_cache_keep_state(ag_kv_cache *c, int slots, int64_t width)
+{
+    return keep(c, slots, 1, width, &c->state);
 }
 
 void ag_kv_cache_free(ag_kv_cache *c)
 {
     if (!c) return;
     ag_block_free(c->k, c->bytes);
-    ag_block_free(c->past[0], c->past_bytes);
+    ag_block_free(c->past.side[0], c->past.bytes);
+    ag_block_free(c->state.side[0], c->state.bytes);
     free(c);
 }
 
 void ag_kv_cache_reset(ag_kv_cache *c, int64_t length)
 {
     assert(length >= 0 && length <= c->length);
-    assert(length == 0 || length == c->length || !c->past[0]);
+    assert(length == 0 || length == c->length || (!c->past.side[0] && !c->state.side[0]));
     c->length = length;
 }
 

@@ -12,12 +12,16 @@ struct ag_kv_cache {
     size_t   bytes;
     char    *k, *v;                  /* [layers, batch, capacity, d_k], [.., d_v] */
 
-    /* The last rows that went into convolutions over time.  A step reads one side and writes the
-     * other; they change places when it is over, so a step that fails leaves no trace. */
-    int      past_slots, side;
-    int64_t  past_rows, past_width;
-    size_t   past_bytes;             /* of both sides */
-    char    *past[2];                /* [layers, past_slots, batch, past_rows, past_width] */
+    /* What layers hand on from one step to the next.  A step reads one side and writes the other;
+     * they change places when it is over, so a step that fails leaves no trace. */
+    int      side;                   /* that is read */
+    struct ag_kept {
+        int     slots;
+        int64_t rows, width;
+        size_t  bytes;               /* of both sides */
+        char   *side[2];             /* [layers, slots, batch, rows, width] */
+    } past,                          /* the last rows that went into convolutions over time */
+      state;                         /* of recurrent layers; rows is 1 */
 };
 
 #endif

@@ -16,14 +16,14 @@ static int recall_shape(ag_call *c, ag_shape *out)
     if (x->ndim != 3 || rows < 0)
         return ag_fail(c->tape, AG_ESHAPE, "recall: %lld rows before %s, wanted [b,t,d]",
                        (long long)rows, ag_shape_text(x, sx));
-    if (kv && (x->dim[0] != kv->batch || x->dim[2] != kv->past_width || rows != kv->past_rows ||
+    if (kv && (x->dim[0] != kv->batch || x->dim[2] != kv->past.width || rows != kv->past.rows ||
                c->attr.recall.layer < 0 || c->attr.recall.layer >= kv->layers ||
-               c->attr.recall.slot < 0 || c->attr.recall.slot >= kv->past_slots ||
+               c->attr.recall.slot < 0 || c->attr.recall.slot >= kv->past.slots ||
                kv->dtype != c->k->dtype))
         return ag_fail(c->tape, AG_ESHAPE, "recall: the cache keeps %lld rows of %lld for %lld "
                        "sequences, %d layers and %d places, not %lld for %s",
-                       (long long)kv->past_rows, (long long)kv->past_width, (long long)kv->batch,
-                       kv->layers, kv->past_slots, (long long)rows, ag_shape_text(x, sx));
+                       (long long)kv->past.rows, (long long)kv->past.width, (long long)kv->batch,
+                       kv->layers, kv->past.slots, (long long)rows, ag_shape_text(x, sx));
     out[0] = *x;
     out[0].dim[1] += rows;
     return AG_OK;
@@ -45,10 +45,12 @@ static void recall_forward(ag_call *c)
                         false);
         if (!kv || kv->length == 0) c->k->fill(rows * d, 0, y);
         if (!kv) continue;
-        const int64_t i = (place * kv->past_slots + c->attr.recall.slot) * kv->batch + b;
+        const int64_t i = (place * kv->past.slots + c->attr.recall.slot) * kv->batch + b;
         const size_t skip = (size_t)(i * rows * d) * ag_real_size(c);
-        if (kv->length > 0) c->k->copy_rows(rows, d, kv->past[kv->side] + skip, d, y, d, false);
-        c->k->copy_rows(rows, d, at(c, y, x[1] * d), d, kv->past[!kv->side] + skip, d, false);
+        const char *before = kv->past.side[kv->side] + skip;
+        char *after = kv->past.side[!kv->side] + skip;
+        if (kv->length > 0) c->k->copy_rows(rows, d, before, d, y, d, false);
+        c->k->copy_rows(rows, d, at(c, y, x[1] * d), d, after, d, false);
     }
 }
 
