@@ -11,7 +11,8 @@
 
 static const char *const sources[] = {"shakespeare", "enwik8", "mnist",    "fashion-mnist",
                                       "cifar10",     "text",   "idx",      "hdf5",
-                                      "wav",         "grid",   "recall",   "copy",
+                                      "wav",         "pairs",  "grid",     "recall",
+                                      "copy",        "copy_pairs", "addition", "long_recall",
                                       "language",    "digits", NULL};
 
 const char *const *data_sources(void) { return sources; }
@@ -48,6 +49,19 @@ void data_split_tokens(data_set *d, const void *at, int64_t n, int bytes, double
         const int64_t begin = s ? end[s - 1] : 0;
         d->tokens[s] = (data_tokens){.at = (const uint8_t *)at + begin * bytes,
                                      .n = end[s] - begin, .bytes = bytes};
+    }
+}
+
+void data_split_sequences(data_set *d, const data_options *o, const void *at, int bytes,
+                          const uint8_t *scored, int64_t count)
+{
+    data_split_tokens(d, at, count, 1, o->val_fraction, o->test_fraction);
+    for (int s = 0; s < DATA_SPLITS; s++) {
+        const int64_t first = ((const uint8_t *)d->tokens[s].at - (const uint8_t *)at)
+                              * d->sequence;
+        d->tokens[s] = (data_tokens){.at = (const uint8_t *)at + first * bytes, .bytes = bytes,
+                                     .n = d->tokens[s].n * d->sequence,
+                                     .scored = scored ? scored + first : NULL};
     }
 }
 
@@ -106,15 +120,24 @@ static int check_options(const data_options *o, ag_err *err)
                           o->std);
     if (o->size < 0)
         return ag_err_set(err, AG_ECONFIG, "data: size is %" PRId64 ", below 0", o->size);
-    if (given(o->tokenizer) && strcmp(o->tokenizer, "char") && strcmp(o->tokenizer, "byte"))
+    if (!given(o->tokenizer) || !strcmp(o->tokenizer, "char") || !strcmp(o->tokenizer, "byte"))
+        return AG_OK;
+    if (strcmp(o->tokenizer, "word"))
         return ag_err_set(err, AG_ECONFIG,
-                          "data: there is no tokenizer '%s' (there are: char, byte)", o->tokenizer);
+                          "data: there is no tokenizer '%s' (there are: char, byte, word)",
+                          o->tokenizer);
+    if (strcmp(o->source, "pairs"))
+        return ag_err_set(err, AG_ECONFIG, "data: the word tokenizer is for source pairs, not %s",
+                          o->source);
     return AG_OK;
 }
 
 static int check_lengths(const data_set *d, ag_err *err)
 {
     static const char *const part[DATA_SPLITS] = {"training", "validation", "test"};
+    if (d->pairs && !d->tokens[DATA_TRAIN].n)
+        return ag_err_set(err, AG_EINPUT, "%s: no pair is left to train on: take another"
+                          " val_fraction or more data", d->file[0] ? d->file[0] : d->name);
     for (int s = 0; s < DATA_SPLITS && !d->sequence; s++) {
         const int64_t n = d->tokens[s].n;
         const int64_t need = d->context + (d->start ? 0 : 1);
@@ -157,6 +180,12 @@ static int open_named(const data_options *o, data_set *d, ag_err *err)
     return rc;
 }
 
+static bool is_pair_task(const char *source)
+{
+    return !strcmp(source, "copy_pairs") || !strcmp(source, "addition")
+           || !strcmp(source, "long_recall");
+}
+
 static int open_source(const data_options *o, data_set *d, ag_err *err)
 {
     if (!strcmp(o->source, "language"))
@@ -165,6 +194,8 @@ static int open_source(const data_options *o, data_set *d, ag_err *err)
         return data_open_digits(o, d, err);
     if (!strcmp(o->source, "grid") || !strcmp(o->source, "recall") || !strcmp(o->source, "copy"))
         return data_open_task(o, d, err);
+    if (is_pair_task(o->source))
+        return data_open_pair_task(o, d, err);
     if (data_catalog_find(o->source))
         return open_named(o, d, err);
     if (!given(o->path))
@@ -172,7 +203,8 @@ static int open_source(const data_options *o, data_set *d, ag_err *err)
     return !strcmp(o->source, "text")  ? data_open_text(o, o->path, d, err)
            : !strcmp(o->source, "idx") ? data_open_idx(o, o->path, 0, d, err)
            : !strcmp(o->source, "wav") ? data_open_wav(o, o->path, d, err)
-                                       : data_open_hdf5(o, d, err);
+           : !strcmp(o->source, "pairs") ? data_open_pairs(o, o->path, d, err)
+                                         : data_open_hdf5(o, d, err);
 }
 
 /* "MANY to train, MANY to validate", and the test part where there is one. */
@@ -193,9 +225,12 @@ static void describe(data_set *d)
     char parts[128], form[64] = "";
     const char *from = d->file[0] ? strrchr(d->file[0], '/') : NULL;
     from = from ? from + 1 : d->file[0] ? d->file[0] : "generated";
-    describe_parts(d, d->h ? "images" : d->sequence ? "sequences" : "tokens", parts, sizeof parts);
+    describe_parts(d, d->h ? "images" : d->pairs ? "pairs" : d->sequence ? "sequences" : "tokens",
+                   parts, sizeof parts);
     if (d->h)
         snprintf(form, sizeof form, ", %" PRId64 " x %" PRId64 " x %" PRId64, d->h, d->w, d->c);
+    else if (d->source)
+        snprintf(form, sizeof form, " of %" PRId64 " + %" PRId64 " tokens", d->source, d->context);
     else if (d->sequence)
         snprintf(form, sizeof form, " of %" PRId64 " tokens", d->sequence);
     else if (d->rate)
@@ -219,6 +254,9 @@ static int open_checked(const data_options *o, data_set *d, ag_err *err)
         rc = ag_err_set(err, AG_EINPUT, "%s: no image is left to train on", d->name);
     if (rc == AG_OK && d->kind == DATA_IMAGES && o->sequences)
         rc = data_make_sequences(o, d, err);
+    if (rc == AG_OK && o->apart && !d->source)
+        rc = ag_err_set(err, AG_ECONFIG, "data: source %s has no pairs of a source and a target;"
+                        " pairs, copy_pairs, addition and long_recall have", d->name);
     if (rc == AG_OK && d->kind == DATA_TOKENS)
         rc = check_lengths(d, err);
     if (rc == AG_OK)
@@ -236,8 +274,8 @@ int data_open(const data_options *o, data_set **ret_set, ag_err *err)
     if (!sources[i])
         return ag_err_set(err, AG_ECONFIG,
                           "data: there is no source '%s' (there are: shakespeare, enwik8, mnist,"
-                          " fashion-mnist, cifar10, text, idx, hdf5, wav, grid, recall, copy,"
-                          " language, digits)",
+                          " fashion-mnist, cifar10, text, idx, hdf5, wav, pairs, grid, recall,"
+                          " copy, copy_pairs, addition, long_recall, language, digits)",
                           o->source);
     int rc = check_options(o, err);
     if (rc)

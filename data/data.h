@@ -13,7 +13,18 @@
  * T tokens, y is r and x is r one place later, behind the start or a 0 that tells nothing.  Where y
  * is -1 the prediction does not count.
  *
- * Legend: T context length, B samples in a batch, h w c height, width, channels of an image.
+ * A set of pairs (pairs, copy_pairs, addition, long_recall) has a source and a target in each
+ * sample, in the tokens of one tokenizer, with the conventions of trax: token 0 is padding, token 1
+ * ends a target.  It comes in two forms.
+ *   apart  (data_options.apart, for a model that reads a source): x [S + T] holds S columns of
+ *          source, padded with 0 behind it, then T of the target one place later, behind a 0; y [T]
+ *          is the target with its end, -1 behind that.  data_set.source is S, the context is T.
+ *   a row  (for a language model): source, 1, target, 1, padding, in T tokens all together; x is
+ *          the row one place later, y counts from the target's first token to its end.
+ * A target that is cut, as it is longer than data_options.target_length, has no end.
+ *
+ * Legend: T context length, S columns of the source, B samples in a batch, h w c height, width,
+ * channels of an image.
  */
 #ifndef DATA_DATA_H
 #define DATA_DATA_H
@@ -52,7 +63,9 @@ typedef int data_progress(void *arg, const char *file, int64_t done, int64_t tot
 typedef struct data_options {
     const char *source;              /* one of data_sources() */
     const char *path;                /* file or folder; NULL or "": searched for, see data_find() */
-    const char *tokenizer;           /* "char", "byte"; NULL or "": byte for enwik8, else char */
+    const char *tokenizer;           /* "char", "byte", for pairs "word"; NULL or "": byte for
+                                      * enwik8, else char */
+    int64_t     vocab;               /* word: tokens at most; 0: no limit */
     const data_tokenizer *known;     /* NULL, or the tokenizer of a checkpoint, used instead */
     double      val_fraction;        /* of a text or of images without a test part, 0 <= f < 1 */
     double      test_fraction;       /* the same, behind it; both together below 1 */
@@ -66,6 +79,12 @@ typedef struct data_options {
                                       * as they are */
     int64_t     levels;              /* of a pixel, 2 .. 256; 0: 256 */
     int64_t     width;               /* grid: tokens of a row; 0: the square root of T */
+    bool        apart;               /* pairs: source and target are columns of their own */
+    int64_t     source_length;       /* pairs: most tokens of a source, and of a target with its */
+    int64_t     target_length;       /* end; 0: of a file the longest, else what the task asks */
+    int64_t     digits;              /* addition: of both numbers together, 2 .. digits */
+    int64_t     test_digits;         /* and in the test part test_least .. test_digits; 0: as in */
+    int64_t     test_least;          /* training; least 0: digits + 1 */
     uint64_t    seed;                /* generated sets */
     double      mean, std;           /* images: x = (pixel / 255 - mean) / std */
     const char *h5_train, *h5_val;   /* names in an HDF5 file; NULL or "": /tokens/train and */
@@ -78,7 +97,7 @@ typedef struct data_options {
 
 static inline data_options data_options_default(void)
 {
-    return (data_options){.val_fraction = 0.1, .context = 1, .std = 1.0};
+    return (data_options){.val_fraction = 0.1, .context = 1, .digits = 33, .std = 1.0};
 }
 
 typedef struct data_set {
@@ -88,13 +107,16 @@ typedef struct data_set {
     char       *file[8];             /* the files that it came from; NULL behind the last */
     data_tokens tokens[DATA_SPLITS];
     int64_t     context;             /* T */
+    int64_t     source;              /* S, in front of x; 0: a sample has no source apart */
+    bool        pairs;               /* each sample is a source and a target, apart or in a row */
     bool        start;               /* as in data_options */
     int64_t     vocab;
     data_tokenizer *tokenizer;       /* NULL: tokens without a text, as in a foreign HDF5 file */
     double      entropy_rate;        /* nats per token, the best loss there is; NAN where unknown */
     data_images images[DATA_SPLITS];
     int64_t     h, w, c, n_classes;  /* h, w, c of sequences too where they are images; else 0 */
-    int64_t     sequence;            /* tokens of a sequence, the context; 0: one long text */
+    int64_t     sequence;            /* tokens of a sequence: the context, S + T where there is a
+                                      * source; 0: one long text */
     int64_t     rate;                /* sound: samples per second; else 0 */
     float       scale, shift;        /* of a pixel: x = pixel * scale + shift */
     void       *owned[8];            /* memory and maps to release */
@@ -153,13 +175,19 @@ int64_t data_sample_at(const data_set *d, const data_draw *w, int64_t i);
 /* Index s of the n samples of an epoch in its shuffled order: a bijection of 0 .. n-1. */
 int64_t data_shuffle(uint64_t seed, int64_t epoch, int64_t n, int64_t s);
 
-/* Fetch samples i0 .. i0+n-1 of the batch: x, y [n, T], y one token ahead, -1 where it does not
- * count (x begins with the start where there is one); or x [n, h*w*c], label [n].  Return the
- * samples written: n, or fewer at the end of a sequential pass. */
+/* Fetch samples i0 .. i0+n-1 of the batch: x [n, S + T], y [n, T], y one token ahead, -1 where it
+ * does not count (x begins with the start where there is one; S is 0 but for pairs apart); or
+ * x [n, h*w*c], label [n].  Return the samples written: n, or fewer at the end of a sequential
+ * pass. */
 int64_t data_batch_tokens(const data_set *d, const data_draw *w, int64_t i0, int64_t n,
                           int32_t *x, int32_t *y);
 int64_t data_batch_images(const data_set *d, const data_draw *w, int64_t i0, int64_t n,
                           float *x, int32_t *label);
+
+/* The source and the target of sample i of a part, without end and padding, into buffers of
+ * d->sequence tokens.  For sets of pairs, in both forms. */
+void data_pair_at(const data_set *d, int split, int64_t i, int32_t *source, int64_t *ret_n_source,
+                  int32_t *target, int64_t *ret_n_target);
 
 /* ---- named sets and where they are: catalog.c, download.c ---- */
 
@@ -222,7 +250,7 @@ int data_wav(const int32_t *token, int64_t n, int64_t rate, uint8_t **ret_file, 
 /* ---- HDF5: hdf5.c ---- */
 
 /* Writes a set as one HDF5 file, contiguous and aligned: /tokens/train, /tokens/val, /tokenizer, or
- * /train/images, /train/labels, /test/images, /test/labels. */
+ * /train/images, /train/labels, /test/images, /test/labels.  AG_ECONFIG: a set of pairs. */
 int data_export_hdf5(const data_set *d, const char *path, ag_err *err);
 
 #endif

@@ -389,6 +389,9 @@ static int store(writer *w, const char *path, ag_err *err)
 
 int data_export_hdf5(const data_set *d, const char *path, ag_err *err)
 {
+    if (d->pairs)
+        return ag_err_set(err, AG_ECONFIG, "data: pairs of a source and a target (%s) have no form"
+                          " in HDF5", d->name);
     writer w = {.gcpl = H5Pcreate(H5P_GROUP_CREATE), .dcpl = H5Pcreate(H5P_DATASET_CREATE)};
     const hid_t fcpl = H5Pcreate(H5P_FILE_CREATE), fapl = H5Pcreate(H5P_FILE_ACCESS);
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);

@@ -19,6 +19,11 @@ int data_open_wav(const data_options *o, const char *path, data_set *d, ag_err *
 /* tasks.c: d->name is grid, recall or copy. */
 int data_open_task(const data_options *o, data_set *d, ag_err *err);
 
+/* pair_tasks.c: d->name is copy_pairs, addition or long_recall. */
+int data_open_pair_task(const data_options *o, data_set *d, ag_err *err);
+/* pair_file.c: path is a file of lines SOURCE, tab, TARGET. */
+int data_open_pairs(const data_options *o, const char *path, data_set *d, ag_err *err);
+
 /* sequences.c: makes the tokens of a set of images, one sequence each. */
 int data_make_sequences(const data_options *o, data_set *d, ag_err *err);
 
@@ -27,6 +32,9 @@ int data_own(data_set *d, void *p, size_t size, ag_err *err);
 int data_add_file(data_set *d, const char *path, ag_err *err);
 /* Cuts n tokens into train, val and test parts. */
 void data_split_tokens(data_set *d, const void *at, int64_t n, int bytes, double val, double test);
+/* The same for whole sequences of d->sequence tokens, with what of them is scored (or NULL). */
+void data_split_sequences(data_set *d, const data_options *o, const void *at, int bytes,
+                          const uint8_t *scored, int64_t count);
 /* Largest label + 1, at least n_classes; AG_EINPUT if n_classes > 0 and a label is not below it. */
 int data_check_labels(data_set *d, int64_t n_classes, const char *name, ag_err *err);
 /* Moves the last of the training images into an empty DATA_VAL and DATA_TEST. */
@@ -36,6 +44,62 @@ void data_split_images(data_set *d, double val, double test);
 /* Encodes a text into tokens of 1, 2 or 4 bytes (as few as the vocabulary needs). */
 int data_encode_packed(const data_tokenizer *tok, const char *text, size_t size, const char *name,
                        void **ret_at, int64_t *ret_n, int *ret_bytes, ag_err *err);
+
+/* ---- tokenizer.c, words.c ---- */
+/* Tokens of at .. end, a part of the text that begins at begin (for messages), into out, which has
+ * room for end - at of them. */
+int data_encode_part(const data_tokenizer *tok, const char *begin, const char *at, const char *end,
+                     const char *name, int32_t *out, int64_t *ret_n, ag_err *err);
+/* Room for n words, none in it. */
+int data_tokenizer_new(data_tokenizer_kind kind, size_t n, data_tokenizer **ret_tok, ag_err *err);
+/* The next word from *p on: its bytes, *p then stands behind it; 0 where there is none. */
+size_t  data_word_next(const char **p, const char *end, const char **ret_word);
+int32_t data_word_token(const data_tokenizer *tok, const char *word, size_t n);
+/* What data_tokenizer_save writes behind kind and n, and data_tokenizer_load reads: the words, each
+ * with a NUL behind it. */
+int data_tokenizer_load_words(const uint8_t *bytes, size_t size, uint32_t n,
+                              data_tokenizer **ret_tok, ag_err *err);
+int data_decode_words(const data_tokenizer *tok, const int32_t *tokens, int64_t n, char **ret_text,
+                      size_t *ret_size, ag_err *err);
+
+/* ---- pairs.c: how pairs lie in memory ---- */
+typedef struct data_pairs {          /* while they are made */
+    void    *at;                     /* [count, d->sequence] */
+    uint8_t *scored;                 /* the same; NULL: source and target apart */
+    int64_t  source, target;         /* most tokens of each, DATA_END of the target included */
+    int      bytes;
+} data_pairs;
+
+/* Lays out `count` pairs whose longest source and target are told, for d->vocab and d->name, and
+ * cuts them into parts.  Lengths of o hold where they are given.  AG_ECONFIG: a context too short;
+ * AG_ENOMEM. */
+int  data_pairs_begin(const data_options *o, int64_t count, int64_t longest_source,
+                      int64_t longest_target, data_set *d, data_pairs *ret_pairs, ag_err *err);
+/* Pair i: what does not fit is cut off, of a target its end too.  May be called by many threads. */
+void data_pairs_put(const data_set *d, const data_pairs *p, int64_t i, const int32_t *source,
+                    int64_t n_source, const int32_t *target, int64_t n_target);
+
+static inline int32_t data_token_at(const data_tokens *t, int64_t at)
+{
+    if (t->bytes == 1)
+        return ((const uint8_t *)t->at)[at];
+    return t->bytes == 2 ? ((const uint16_t *)t->at)[at] : ((const int32_t *)t->at)[at];
+}
+
+static inline void data_put_token(void *out, int bytes, int64_t i, int32_t t)
+{
+    if (bytes == 1)
+        ((uint8_t *)out)[i] = (uint8_t)t;
+    else if (bytes == 2)
+        ((uint16_t *)out)[i] = (uint16_t)t;
+    else
+        ((int32_t *)out)[i] = t;
+}
+/* Bytes of a token of a vocabulary, as few as it needs. */
+static inline int data_token_bytes(int64_t vocab)
+{
+    return vocab <= 1 << 8 ? 1 : vocab <= 1 << 16 ? 2 : 4;
+}
 
 /* ---- inflate.c: gzip and zip, with the output bounded before it is made ---- */
 /* A file in memory: mapped, or unpacked where it begins as gzip does.  unpacked is malloc'ed or

@@ -70,7 +70,7 @@ int64_t data_samples(const data_set *d, int split)
 {
     if (d->kind == DATA_IMAGES)
         return d->images[split].n;
-    return targets(d, split) / d->context;
+    return targets(d, split) / (d->sequence ? d->sequence : d->context);
 }
 
 int64_t data_windows(const data_set *d, int split, int64_t last)
@@ -98,7 +98,7 @@ typedef struct sampler { int64_t n, unit, most, epoch; shuffle order; } sampler;
 static sampler sampler_make(const data_set *d, const data_draw *w)
 {
     sampler s = {.n = data_samples(d, w->split),
-                 .unit = d->kind == DATA_TOKENS ? d->context : 1,
+                 .unit = d->kind == DATA_TOKENS ? d->sequence ? d->sequence : d->context : 1,
                  .most = INT64_MAX,
                  .epoch = -1};
     if (w->order == DATA_RANDOM && d->kind == DATA_TOKENS && !d->sequence) {
@@ -133,13 +133,6 @@ int64_t data_sample_at(const data_set *d, const data_draw *w, int64_t i)
     return sample_at(&s, w, i);
 }
 
-static int32_t token_at(const data_tokens *t, int64_t at)
-{
-    if (t->bytes == 1)
-        return ((const uint8_t *)t->at)[at];
-    return t->bytes == 2 ? ((const uint16_t *)t->at)[at] : ((const int32_t *)t->at)[at];
-}
-
 /* n + 1 tokens from at: x gets the first n, y the last n. */
 static void copy_tokens(const data_tokens *t, int64_t at, int64_t n, int32_t *restrict x,
                         int32_t *restrict y)
@@ -162,16 +155,34 @@ static void copy_tokens(const data_tokens *t, int64_t at, int64_t n, int32_t *re
     }
 }
 
+/* A pair apart: the source as it lies, the target one place later behind a 0. */
+static void copy_apart(const data_set *d, const data_tokens *t, int64_t at, int32_t *x, int32_t *y)
+{
+    for (int64_t i = 0; i < d->source; i++)
+        x[i] = data_token_at(t, at + i);
+    x += d->source;
+    x[0] = DATA_PADDING;
+    y[0] = data_token_at(t, at + d->source);
+    copy_tokens(t, at + d->source, d->context - 1, x + 1, y + 1);
+    for (int64_t i = 0; i < d->context; i++)
+        if (y[i] == DATA_PADDING)
+            y[i] = -1;
+}
+
 /* The sample at a token offset. */
 static void copy_sample(const data_set *d, int split, int64_t at, int32_t *x, int32_t *y)
 {
     const data_tokens *t = &d->tokens[split];
+    if (d->source) {
+        copy_apart(d, t, at, x, y);
+        return;
+    }
     if (!d->start && !d->sequence) {
         copy_tokens(t, at, d->context, x, y);
         return;
     }
     x[0] = d->start ? (int32_t)d->vocab : 0;
-    y[0] = token_at(t, at);
+    y[0] = data_token_at(t, at);
     copy_tokens(t, at, d->context - 1, x + 1, y + 1);
     for (int64_t i = 0; t->scored && i < d->context; i++)
         if (!t->scored[at + i])
@@ -194,7 +205,7 @@ int64_t data_batch_tokens(const data_set *d, const data_draw *w, int64_t i0, int
         const int64_t at = sample_at(&s, w, i0 + i);
         if (at < 0)
             return i;
-        copy_sample(d, w->split, at, x + i * d->context, y + i * d->context);
+        copy_sample(d, w->split, at, x + i * (d->source + d->context), y + i * d->context);
         if (w->last && !d->sequence && at > 0) {         /* the window before has the others */
             const int64_t before = w->last * (w->step * w->batch + i0 + i - 1);
             hide(y + i * d->context, d->context - (at - before));

@@ -23,7 +23,7 @@
  *   copy    n / 2 symbols, each one of 16, then the same again.  Scored is the second half: the
  *           best loss is 0, guessing costs ln 16.
  */
-#include "autograd/base/rng.h"
+#include "data/dice.h"
 #include "data/internal.h"
 #include <inttypes.h>
 #include <math.h>
@@ -37,27 +37,11 @@ enum {
 };
 #define NOISE 0.1                    /* grid: share of tokens that are drawn */
 
-/* Random numbers of one sequence, taken in order. */
-typedef struct dice { uint64_t seed, next; uint32_t sequence, word[4]; } dice;
-
-static uint32_t roll(dice *r)
-{
-    if (r->next % 4 == 0)
-        ag_philox(r->seed, r->sequence, SITE, r->next / 4, r->word);
-    return r->word[r->next++ % 4];
-}
-
-/* Even in 0 .. n-1. */
-static int64_t below(dice *r, int64_t n)
-{
-    return (int64_t)((uint64_t)roll(r) * (uint64_t)n >> 32);
-}
-
-static void make_grid(dice *r, int64_t n, int64_t width, uint8_t *x, uint8_t *scored)
+static void make_grid(data_dice *r, int64_t n, int64_t width, uint8_t *x, uint8_t *scored)
 {
     for (int64_t t = 0; t < n; t++) {
-        const bool drawn = roll(r) < (uint32_t)(NOISE * 0x1p32) || t <= width;
-        const int64_t any = below(r, SYMBOLS);
+        const bool drawn = data_roll(r) < (uint32_t)(NOISE * 0x1p32) || t <= width;
+        const int64_t any = data_below(r, SYMBOLS);
         x[t] = (uint8_t)(drawn ? any : x[t - width - 1]);
         scored[t] = t > width;
     }
@@ -69,35 +53,22 @@ static double grid_entropy(void)
     return -p * log(p) - (SYMBOLS - 1) * q * log(q);
 }
 
-/* Puts k different numbers of 0 .. n-1, in random order, in front of list[n]. */
-static void draw_some(dice *r, int32_t *list, int64_t n, int64_t k)
-{
-    for (int64_t i = 0; i < n; i++)
-        list[i] = (int32_t)i;
-    for (int64_t i = 0; i < k; i++) {
-        const int64_t j = i + below(r, n - i);
-        const int32_t v = list[j];
-        list[j] = list[i];
-        list[i] = v;
-    }
-}
-
 /*
  * A slot is what is blank, stores or asks: slot [n] is scratch, what[i] is 0 in a blank one, else
  * 1 + 2 pair, and 1 more in the later slot of the pair, which asks.
  */
-static void make_recall(dice *r, int64_t n, int32_t *slot, int32_t *what, uint8_t *x,
+static void make_recall(data_dice *r, int64_t n, int32_t *slot, int32_t *what, uint8_t *x,
                         uint8_t *scored)
 {
     const int64_t pairs = n / 3 < KEYS ? n / 3 : KEYS, slots = n - pairs;
     int32_t key[KEYS], value[KEYS];
-    draw_some(r, key, KEYS, pairs);
-    draw_some(r, slot, slots, 2 * pairs);
+    data_draw_some(r, key, KEYS, pairs);
+    data_draw_some(r, slot, slots, 2 * pairs);
     memset(what, 0, (size_t)slots * sizeof *what);
     memset(scored, 0, (size_t)n);
     for (int64_t i = 0; i < pairs; i++) {
         const int32_t a = slot[2 * i], b = slot[2 * i + 1];
-        value[i] = (int32_t)below(r, VALUES);
+        value[i] = (int32_t)data_below(r, VALUES);
         what[a < b ? a : b] = (int32_t)(1 + 2 * i);
         what[a < b ? b : a] = (int32_t)(2 + 2 * i);
     }
@@ -115,10 +86,10 @@ static void make_recall(dice *r, int64_t n, int32_t *slot, int32_t *what, uint8_
     }
 }
 
-static void make_copy(dice *r, int64_t n, uint8_t *x, uint8_t *scored)
+static void make_copy(data_dice *r, int64_t n, uint8_t *x, uint8_t *scored)
 {
     for (int64_t t = 0; t < n; t++) {
-        x[t] = t < n / 2 ? (uint8_t)below(r, COPY_SYMBOLS) : x[t - n / 2];
+        x[t] = t < n / 2 ? (uint8_t)data_below(r, COPY_SYMBOLS) : x[t - n / 2];
         scored[t] = t >= n / 2;
     }
 }
@@ -139,7 +110,7 @@ static bool make_all(const data_set *d, uint64_t seed, int64_t width, int64_t co
         }
 #pragma omp for
         for (int64_t i = 0; i < count; i++) {
-            dice r = {.seed = seed, .sequence = (uint32_t)i};
+            data_dice r = {.seed = seed, .site = SITE, .sample = (uint32_t)i};
             if (kind == 'g')
                 make_grid(&r, n, width, x + i * n, scored + i * n);
             else if (kind == 'c')
@@ -167,19 +138,6 @@ static int check_sizes(const data_set *d, int64_t n, int64_t width, int64_t coun
     return AG_OK;
 }
 
-/* Parts of whole sequences. */
-static void split(data_set *d, const data_options *o, const uint8_t *x, const uint8_t *scored,
-                  int64_t count)
-{
-    data_split_tokens(d, x, count, 1, o->val_fraction, o->test_fraction);
-    for (int s = 0; s < DATA_SPLITS; s++) {
-        const int64_t first = (const uint8_t *)d->tokens[s].at - x;
-        d->tokens[s].at = x + first * d->sequence;
-        d->tokens[s].scored = scored + first * d->sequence;
-        d->tokens[s].n *= d->sequence;
-    }
-}
-
 int data_open_task(const data_options *o, data_set *d, ag_err *err)
 {
     const int64_t n = o->context, usual = DEFAULT_TOKENS / n;
@@ -202,6 +160,6 @@ int data_open_task(const data_options *o, data_set *d, ag_err *err)
     d->entropy_rate = d->name[0] == 'g' ? grid_entropy() : 0;
     if (!make_all(d, o->seed, width, count, x, scored))
         return ag_err_set(err, AG_ENOMEM, "no memory for the sequences of %s", d->name);
-    split(d, o, x, scored, count);
+    data_split_sequences(d, o, x, 1, scored, count);
     return AG_OK;
 }

@@ -47,7 +47,7 @@ static int bad_utf8(const unsigned char *p, size_t at, const char *name, ag_err 
                       name, *p, at);
 }
 
-static int tokenizer_new(data_tokenizer_kind kind, size_t n, data_tokenizer **ret_tok, ag_err *err)
+int data_tokenizer_new(data_tokenizer_kind kind, size_t n, data_tokenizer **ret_tok, ag_err *err)
 {
     data_tokenizer *t = calloc(1, sizeof *t);
     if (t && kind == DATA_TOKENIZER_CHAR)
@@ -65,7 +65,7 @@ static int tokenizer_new(data_tokenizer_kind kind, size_t n, data_tokenizer **re
 
 int data_tokenizer_bytes(data_tokenizer **ret_tok, ag_err *err)
 {
-    return tokenizer_new(DATA_TOKENIZER_BYTE, 256, ret_tok, err);
+    return data_tokenizer_new(DATA_TOKENIZER_BYTE, 256, ret_tok, err);
 }
 
 int data_tokenizer_chars(const uint32_t *code_point, size_t n, data_tokenizer **ret_tok,
@@ -82,7 +82,7 @@ int data_tokenizer_chars(const uint32_t *code_point, size_t n, data_tokenizer **
                               i, c);
     }
     data_tokenizer *t = NULL;
-    const int rc = tokenizer_new(DATA_TOKENIZER_CHAR, n, &t, err);
+    const int rc = data_tokenizer_new(DATA_TOKENIZER_CHAR, n, &t, err);
     if (rc)
         return rc;
     memcpy(t->code_point, code_point, n * sizeof *code_point);
@@ -127,16 +127,39 @@ int data_tokenizer_train(const char *text, size_t size, const char *name, data_t
     return rc;
 }
 
+void data_tokenizer_reserve(data_tokenizer *tok)
+{
+    tok->reserved = DATA_END + 1;
+    tok->n += tok->reserved;
+    for (int i = 0; i < 128; i++)
+        tok->ascii[i] += tok->ascii[i] >= 0 ? tok->reserved : 0;
+}
+
+int data_tokenizer_copy(const data_tokenizer *tok, data_tokenizer **ret_tok, ag_err *err)
+{
+    uint8_t *bytes;
+    size_t size;
+    int rc = data_tokenizer_save(tok, &bytes, &size, err);
+    if (rc)
+        return rc;
+    rc = data_tokenizer_load(bytes, size, ret_tok, err);
+    free(bytes);
+    return rc;
+}
+
 void data_tokenizer_free(data_tokenizer *tok)
 {
-    if (tok)
+    if (tok) {
         free(tok->code_point);
+        free(tok->word);
+    }
     free(tok);
 }
 
 const char *data_tokenizer_name(const data_tokenizer *tok)
 {
-    return tok->kind == DATA_TOKENIZER_BYTE ? "byte" : "char";
+    return tok->kind == DATA_TOKENIZER_BYTE ? "byte"
+           : tok->kind == DATA_TOKENIZER_CHAR ? "char" : "word";
 }
 
 static void put_u32(uint8_t *p, uint32_t v)
@@ -153,35 +176,55 @@ static uint32_t get_u32(const uint8_t *p)
 int data_tokenizer_save(const data_tokenizer *tok, uint8_t **ret_bytes, size_t *ret_size,
                         ag_err *err)
 {
-    const size_t n = tok->kind == DATA_TOKENIZER_CHAR ? (size_t)tok->n : 0, size = 8 + 4 * n;
+    const bool words = tok->kind == DATA_TOKENIZER_WORD;
+    const size_t n = tok->kind == DATA_TOKENIZER_BYTE ? 0 : (size_t)(tok->n - tok->reserved);
+    const size_t text = words && n ? (size_t)(tok->word[n - 1] - tok->word[0])
+                                     + strlen(tok->word[n - 1]) + 1 : 0;
+    const size_t size = 8 + (words ? text : 4 * n);
     uint8_t *b = malloc(size);
     if (!b)
         return ag_err_set(err, AG_ENOMEM, "no memory for %zu bytes of tokenizer", size);
-    put_u32(b, tok->kind);
+    put_u32(b, (uint32_t)tok->kind + (words ? 0 : (uint32_t)tok->reserved << 8));
     put_u32(b + 4, (uint32_t)tok->n);
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n && !words; i++)
         put_u32(b + 8 + 4 * i, tok->code_point[i]);
+    if (text)
+        memcpy(b + 8, tok->word[0], text);
     *ret_bytes = b;
     *ret_size = size;
     return AG_OK;
 }
 
-int data_tokenizer_load(const uint8_t *bytes, size_t size, data_tokenizer **ret_tok, ag_err *err)
+static int load_chars(const uint8_t *bytes, uint32_t n, data_tokenizer **ret_tok, ag_err *err)
 {
-    const uint32_t kind = size >= 8 ? get_u32(bytes) : 0, n = size >= 8 ? get_u32(bytes + 4) : 0;
-    if (kind == DATA_TOKENIZER_BYTE && n == 256 && size == 8)
-        return data_tokenizer_bytes(ret_tok, err);
-    if (kind != DATA_TOKENIZER_CHAR || n > CODE_POINTS || size != 8 + 4 * (size_t)n)
-        return ag_err_set(err, AG_EINPUT,
-                          "the tokenizer is damaged: kind %u, %u tokens in %zu bytes", kind, n,
-                          size);
     uint32_t *list = malloc((n ? n : 1) * sizeof *list);
     if (!list)
         return ag_err_set(err, AG_ENOMEM, "no memory for a tokenizer of %u tokens", n);
     for (uint32_t i = 0; i < n; i++)
-        list[i] = get_u32(bytes + 8 + 4 * (size_t)i);
+        list[i] = get_u32(bytes + 4 * (size_t)i);
     const int rc = data_tokenizer_chars(list, n, ret_tok, err);
     free(list);
+    return rc;
+}
+
+int data_tokenizer_load(const uint8_t *bytes, size_t size, data_tokenizer **ret_tok, ag_err *err)
+{
+    const uint32_t form = size >= 8 ? get_u32(bytes) : 0, all = size >= 8 ? get_u32(bytes + 4) : 0;
+    const uint32_t kind = form & 0xFF, reserved = form >> 8, n = all - reserved;
+    if (kind == DATA_TOKENIZER_WORD && !reserved)
+        return data_tokenizer_load_words(bytes + 8, size - 8, all, ret_tok, err);
+    const bool known = all >= reserved && (reserved == 0 || reserved == DATA_END + 1);
+    int rc;
+    if (known && kind == DATA_TOKENIZER_BYTE && n == 256 && size == 8)
+        rc = data_tokenizer_bytes(ret_tok, err);
+    else if (known && kind == DATA_TOKENIZER_CHAR && n <= CODE_POINTS && size == 8 + 4 * (size_t)n)
+        rc = load_chars(bytes + 8, n, ret_tok, err);
+    else
+        return ag_err_set(err, AG_EINPUT,
+                          "the tokenizer is damaged: kind %u, %u tokens in %zu bytes", form, all,
+                          size);
+    if (rc == AG_OK && reserved)
+        data_tokenizer_reserve(*ret_tok);
     return rc;
 }
 
@@ -189,7 +232,7 @@ static int32_t token_of(const data_tokenizer *tok, uint32_t c)
 {
     if (c < 128)
         return tok->ascii[c];
-    int32_t lo = 0, hi = tok->n;
+    int32_t lo = 0, hi = tok->n - tok->reserved;
     while (lo < hi) {
         const int32_t mid = lo + (hi - lo) / 2;
         if (tok->code_point[mid] < c)
@@ -197,7 +240,8 @@ static int32_t token_of(const data_tokenizer *tok, uint32_t c)
         else
             hi = mid;
     }
-    return lo < tok->n && tok->code_point[lo] == c ? lo : -1;
+    const bool found = lo < tok->n - tok->reserved && tok->code_point[lo] == c;
+    return found ? lo + tok->reserved : -1;
 }
 
 static int no_token(const unsigned char *text, const unsigned char *p, int step, uint32_t c,
@@ -215,31 +259,36 @@ static int no_token(const unsigned char *text, const unsigned char *p, int step,
         name, line, col, c < 32 ? 0 : step, (const char *)p, c);
 }
 
-static void put_token(void *out, int bytes, int64_t i, int32_t t)
+static int64_t encode_words(const data_tokenizer *tok, const char *at, const char *end, int bytes,
+                            void *out)
 {
-    if (bytes == 1)
-        ((uint8_t *)out)[i] = (uint8_t)t;
-    else if (bytes == 2)
-        ((uint16_t *)out)[i] = (uint16_t)t;
-    else
-        ((int32_t *)out)[i] = t;
+    const char *word;
+    int64_t n = 0;
+    for (size_t size; (size = data_word_next(&at, end, &word)); n++)
+        data_put_token(out, bytes, n, data_word_token(tok, word, size));
+    return n;
 }
 
-/* Tokens of the given width into out, which has room for size of them. */
-static int encode(const data_tokenizer *tok, const char *text, size_t size, const char *name,
-                  int bytes, void *out, int64_t *ret_n, ag_err *err)
+/* Tokens of text[at .. size), of the given width, into out, which has room for size - at. */
+static int encode(const data_tokenizer *tok, const char *text, size_t at, size_t size,
+                  const char *name, int bytes, void *out, int64_t *ret_n, ag_err *err)
 {
     const unsigned char *begin = (const unsigned char *)text, *end = begin + size;
     int64_t n = 0;
-    for (const unsigned char *p = begin; p < end; n++) {
+    if (tok->kind == DATA_TOKENIZER_WORD) {
+        *ret_n = encode_words(tok, text + at, text + size, bytes, out);
+        return AG_OK;
+    }
+    for (const unsigned char *p = begin + at; p < end; n++) {
         uint32_t c = *p;
         const int step = tok->kind == DATA_TOKENIZER_BYTE ? 1 : data_utf8_next(p, end, &c);
         if (step == 0)
             return bad_utf8(p, (size_t)(p - begin), name, err);
-        const int32_t t = tok->kind == DATA_TOKENIZER_BYTE ? (int32_t)c : token_of(tok, c);
+        const int32_t t = tok->kind == DATA_TOKENIZER_BYTE ? (int32_t)c + tok->reserved
+                                                           : token_of(tok, c);
         if (t < 0)
             return no_token(begin, p, step, c, name, err);
-        put_token(out, bytes, n, t);
+        data_put_token(out, bytes, n, t);
         p += step;
     }
     *ret_n = n;
@@ -253,13 +302,20 @@ static int encode_new(const data_tokenizer *tok, const char *text, size_t size, 
     if (!out)
         return ag_err_set(err, AG_ENOMEM, "no memory for the tokens of '%s' (%zu bytes of text)",
                           name, size);
-    const int rc = encode(tok, text, size, name, bytes, out, ret_n, err);
+    const int rc = encode(tok, text, 0, size, name, bytes, out, ret_n, err);
     if (rc) {
         free(out);
         return rc;
     }
     *ret_at = out;
     return AG_OK;
+}
+
+int data_encode_part(const data_tokenizer *tok, const char *begin, const char *at, const char *end,
+                     const char *name, int32_t *out, int64_t *ret_n, ag_err *err)
+{
+    return encode(tok, begin, (size_t)(at - begin), (size_t)(end - begin), name, sizeof *out, out,
+                  ret_n, err);
 }
 
 int data_encode(const data_tokenizer *tok, const char *text, size_t size, const char *name,
@@ -275,7 +331,7 @@ int data_encode(const data_tokenizer *tok, const char *text, size_t size, const 
 int data_encode_packed(const data_tokenizer *tok, const char *text, size_t size, const char *name,
                        void **ret_at, int64_t *ret_n, int *ret_bytes, ag_err *err)
 {
-    const int bytes = tok->n <= 1 << 8 ? 1 : tok->n <= 1 << 16 ? 2 : 4;
+    const int bytes = data_token_bytes(tok->n);
     const int rc = encode_new(tok, text, size, name, bytes, ret_at, ret_n, err);
     if (rc == AG_OK)
         *ret_bytes = bytes;
@@ -285,6 +341,8 @@ int data_encode_packed(const data_tokenizer *tok, const char *text, size_t size,
 int data_decode(const data_tokenizer *tok, const int32_t *tokens, int64_t n, char **ret_text,
                 size_t *ret_size, ag_err *err)
 {
+    if (tok->kind == DATA_TOKENIZER_WORD)
+        return data_decode_words(tok, tokens, n, ret_text, ret_size, err);
     char *out = n >= 0 && (uint64_t)n < SIZE_MAX / 8 ? malloc((size_t)n * 4 + 1) : NULL;
     size_t size = 0;
     if (!out)
@@ -295,10 +353,13 @@ int data_decode(const data_tokenizer *tok, const int32_t *tokens, int64_t n, cha
             return ag_err_set(err, AG_EINPUT, "token %d at %lld is outside the vocabulary of %d",
                               tokens[i], (long long)i, tok->n);
         }
+        const int32_t t = tokens[i] - tok->reserved;
+        if (t < 0)
+            continue;
         if (tok->kind == DATA_TOKENIZER_BYTE)
-            out[size++] = (char)tokens[i];
+            out[size++] = (char)t;
         else
-            size += utf8_put(tok->code_point[tokens[i]], out + size);
+            size += utf8_put(tok->code_point[t], out + size);
     }
     out[size] = '\0';
     *ret_text = out;

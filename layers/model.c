@@ -37,6 +37,6 @@ int nn_model_cache(const nn_model *m, int64_t batch, ag_kv_cache **ret_cache, ag
 ag_tensor *nn_model_decode(const nn_model *m, ag_tape *t, ag_tensor *ids, ag_kv_cache *cache)
 {
     ag_tensor *y = m->logits(m, t, ids, NN_EVAL, cache);
-    if (!ag_error(t)) ag_kv_cache_advance(cache, ids->shape.dim[1]);
+    if (!ag_error(t)) ag_kv_cache_advance(cache, y->shape.dim[1]);
     return y;
 }

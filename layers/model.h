@@ -24,8 +24,10 @@ struct nn_model {
     nn_params  *params;
     int64_t     classes;             /* width of the logits */
     bool        start;               /* sequences begin with the token `classes` */
+    int64_t     source;              /* columns of x that are the source (S); 0: it reads none */
     nn_cost     cost;
-    /* x -> [..,classes].  gpt: x int32 [b,t], mlp: x [b,d_in].  cache: see nn_model_decode. */
+    /* x -> [..,classes].  gpt: x int32 [b,t], mlp: x [b,d_in], with a source: x int32 [b,S+t] ->
+     * [b,t,classes].  cache: see nn_model_decode. */
     ag_tensor *(*logits)(const nn_model *m, ag_tape *t, ag_tensor *x, nn_mode mode,
                          ag_kv_cache *cache);
     ag_kv_cache *(*cache_new)(const nn_model *m, int64_t batch); /* NULL: the model has none */
@@ -45,7 +47,8 @@ ag_tensor *nn_model_loss(const nn_model *m, ag_tape *t, ag_tensor *x, ag_tensor 
  * AG_ENOMEM; AG_ECONFIG for a model that does not decode. */
 int nn_model_cache(const nn_model *m, int64_t batch, ag_kv_cache **ret_cache, ag_err *err);
 /* Logits [b,t,classes] of ids int32 [b,t], the positions that follow those in the cache, which then
- * holds them too (unless the tape has an error).  No gradient: call it with ag_tape_no_grad on. */
+ * holds them too (unless the tape has an error); where the model reads a source, the first call
+ * gets ids [b,S+t].  No gradient: call it with ag_tape_no_grad on. */
 ag_tensor *nn_model_decode(const nn_model *m, ag_tape *t, ag_tensor *ids, ag_kv_cache *cache);
 
 #endif

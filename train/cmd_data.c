@@ -24,7 +24,10 @@ static int list(void)
          "  grid           a texture of rows: each token repeats the one above and to the left\n"
          "  recall         pairs of a key and a value, asked for later at any distance\n"
          "  copy           sequences whose second half repeats the first\n"
-         "your own (data.path)\n  text, idx, hdf5, wav");
+         "  copy_pairs     pairs: the target is the source\n"
+         "  addition       pairs: two numbers and their sum\n"
+         "  long_recall    pairs: a long list, a few questions and their answers\n"
+         "your own (data.path)\n  text, idx, hdf5, wav, pairs");
     return AG_OK;
 }
 

@@ -216,14 +216,15 @@ int train_cmd_eval(int argc, char **argv, ag_err *err)
     if (argc != 2) return AG_ECONFIG;
     train_session *s = NULL;
     train_eval e;
-    char text[160], bits[64];
+    char text[160], bits[64], seq[64];
     r = train_open_arg(argv[1], best, &what, &s, err);
     if (r == AG_OK) r = set_last(s, last, batches, err);
     if (r == AG_OK) r = train_session_eval(s, split, batches, &e, err);
     if (r == AG_OK && json)
         printf("{\"step\":%" PRId64 ",\"split\":\"%s\",\"loss\":%.9g,%s\"accuracy\":%.9g,"
-               "\"count\":%" PRId64 "}\n", s->step, word, e.loss,
-               train_bits_json(s, "", e.loss, bits), e.accuracy, e.count);
+               "%s\"count\":%" PRId64 "}\n", s->step, word, e.loss,
+               train_bits_json(s, "", e.loss, bits), e.accuracy, train_seq_json(&e, "", seq),
+               e.count);
     else if (r == AG_OK)
         printf("step %" PRId64 ", split %s: %s, over %" PRId64 " %s\n", s->step, word,
                train_eval_text(s, &e, text, sizeof text), e.count, s->d_in ? "images" : "tokens");

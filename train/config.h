@@ -108,5 +108,7 @@ int64_t train_config_d_ff(const train_config *c);
 int64_t train_config_d_lowrank(const train_config *c);
 /* Whether the model sees whole images, not tokens. */
 bool train_config_has_images(const train_config *c);
+/* Whether it reads a source apart from the target that it writes. */
+bool train_config_has_source(const train_config *c);
 
 #endif

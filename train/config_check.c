@@ -33,6 +33,22 @@ bool train_config_has_images(const train_config *c)
     return c->model.type == TRAIN_MODEL_MLP;
 }
 
+bool train_config_has_source(const train_config *c)
+{
+    return c->model.type != TRAIN_MODEL_GPT && c->model.type != TRAIN_MODEL_MLP;
+}
+
+static bool has_pairs(int source)
+{
+    switch (source) {
+    case TRAIN_SOURCE_COPY_PAIRS:
+    case TRAIN_SOURCE_ADDITION:
+    case TRAIN_SOURCE_LONG_RECALL:
+    case TRAIN_SOURCE_PAIRS: return true;
+    default:                 return false;
+    }
+}
+
 static bool may_be_images(int source)
 {
     switch (source) {
@@ -69,15 +85,48 @@ static void clash(checker *k, const char *a, const char *relation, const char *b
                                 k->used ? "\n" : "", da, relation, db, note[0] ? "; " : "", note);
 }
 
+/* Keys of sources, targets, words and digits. */
+static void check_pairs(checker *k)
+{
+    const train_config *c = k->c;
+    const int source = c->data.source;
+    const int64_t digits = c->data.digits, most = c->data.test_digits;
+    const int64_t longest = (digits > most ? digits : most) + 1;
+    char note[64];
+    if (c->data.tokenizer == TRAIN_TOKENIZER_WORD && source != TRAIN_SOURCE_PAIRS)
+        clash(k, "data.tokenizer", "needs pairs, but", "data.source", "");
+    if (train_config_has_source(c) && !has_pairs(source))
+        clash(k, "model.type", "cannot learn from", "data.source",
+              "it learns pairs: pairs, copy_pairs, addition, long_recall");
+    if (train_config_has_source(c) && !c->data.source_length)
+        clash(k, "model.type", "needs a length of its source, but", "data.source_length", "");
+    if (train_config_has_source(c) && !c->data.target_length)
+        clash(k, "model.type", "needs a length of its target, but", "data.target_length", "");
+    if (source != TRAIN_SOURCE_ADDITION) return;
+    snprintf(note, sizeof note, "at least %lld", (long long)longest);
+    const char *key = digits > most ? "data.digits" : "data.test_digits";
+    if (c->data.source_length && c->data.source_length < longest)
+        clash(k, "data.source_length", "is too short for", key, note);
+    if (c->data.target_length && c->data.target_length < longest)
+        clash(k, "data.target_length", "is too short for", key, note);
+    if (most && !(c->data.test_fraction > 0))
+        clash(k, "data.test_digits", "is for a test part, but", "data.test_fraction", "");
+    if (most && (c->data.test_least ? c->data.test_least : digits + 1) > most)
+        clash(k, "data.test_digits", "is too small for",
+              c->data.test_least ? "data.test_least" : "data.digits", "");
+}
+
 static void check_data(checker *k)
 {
     const train_config *c = k->c;
     const bool gpt = c->model.type == TRAIN_MODEL_GPT;
     const int source = c->data.source;
-    if (!gpt && !may_be_images(source))
+    check_pairs(k);
+    if (c->model.type == TRAIN_MODEL_MLP && !may_be_images(source))
         clash(k, "model.type", "cannot learn from", "data.source", "an mlp learns from images");
     const bool named = source == TRAIN_SOURCE_TEXT || source == TRAIN_SOURCE_IDX ||
-                       source == TRAIN_SOURCE_HDF5 || source == TRAIN_SOURCE_WAV;
+                       source == TRAIN_SOURCE_HDF5 || source == TRAIN_SOURCE_WAV ||
+                       source == TRAIN_SOURCE_PAIRS;
     if (c->data.val_fraction + c->data.test_fraction >= 1)
         clash(k, "data.val_fraction", "leaves nothing to train on beside", "data.test_fraction",
               "");

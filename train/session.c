@@ -41,6 +41,13 @@ static int open_data(train_session *s, const train_open *what, ag_err *err)
     o.image_size = c->data.image_size;
     o.levels = c->data.levels;
     o.width = c->data.width;
+    o.vocab = c->data.vocab;
+    o.apart = train_config_has_source(c);
+    o.source_length = c->data.source_length;
+    o.target_length = c->data.target_length;
+    o.digits = c->data.digits;
+    o.test_digits = c->data.test_digits;
+    o.test_least = c->data.test_least;
     o.context = images ? 1 : c->model.context;
     o.start = !images && c->model.start_vector;
     o.size = c->data.size;
@@ -56,6 +63,7 @@ static int open_data(train_session *s, const train_open *what, ag_err *err)
     o.progress = what->progress;
     o.progress_arg = what->progress_arg;
     int r = data_open(&o, &s->data, err);
+    if (r == AG_OK) s->source = s->data->source;
     if (r == AG_OK && what->optimizer && s->data->sequence)
         r = check_sequences(c, s->data, err);
     if (r < 0) return r;
@@ -107,8 +115,9 @@ static int64_t choose_micro_batch(const train_session *s)
     const int64_t width = s->d_in ? s->d_in + 2 * d_ff : 8 * c->model.d_model + 2 * d_ff;
     long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
     if (cache <= 0) cache = 32l << 20;
-    const int64_t fit = cache / 2 / (width * s->context * (int64_t)sizeof(float));
-    const int64_t least = (LEAST_ROWS + s->context - 1) / s->context;
+    const int64_t rows = s->source + s->context;
+    const int64_t fit = cache / 2 / (width * rows * (int64_t)sizeof(float));
+    const int64_t least = (LEAST_ROWS + rows - 1) / rows;
     int64_t want = fit > least ? fit : least;
     if (want > batch) want = batch;
     while (batch % want) want--;
@@ -157,7 +166,7 @@ static int build_buffers(train_session *s, const train_open *what, ag_err *err)
     if (s->tape) ag_tape_plan(s->tape, what->plan);
     if (!s->config.train.micro_batch) s->config.train.micro_batch = choose_micro_batch(s);
     const size_t n = (size_t)s->config.train.micro_batch;
-    s->ids = malloc(n * (size_t)s->context * sizeof *s->ids);
+    s->ids = malloc(n * (size_t)(s->source + s->context) * sizeof *s->ids);
     s->targets = malloc(n * (size_t)s->context * sizeof *s->targets);
     if (s->d_in) s->pixels = malloc(n * (size_t)s->d_in * sizeof *s->pixels);
     if (!s->tape || !s->ids || !s->targets || (s->d_in && !s->pixels))
@@ -220,7 +229,7 @@ static int64_t fetch(train_session *s, const data_draw *w, int64_t i0, int64_t n
     }
     n = data_batch_tokens(s->data, w, i0, n, s->ids, s->targets);
     if (n) {
-        *ret_x = ag_input_i32(t, AG_SHAPE(n, s->context), s->ids);
+        *ret_x = ag_input_i32(t, AG_SHAPE(n, s->source + s->context), s->ids);
         *ret_targets = ag_input_i32(t, AG_SHAPE(n, s->context), s->targets);
     }
     return n;
@@ -228,19 +237,44 @@ static int64_t fetch(train_session *s, const data_draw *w, int64_t i0, int64_t n
 
 static double scalar_of(const ag_tensor *x) { return (double)*(const float *)x->data; }
 
-/* Forward and backward of the whole batch; the gradients are added up in the parameters. */
+static int64_t count_scored(const int32_t *targets, int64_t rows)
+{
+    int64_t scored = 0;
+    for (int64_t r = 0; r < rows; r++) scored += targets[r] >= 0;
+    return scored;
+}
+
+/* Targets of a batch that count. */
+static int64_t scored_in(train_session *s, const data_draw *w)
+{
+    const int64_t micro = s->config.train.micro_batch;
+    int64_t scored = 0;
+    for (int64_t i = 0; i < w->batch; i += micro) {
+        const int64_t n = w->batch - i < micro ? w->batch - i : micro;
+        data_batch_tokens(s->data, w, i, n, s->ids, s->targets);
+        scored += count_scored(s->targets, n * s->context);
+    }
+    return scored;
+}
+
+/* Forward and backward of the whole batch; the gradients are added up in the parameters.  A part
+ * weighs as much as it has samples, of pairs as it has targets, which differ: so the loss is the
+ * mean over the batch, however it is cut. */
 static int run_batch(train_session *s, double *ret_loss, ag_err *err)
 {
     const int64_t batch = s->config.train.batch, micro = s->config.train.micro_batch;
     const bool whole = s->d_in || s->data->sequence;     /* images or sequences, not windows */
     const data_draw w = { .split = DATA_TRAIN, .order = whole ? DATA_SHUFFLED : DATA_RANDOM,
                           .seed = (uint64_t)s->config.run.seed, .step = s->step, .batch = batch };
+    const bool pairs = !s->d_in && s->data->pairs;
+    const int64_t all = pairs ? scored_in(s, &w) : batch;
     double loss = 0;
     for (int64_t i = 0; i < batch; i += micro) {
         const int64_t n = batch - i < micro ? batch - i : micro;
-        const double share = (double)n / (double)batch;
         ag_tensor *x, *targets;
         fetch(s, &w, i, n, &x, &targets);
+        const int64_t weight = pairs ? count_scored(s->targets, n * s->context) : n;
+        const double share = (double)weight / (double)all;
         ag_tape_noise(s->tape,
                       &(ag_noise_key){ (uint64_t)s->config.run.seed, (uint32_t)s->step, i, n });
         ag_tensor *part = nn_model_loss(s->model, s->tape, x, targets, NN_TRAIN);
@@ -291,6 +325,11 @@ int train_session_step(train_session *s, double *ret_loss, double *ret_norm, ag_
     return AG_OK;
 }
 
+bool train_session_of_pairs(const train_session *s)
+{
+    return s->tokenizer && s->tokenizer->reserved > 0;
+}
+
 bool train_session_of_bytes(const train_session *s)
 {
     return !s->d_in && s->model->classes == 256 &&
@@ -301,26 +340,24 @@ double train_session_lr(const train_session *s) { return opt_schedule_lr(&s->sch
 
 /* --- evaluation ------------------------------------------------------------------------------- */
 
-static int64_t count_right(const float *logits, const int32_t *targets, int64_t rows, int64_t n)
+typedef struct sums { double loss, right; int64_t count, sequences, right_sequences; } sums;
+
+/* Adds how many of the rows of a sample have their target as likeliest token, and whether all that
+ * count have. */
+static void add_right(const float *logits, const int32_t *targets, int64_t rows, int64_t n,
+                      sums *sum)
 {
-    int64_t right = 0;
+    bool all = true;
     for (int64_t r = 0; r < rows; r++) {
         int64_t best = 0;
         for (int64_t i = 1; i < n; i++)
             if (logits[r * n + i] > logits[r * n + best]) best = i;
-        right += best == targets[r];
+        sum->right += best == targets[r];
+        all = all && (best == targets[r] || targets[r] < 0);
     }
-    return right;
+    sum->right_sequences += all;
+    sum->sequences++;
 }
-
-static int64_t count_scored(const int32_t *targets, int64_t rows)
-{
-    int64_t scored = 0;
-    for (int64_t r = 0; r < rows; r++) scored += targets[r] >= 0;
-    return scored;
-}
-
-typedef struct sums { double loss, right; int64_t count; } sums;
 
 /* Adds a part of a batch to the sums; *ret_n: its samples, 0 behind the end of a sequential
  * pass.  What noise there is, of a random choice, is the same in every evaluation. */
@@ -336,9 +373,11 @@ static int eval_part(train_session *s, const data_draw *w, int64_t i0, int64_t n
     ag_tensor *part = ag_cross_entropy(s->tape, logits, targets);
     const int r = ag_tape_status(s->tape, err);
     if (r < 0) return r;
-    const int64_t rows = n * s->context, scored = count_scored(s->targets, rows);
+    const int64_t rows = s->context, scored = count_scored(s->targets, n * rows);
     sum->loss += scalar_of(part) * (double)scored;
-    sum->right += (double)count_right(logits->data, s->targets, rows, s->model->classes);
+    for (int64_t i = 0; i < n; i++)
+        add_right((const float *)logits->data + i * rows * s->model->classes,
+                  s->targets + i * rows, rows, s->model->classes, sum);
     sum->count += scored;
     if (s->stop && *s->stop) return ag_err_set(err, AG_EINTR, "interrupted in an evaluation");
     return AG_OK;
@@ -385,8 +424,12 @@ int train_session_eval(train_session *s, int split, int64_t batches, train_eval 
                           s->data->about);
     const int r = eval_samples(s, &w, samples, NN_EVAL, &sum, err);
     if (r < 0) return r;
+    const bool pairs = !s->d_in && s->data->pairs;
     *ret_eval = (train_eval){ sum.loss / (double)sum.count, sum.right / (double)sum.count,
-                              sum.count };
+                              sum.count,
+                              pairs ? (double)sum.right_sequences / (double)sum.sequences
+                                    : (double)NAN,
+                              pairs ? sum.sequences : 0 };
     return AG_OK;
 }
 

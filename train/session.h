@@ -26,6 +26,9 @@ typedef struct train_eval {          /* over a validation split */
     double  loss;                    /* mean cross-entropy in nats per token or image */
     double  accuracy;                /* fraction of tokens or images predicted right */
     int64_t count;                   /* tokens or images */
+    double  seq_accuracy;            /* pairs: fraction of targets with every token right, each told
+                                      * the ones before it; else NAN */
+    int64_t sequences;               /* pairs; else 0 */
 } train_eval;
 
 /* What of a step is still to come: a stop may fall between the step and its evaluation. */
@@ -47,15 +50,16 @@ typedef struct train_session {
     opt_state   *opt;                /* NULL: opened for evaluation */
     opt_schedule schedule;
     ag_tape     *tape;
-    int64_t      context, d_in;      /* tokens of a sample (1: images); features of an image
+    int64_t      context, d_in;      /* targets of a sample (1: images); features of an image
                                       * (0: tokens) */
+    int64_t      source;             /* columns of the source before them; 0: there is none */
     int64_t      step;               /* optimizer steps done */
     int64_t      samples_seen;       /* sequences or images trained on */
     double       best_loss;          /* lowest validation loss, NaN until there is one */
     int64_t      best_step;
     int64_t      pending;            /* a train_pending: what is left to do of this step */
     const volatile sig_atomic_t *stop;           /* set to 1: evaluation breaks off; may be NULL */
-    int32_t     *ids, *targets;      /* [micro_batch, context] */
+    int32_t     *ids, *targets;      /* [micro_batch, source + context], [micro_batch, context] */
     float       *pixels;             /* [micro_batch, d_in]; NULL: tokens */
     train_probe *probe;              /* of its sparse layers; NULL: none, or no optimizer */
 } train_session;
@@ -101,6 +105,9 @@ void train_session_swap_ema(train_session *s);
 
 /* SHA-256 of weights, optimizer state and counters, 64 hex digits. */
 void train_session_hash(const train_session *s, char ret_hex[65]);
+
+/* Was it trained on pairs of a source and a target, apart or in a row? */
+bool train_session_of_pairs(const train_session *s);
 
 /* Is a token a byte, so that the loss is one in nats per byte? */
 bool train_session_of_bytes(const train_session *s);

@@ -99,7 +99,7 @@ int train_state_save(const train_session *s,
             blobs[n_blobs++] = (train_ckpt_blob){ .group = "train", .name = "choices",
                                                   .data = p.choices, .size = p.choices_size };
         const train_ckpt c = {
-            .head = { .step = s->step, .tokens_seen = s->samples_seen * s->context,
+            .head = { .step = s->step, .tokens_seen = s->samples_seen * (s->source + s->context),
                       .seed = (uint64_t)s->config.run.seed,
                       .best_metric = s->best_loss, .best_step = s->best_step },
             .framework_version = TULLE_VERSION, .tensor = p.tensor, .attr = attrs, .blob = blobs,

@@ -47,6 +47,13 @@ const char *train_bits_json(const train_session *s, const char *prefix, double l
     return buf;
 }
 
+const char *train_seq_json(const train_eval *e, const char *prefix, char buf[64])
+{
+    buf[0] = '\0';
+    if (e->sequences) snprintf(buf, 64, "\"%sseq_accuracy\":%.9g,", prefix, e->seq_accuracy);
+    return buf;
+}
+
 const char *train_eval_text(const train_session *s, const train_eval *e, char *buf, size_t size)
 {
     const char *what = train_session_of_bytes(s) ? "byte" : "token";
@@ -58,6 +65,10 @@ const char *train_eval_text(const train_session *s, const train_eval *e, char *b
     else
         snprintf(buf, size, "loss %.4f, perplexity %.2f, %.3f bits per %s", e->loss,
                  exp(e->loss), e->loss / log(2), what);
+    const size_t used = strlen(buf);
+    if (e->sequences)
+        snprintf(buf + used, size - used, ", accuracy %.2f %%, of whole targets %.2f %%",
+                 100 * e->accuracy, 100 * e->seq_accuracy);
     return buf;
 }
 
@@ -93,8 +104,10 @@ static bool due(int64_t step, int64_t every, int64_t last)
 
 static double per_second(const run *r, double now)
 {
-    const double steps = (double)(r->s->step - r->shown_step);
-    return steps * (double)(r->s->config.train.batch * r->s->context) / fmax(now - r->shown, 1e-9);
+    const train_session *s = r->s;
+    const double steps = (double)(s->step - r->shown_step);
+    return steps * (double)(s->config.train.batch * (s->source + s->context)) /
+           fmax(now - r->shown, 1e-9);
 }
 
 static int log_step(run *r, double loss, double lr, double norm, ag_err *err)
@@ -135,12 +148,13 @@ static int evaluate(run *r, ag_err *err)
         s->best_loss = r->val.loss;
         s->best_step = s->step;
     }
-    char *line = NULL, text[128], bits[64];
-    const int n = asprintf(&line, "{\"step\":%lld,\"val_loss\":%.9g,%s\"val_accuracy\":%.9g,"
+    char *line = NULL, text[160], bits[64], seq[64];
+    const int n = asprintf(&line, "{\"step\":%lld,\"val_loss\":%.9g,%s\"val_accuracy\":%.9g,%s"
                            "\"val_count\":%lld,\"best\":%s,\"eval_seconds\":%.3f%s%s}",
                            (long long)s->step, r->val.loss,
                            train_bits_json(s, "val_", r->val.loss, bits), r->val.accuracy,
-                           (long long)r->val.count, best ? "true" : "false", ag_seconds() - before,
+                           train_seq_json(&r->val, "val_", seq), (long long)r->val.count,
+                           best ? "true" : "false", ag_seconds() - before,
                            sparse ? ",\"sparse\":" : "", sparse ? sparse : "");
     free(sparse);
     if (n < 0) return ag_err_set(err, AG_ENOMEM, "out of memory for a line of metrics");
