@@ -13,7 +13,7 @@ void *ag_grad_alloc(ag_tape *t, const ag_tensor *x)
             t->spares[i] = t->spares[--t->n_spare];
             return mem;
         }
-    return ag_tape_alloc(t, x->size, x->dtype);
+    return ag_tape_alloc(t, &t->grads, x->size, x->dtype);
 }
 
 static void grad_release(ag_tape *t, ag_tensor *x)
@@ -35,7 +35,7 @@ void ag_spares_below(ag_tape *t, ag_mark m)
 {
     int n = 0;
     for (int i = 0; i < t->n_spare; i++)
-        if (!ag_arena_is_after(&t->data, m, t->spares[i].mem)) t->spares[n++] = t->spares[i];
+        if (!ag_arena_is_after(&t->grads, m, t->spares[i].mem)) t->spares[n++] = t->spares[i];
     t->n_spare = n;
 }
 
@@ -81,6 +81,11 @@ void *ag_scratch(ag_tape *t, size_t bytes)
     return p;
 }
 
+size_t ag_scratch_size(size_t bytes)
+{
+    return ((bytes ? bytes : 1) + AG_ALIGN - 1) / AG_ALIGN * AG_ALIGN;
+}
+
 /* An output that nothing used has gradient zero; a call none of whose outputs was used is
  * skipped. */
 static bool outputs_ready(ag_tape *t, ag_call *c)
@@ -98,10 +103,7 @@ static bool outputs_ready(ag_tape *t, ag_call *c)
     return true;
 }
 
-/*
- * The gradients of inputs are allocated before the scratch of the call, so that rewinding the
- * scratch leaves them.
- */
+/* Gradients are taken in the same order whether the call runs or is planned. */
 static int reserve_grads(ag_tape *t, ag_call *c)
 {
     for (int i = 0; i < c->op->n_in; i++) {
@@ -115,8 +117,13 @@ static int reserve_grads(ag_tape *t, ag_call *c)
 
 static void run_backward(ag_tape *t, ag_call *c)
 {
+    if (c->op->nested) {             /* it puts the memory in order itself */
+        c->op->backward(c);
+        return;
+    }
     const ag_mark scratch = ag_arena_mark(&t->data);
-    c->op->backward(c);
+    if (t->plan) ag_plan_backward(c);
+    else c->op->backward(c);
     ag_arena_rewind(&t->data, scratch);
 }
 
@@ -125,8 +132,7 @@ int ag_tape_replay(ag_tape *t, int first)
     for (int i = t->n - 1; i >= first; i--) {
         ag_call *c = t->call[i];
         if (outputs_ready(t, c) && !t->error && reserve_grads(t, c) == AG_OK) {
-            if (t->plan && !c->op->nested) ag_plan_backward(c);
-            else run_backward(t, c);
+            run_backward(t, c);
             if (t->watch && !t->error) ag_watch_backward(t, c);
         }
         if (t->error) return t->error;

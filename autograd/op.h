@@ -10,6 +10,7 @@
 #ifndef AG_OP_H
 #define AG_OP_H
 
+#include "base/arena.h"
 #include "kernels.h"
 #include "ops.h"
 #include "tape.h"
@@ -59,6 +60,7 @@ typedef struct ag_call {             /* one call of an op: one record on the tap
     ag_tape   *tape;
     const ag_kernels *k;
     const struct ag_scope_node *scope;
+    ag_mark    before;               /* what is allocated behind it is of this call or later ones */
 } ag_call;
 
 typedef struct ag_sample {           /* inputs on which every test runs the op */
@@ -94,6 +96,9 @@ typedef struct ag_op {
     unsigned (*unread)(const ag_call *c);
     const char *nondiff;             /* why there is no backward; NULL if there is one */
     size_t (*saved_bytes)(const ag_call *c);   /* NULL: none */
+    /* All that forward, or backward, takes with ag_scratch; each is rounded (ag_scratch_size).
+     * Called before gradients are taken.  NULL: none. */
+    size_t (*workspace)(const ag_call *c, bool back);
     int64_t (*flops)(const ag_call *c);        /* of forward; NULL: one per element of out[0] */
     int      id;                     /* index into kernels.unary_* / binary_*, those families
                                       * only */
@@ -133,6 +138,7 @@ void ag_grad_pass(ag_call *c, int i);
 /* Memory until the end of this forward or backward; NULL (and an error on the tape) if there is
  * none. */
 void *ag_scratch(ag_tape *t, size_t bytes);
+size_t ag_scratch_size(size_t bytes);            /* of arena memory that it takes */
 
 /* The noise of a matrix of `rows` rows at a site, for this part of the batch. */
 ag_noise ag_noise_for(const ag_tape *t, uint32_t site, int64_t rows);

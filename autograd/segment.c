@@ -24,17 +24,19 @@ unsigned ag_unread_out(const ag_call *c)
 
 ag_visit ag_visit_begin(ag_tape *t, const ag_call *c)
 {
-    const ag_visit v = { ag_arena_mark(&t->meta), ag_arena_mark(&t->data), t->n, t->scope,
-                         t->plan, t->lazy, t->no_grad, t->segment };
+    const ag_visit v = { ag_arena_mark(&t->meta), ag_arena_mark(&t->data),
+                         ag_arena_mark(&t->grads), t->n, t->scope, t->plan, t->lazy, t->no_grad,
+                         t->segment };
     t->scope = c->scope;
     return v;
 }
 
 void ag_visit_end(ag_tape *t, const ag_visit *v)
 {
-    ag_spares_below(t, v->data);
+    ag_spares_below(t, v->grads);
     ag_arena_rewind(&t->meta, v->meta);
     ag_arena_rewind(&t->data, v->data);
+    ag_arena_rewind(&t->grads, v->grads);
     t->n = v->n;
     t->scope = v->scope;
     t->plan = v->plan;
@@ -72,11 +74,13 @@ static int recompute_shape(ag_call *c, ag_shape *out)
     ag_tape *t = c->tape;
     const ag_visit v = ag_visit_begin(t, c);
     const struct ag_open_segment open = { c, &v };
+    const int64_t flops = t->flops;
     t->plan = true;
     t->lazy = false;
     t->segment = &open;
     const ag_tensor *y = run(c);
     c->attr.segment.flops = flops_from(t, v.n);
+    t->flops = flops;
     out[0] = y->shape;
     bool fed = !y->needs_grad;
     for (int i = 0; i < c->op->n_in; i++) fed |= c->in[i] && c->in[i]->needs_grad;
@@ -142,6 +146,7 @@ void ag_segment_grad(ag_call *c, int i, ag_tensor *y)
 static void recompute_backward(ag_call *c)
 {
     ag_tape *t = c->tape;
+    ag_arena_rewind(&t->data, c->before);
     const ag_visit v = ag_visit_begin(t, c);
     t->no_grad = false;
     t->lazy = true;

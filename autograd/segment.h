@@ -10,6 +10,9 @@
  * and of the noise key of the tape.  Noise is a function of place (tape.h), so dropout masks and
  * Gumbel noise are the same the second time, and gradients are the same bits as without segments.
  * Segments nest.
+ *
+ * When backward comes to a recomputed segment, the memory of what was computed after it is used
+ * again: of these tensors, gradients alone can be read after ag_backward.
  */
 #ifndef AG_SEGMENT_H
 #define AG_SEGMENT_H

@@ -19,7 +19,7 @@ ag_tape *ag_tape_new(const ag_kernels *device)
     if (!t) return NULL;
     t->k = device;
     t->meta.chunk_min = (size_t)1 << 20;
-    t->data.chunk_min = (size_t)4 << 20;
+    t->data.chunk_min = t->grads.chunk_min = (size_t)4 << 20;
     t->noise.n_samples = 1;
     return t;
 }
@@ -29,6 +29,7 @@ void ag_tape_free(ag_tape *t)
     if (!t) return;
     ag_arena_release(&t->meta);
     ag_arena_release(&t->data);
+    ag_arena_release(&t->grads);
     free(t->call);
     free(t->spares);
     free(t);
@@ -38,7 +39,9 @@ void ag_tape_reset(ag_tape *t)
 {
     ag_arena_reset(&t->meta);
     ag_arena_reset(&t->data);
+    ag_arena_reset(&t->grads);
     t->n = t->n_spare = 0;
+    t->flops = 0;
     t->scope = NULL;
     t->error = AG_OK;
     t->message[0] = '\0';
@@ -67,8 +70,9 @@ int ag_tape_status(const ag_tape *t, ag_err *err)
 
 ag_tape_memory ag_tape_bytes(const ag_tape *t)
 {
-    return (ag_tape_memory){ t->data.used, t->data.peak,
-                             ag_arena_reserved(&t->data) + ag_arena_reserved(&t->meta) };
+    return (ag_tape_memory){ t->data.used + t->grads.used, t->data.peak + t->grads.peak,
+                             ag_arena_reserved(&t->data) + ag_arena_reserved(&t->grads) +
+                             ag_arena_reserved(&t->meta), t->flops };
 }
 
 /* --- scope and errors ------------------------------------------------------------------------- */
@@ -141,13 +145,13 @@ void *ag_tape_meta(ag_tape *t, size_t bytes)
     return p;
 }
 
-void *ag_tape_alloc(ag_tape *t, int64_t n, ag_dtype dtype)
+void *ag_tape_alloc(ag_tape *t, ag_arena *where, int64_t n, ag_dtype dtype)
 {
-    void *p = ag_arena_alloc(&t->data, (size_t)n, ag_dtype_size(dtype));
+    void *p = ag_arena_alloc(where, (size_t)n, ag_dtype_size(dtype));
     if (!p)
         ag_fail(t, AG_ENOMEM,
                 "out of memory: %lld numbers wanted, %.1f MB in use; a smaller train.micro_batch "
-                "needs less", (long long)n, 1e-6 * (double)t->data.used);
+                "needs less", (long long)n, 1e-6 * (double)(t->data.used + t->grads.used));
     return p;
 }
 
@@ -156,7 +160,7 @@ static ag_tensor *tensor_new(ag_tape *t, const ag_shape *shape, ag_dtype dtype, 
     ag_tensor *x = ag_tape_meta(t, sizeof *x);
     if (!x) return NULL;
     const int64_t size = ag_shape_size(shape);
-    if (!data) data = ag_tape_alloc(t, size, dtype);
+    if (!data) data = ag_tape_alloc(t, &t->data, size, dtype);
     if (!data) return NULL;
     *x = (ag_tensor){ .shape = *shape, .size = size, .dtype = dtype, .data = data };
     return x;
@@ -264,11 +268,11 @@ static int make_outputs(ag_tape *t, ag_call *c, bool needs_grad)
 
 void ag_call_forward(ag_tape *t, ag_call *c)
 {
-    if (c->op->forward && (!t->plan || c->op->nested)) {
-        const ag_mark scratch = ag_arena_mark(&t->data);
-        c->op->forward(c);
-        ag_arena_rewind(&t->data, scratch);
-    }
+    const ag_mark scratch = ag_arena_mark(&t->data);
+    if (!c->op->nested) t->flops += ag_call_flops(c);
+    if (t->plan && !c->op->nested) ag_plan_workspace(c, false);
+    else if (c->op->forward && !(t->plan && t->segment)) c->op->forward(c);
+    ag_arena_rewind(&t->data, scratch);
     if (t->watch && !t->plan && !t->error) ag_watch_forward(t, c);
 }
 
@@ -285,7 +289,8 @@ ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN],
 
     ag_call *c = ag_tape_meta(t, sizeof *c);
     if (!c) return poison(t);
-    *c = (ag_call){ .op = op, .tape = t, .k = t->k, .scope = t->scope };
+    *c = (ag_call){ .op = op, .tape = t, .k = t->k, .scope = t->scope,
+                    .before = ag_arena_mark(&t->data) };
     for (int i = 0; i < op->n_in; i++) c->in[i] = in[i];
     if (attr) c->attr = *attr;
 
@@ -308,7 +313,8 @@ const ag_tape_mark *ag_tape_mark_here(ag_tape *t)
 {
     ag_tape_mark *m = t->error ? NULL : ag_tape_meta(t, sizeof *m);
     if (m)
-        *m = (ag_tape_mark){ ag_arena_mark(&t->meta), ag_arena_mark(&t->data), t->n, t->scope };
+        *m = (ag_tape_mark){ ag_arena_mark(&t->meta), ag_arena_mark(&t->data),
+                             ag_arena_mark(&t->grads), t->n, t->scope };
     return m;
 }
 
@@ -316,9 +322,10 @@ void ag_tape_rewind(ag_tape *t, const ag_tape_mark *m)
 {
     if (!m) return;
     const ag_tape_mark at = *m;
-    ag_spares_below(t, at.data);
+    ag_spares_below(t, at.grads);
     ag_arena_rewind(&t->meta, at.meta);
     ag_arena_rewind(&t->data, at.data);
+    ag_arena_rewind(&t->grads, at.grads);
     t->n = at.n;
     t->scope = at.scope;
 }

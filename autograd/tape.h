@@ -70,9 +70,9 @@ void ag_scope_end(ag_tape *t);
  * inputs.  Slow: for replaying a bad step. */
 void ag_tape_watch(ag_tape *t, bool on);
 
-/* While on, ops and their backward only take the memory that they would need, but for what an op
- * works in, and run nothing: calls, shapes and bytes of a step without its time.  Numbers are not
- * touched, so the memory costs address space alone. */
+/* While on, ops and their backward only take the memory that they would need, and run nothing:
+ * calls, shapes, flops and bytes of a step without its time.  Numbers are not touched, so the
+ * memory costs address space alone. */
 void ag_tape_plan(ag_tape *t, bool on);
 
 int         ag_error(const ag_tape *t);
@@ -82,8 +82,9 @@ int ag_tape_status(const ag_tape *t, ag_err *err);
 /* For ops: keep the first error, return its code.  The scope is added to the message. */
 int ag_fail(ag_tape *t, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
-/* Bytes of numbers in use now, at most since ag_tape_new, and reserved from the system. */
-typedef struct ag_tape_memory { size_t used, peak, reserved; } ag_tape_memory;
+/* Bytes of numbers in use now, at most since ag_tape_new, and reserved from the system; flops of
+ * the forward calls since the reset, those of calls that ran again too. */
+typedef struct ag_tape_memory { size_t used, peak, reserved; int64_t flops; } ag_tape_memory;
 ag_tape_memory ag_tape_bytes(const ag_tape *t);
 
 /* The recorded calls, oldest first, for `show ops` and `show memory`. */

@@ -13,7 +13,7 @@
 typedef struct spare { void *mem; size_t bytes; } spare;
 
 struct ag_tape_mark {
-    ag_mark meta, data;
+    ag_mark meta, data, grads;
     int n;
     const struct ag_scope_node *scope;
 };
@@ -21,6 +21,7 @@ struct ag_tape_mark {
 struct ag_tape {
     const ag_kernels *k;
     ag_arena meta, data;             /* structs on the host; numbers on the device */
+    ag_arena grads;                  /* gradients: apart, so that backward can forget numbers */
     ag_call **call;                  /* in the order they ran: a topological order */
     int n, cap;
     spare *spares;
@@ -31,13 +32,15 @@ struct ag_tape {
     bool no_grad, watch, plan;
     bool lazy;                       /* calls are recorded and do not run yet (segment.c) */
     const struct ag_open_segment *segment;       /* being planned; NULL: none */
+    int64_t flops;                   /* of the forward calls since the reset */
     char message[1024];
     ag_tensor poison;                /* what a failed op returns: a NaN scalar */
     double nan[2];
 };
 
 /* tape.c */
-void *ag_tape_alloc(ag_tape *t, int64_t n, ag_dtype dtype);      /* numbers; NULL: error set */
+/* Numbers in one of the two arenas for them; NULL: error set. */
+void *ag_tape_alloc(ag_tape *t, ag_arena *where, int64_t n, ag_dtype dtype);
 void *ag_tape_meta(ag_tape *t, size_t bytes);                    /* a struct, likewise */
 void ag_call_forward(ag_tape *t, ag_call *c);                    /* run, and watched */
 
@@ -48,7 +51,7 @@ void ag_spares_below(ag_tape *t, ag_mark m);     /* forgets the spares that lie 
 
 /* segment.c: a call that runs calls of its own, whose memory goes when it is done. */
 typedef struct ag_visit {
-    ag_mark meta, data;
+    ag_mark meta, data, grads;
     int n;
     const struct ag_scope_node *scope;
     bool plan, lazy, no_grad;

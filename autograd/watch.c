@@ -61,9 +61,16 @@ void ag_watch_backward(ag_tape *t, const ag_call *c)
     }
 }
 
+void ag_plan_workspace(ag_call *c, bool back)
+{
+    const size_t bytes = c->op->workspace ? c->op->workspace(c, back) : 0;
+    if (bytes) ag_scratch(c->tape, bytes);
+}
+
 void ag_plan_backward(ag_call *c)
 {
     ag_tensor *y = c->out[0];
+    ag_plan_workspace(c, true);
     for (int i = 0; i < c->op->n_in; i++) {
         ag_tensor *x = c->in[i];
         bool acc;

@@ -16,7 +16,9 @@ void ag_watch_backward(ag_tape *t, const ag_call *c);    /* the gradients of the
 /* The scope is from now on that in which c was called (tape.c). */
 void ag_scope_of_call(ag_tape *t, const ag_call *c);
 
-/* On a tape that plans: takes the memory that the gradients of the call's inputs would. */
+/* On a tape that plans: takes the memory that forward or backward works in; that and the memory of
+ * the gradients of the call's inputs. */
+void ag_plan_workspace(ag_call *c, bool back);
 void ag_plan_backward(ag_call *c);
 
 #endif

@@ -151,6 +151,19 @@ static void qkv_backward(ag_call *c)
     c->k->attention_bwd(&a, &g);
 }
 
+static size_t qkv_workspace(const ag_call *c, bool back)
+{
+    return back ? ag_scratch_size(attend_saved(c)) : 0;
+}
+
+static size_t attend_workspace(const ag_call *c, bool back)
+{
+    size_t sum = qkv_workspace(c, back);
+    for (int i = 0; back && i < 3; i++)
+        sum += ag_scratch_size((size_t)c->in[i]->size * ag_real_size(c));
+    return sum;
+}
+
 /* The kernel makes all three gradients at once; each then goes where it is wanted. */
 static void attend_backward(ag_call *c)
 {
@@ -265,13 +278,14 @@ const ag_op ag_op_attend = {
            "q [b,tq,h*d_qk], k [b,tk,h*d_qk], v [b,tk,h*d_v]",
     .n_in = 3, .n_out = 1, .shape = attend_shape,
     .saved_bytes = attend_saved, .forward = attend_forward,
-    .backward = attend_backward, .flops = attend_flops, .sample = attend_sample,
+    .backward = attend_backward,
+    .workspace = attend_workspace, .flops = attend_flops, .sample = attend_sample,
 };
 
 const ag_op ag_op_attend_qkv = {
     .name = "attend_qkv", .doc = "attend with q, k, v side by side in one [b,t,h*(2*d_qk+d_v)]",
     .n_in = 1, .n_out = 1, .shape = qkv_shape, .saved_bytes = attend_saved,
-    .forward = attend_forward, .backward = qkv_backward,
+    .forward = attend_forward, .backward = qkv_backward, .workspace = qkv_workspace,
     .flops = attend_flops, .sample = qkv_sample,
 };
 

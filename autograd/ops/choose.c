@@ -81,6 +81,13 @@ static void choose_backward(ag_call *c)
                      ag_grad_add(c, CB), scratch);
 }
 
+static size_t choose_workspace(const ag_call *c, bool back)
+{
+    (void)back;
+    const ag_chooser a = setup(c);
+    return ag_choose_scratch(&a, c->k->dtype);
+}
+
 static int64_t choose_flops(const ag_call *c)
 {
     return ag_rows(c->in[LOW]) * ag_cols(c->in[C2]) * (2 * ag_cols(c->in[LOW]) + 6);
@@ -117,6 +124,7 @@ const ag_op ag_op_choose = {
     .doc = "gate, choice of one of n units per block, by z = low[..,r] @ c2[r,blocks*n] + cb",
     .n_in = 3, .n_out = 2, .optional = 1u << CB, .integer_out = 1u << CHOICE,
     .shape = choose_shape, .forward = choose_forward, .backward = choose_backward,
+    .workspace = choose_workspace,
     .flops = choose_flops, .sample = choose_sample,
 };
 

@@ -68,6 +68,18 @@ static void linear_forward(ag_call *c)
         .act = c->attr.linear.act, .residual = c->in[R] ? c->in[R]->data : NULL });
 }
 
+/* Is dy still needed when ds is made? */
+static bool keeps_dy(const ag_call *c)
+{
+    return c->attr.linear.act != AG_ACT_NONE && c->in[R] && c->in[R]->needs_grad;
+}
+
+static size_t linear_workspace(const ag_call *c, bool back)
+{
+    const mnk s = sizes(c);
+    return back && keeps_dy(c) ? (size_t)(s.m * s.n) * ag_real_size(c) : 0;
+}
+
 /* ds = dy * act'(s) and db; without an activation ds is dy itself. */
 static const void *pre_grad(ag_call *c, const mnk *s)
 {
@@ -78,8 +90,7 @@ static const void *pre_grad(ag_call *c, const mnk *s)
         return dy;
     }
     void *ds = dy;                   /* dy is not needed again, but by the residual */
-    if (c->in[R] && c->in[R]->needs_grad &&
-        !(ds = ag_scratch(c->tape, (size_t)(s->m * s->n) * ag_real_size(c))))
+    if (keeps_dy(c) && !(ds = ag_scratch(c->tape, linear_workspace(c, true))))
         return NULL;
     c->k->act_bwd(act, s->m, s->n, keeps_pre(c) ? c->saved : c->out[0]->data, dy, ds, db, true);
     return ds;
@@ -158,7 +169,7 @@ const ag_op ag_op_linear = {
     .name = "linear", .doc = "y[..,n] = act(x[..,k] @ w[n,k]^T + bias[n]) + residual[..,n]",
     .n_in = 4, .n_out = 1, .optional = 1u << B | 1u << R, .passes = 1u << R,
     .shape = linear_shape, .saved_bytes = linear_saved, .forward = linear_forward,
-    .backward = linear_backward, .unread = linear_unread,
+    .backward = linear_backward, .workspace = linear_workspace, .unread = linear_unread,
     .flops = linear_flops, .sample = linear_sample,
 };
 

@@ -179,6 +179,17 @@ static void live_ff_backward(ag_call *c)
     ag_grad_pass(c, R);
 }
 
+static size_t live_ff_workspace(const ag_call *c, bool back)
+{
+    const sizes s = sizes_of(c);
+    const ag_tensor *gate = c->in[GATE];
+    const int64_t part = s.rows < PART ? s.rows : PART;
+    if (!back) return 0;
+    return ag_scratch_size((size_t)(s.rows * s.listed) * ag_real_size(c)) +
+           (gate && gate->needs_grad && c->attr.live.all
+                ? 2 * ag_scratch_size((size_t)(part * s.units) * ag_real_size(c)) : 0);
+}
+
 static int64_t live_ff_flops(const ag_call *c)
 {
     const sizes s = sizes_of(c);
@@ -223,6 +234,7 @@ const ag_op ag_op_live_ff = {
     .n_in = 8, .n_out = 1, .optional = 1u << B1 | 1u << B2 | 1u << GATE | 1u << R,
     .integer_in = 1u << CHOICE, .passes = 1u << R, .shape = live_ff_shape,
     .saved_bytes = live_ff_saved, .forward = live_ff_forward, .backward = live_ff_backward,
+    .workspace = live_ff_workspace,
     .unread = live_ff_unread,
     .flops = live_ff_flops, .sample = live_ff_sample,
 };

@@ -246,6 +246,22 @@ static void conv_backward(ag_call *c)
     if (dx) backward_x(c, &s, dx, acc_x);
 }
 
+static bool wants(const ag_tensor *x) { return x && x->needs_grad; }
+
+static size_t conv_workspace(const ag_call *c, bool back)
+{
+    const sizes s = sizes_of(c);
+    const size_t one = ag_real_size(c), wide = (size_t)tile_size(&s, s.tout, s.p) * one,
+        out = (size_t)tile_size(&s, s.tout, s.o) * one;
+    if (!back) return ag_scratch_size(wide) + ag_scratch_size(out);
+    size_t sum = wants(c->in[W]) ? ag_scratch_size(wide) + ag_scratch_size(out) : 0;
+    if (wants(c->in[X]))
+        sum += ag_scratch_size((size_t)tile_size(&s, s.tin, s.o) * one) +
+               ag_scratch_size((size_t)(s.o * s.taps * s.span * s.p) * one) +
+               ag_scratch_size((size_t)tile_size(&s, s.tin, s.p) * one);
+    return sum;
+}
+
 static int64_t conv_flops(const ag_call *c)
 {
     const sizes s = sizes_of(c);
@@ -278,7 +294,8 @@ const ag_op ag_op_module_conv = {
     .name = "module_conv",
     .doc = "y[b,t,s,:] = bias + sum_{f,c} K[f,c] x[b,t-(F-1)+f,s-(C-1)/2+c,:], w [o,F*C*p]",
     .n_in = 3, .n_out = 1, .optional = 1u << B, .shape = conv_shape, .forward = conv_forward,
-    .backward = conv_backward, .flops = conv_flops, .sample = conv_sample,
+    .backward = conv_backward,
+    .workspace = conv_workspace, .flops = conv_flops, .sample = conv_sample,
 };
 
 ag_tensor *ag_module_conv(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *bias,

@@ -75,9 +75,14 @@ static int64_t group_columns(const sizes *s, int64_t first)
     return n < left ? n : left;
 }
 
+static size_t weight_bytes(const ag_call *c, const sizes *s)
+{
+    return (size_t)(group_size(s) * s->m * s->d) * ag_real_size(c);
+}
+
 static void *weight_space(const ag_call *c, const sizes *s)
 {
-    return ag_scratch(c->tape, (size_t)(group_size(s) * s->m * s->d) * ag_real_size(c));
+    return ag_scratch(c->tape, weight_bytes(c, s));
 }
 
 /* W of the modules from `first` on */
@@ -113,10 +118,21 @@ static void forward_few(const ag_call *c, const sizes *s)
     if (c->in[B]) c->k->copy_rows(s->rows, s->width, c->in[B]->data, 0, out, s->width, true);
 }
 
+static bool is_few(const sizes *s) { return s->rows <= FEW_ROWS && s->rows <= s->m; }
+
+static size_t multiplicative_workspace(const ag_call *c, bool back)
+{
+    const sizes s = sizes_of(c);
+    const size_t each = (size_t)(s.rows * s.modules) * ag_real_size(c);
+    if (back) return 2 * ag_scratch_size(weight_bytes(c, &s));
+    if (!is_few(&s)) return weight_bytes(c, &s);
+    return ag_scratch_size(each * (size_t)s.d) + ag_scratch_size(each * (size_t)s.m);
+}
+
 static void multiplicative_forward(ag_call *c)
 {
     const sizes s = sizes_of(c);
-    if (s.rows <= FEW_ROWS && s.rows <= s.m) forward_few(c, &s);
+    if (is_few(&s)) forward_few(c, &s);
     else forward_many(c, &s);
 }
 
@@ -189,7 +205,7 @@ const ag_op ag_op_multiplicative = {
     .doc = "y[..,s*M+m] = sum_i x[..,i] gates[s,i] w[m,i] + bias[s*M+m]",
     .n_in = 4, .n_out = 1, .optional = 1u << B, .shape = multiplicative_shape,
     .forward = multiplicative_forward, .backward = multiplicative_backward,
-    .flops = multiplicative_flops, .unread = ag_unread_out,
+    .workspace = multiplicative_workspace, .flops = multiplicative_flops, .unread = ag_unread_out,
     .sample = multiplicative_sample,
 };
 

@@ -128,6 +128,12 @@ static void repeat_backward(ag_call *c)
     if (acc) c->k->add(x->size, sums, dx);
 }
 
+static size_t repeat_workspace(const ag_call *c, bool back)
+{
+    const ag_tensor *x = c->in[0];
+    return back && x->grad_written ? (size_t)x->size * ag_real_size(c) : 0;
+}
+
 static bool repeat_sample(int64_t i, ag_sample *s)
 {
     static const int64_t M[] = { 1, 5, 0 }, N[] = { 1, 17 }, TIMES[] = { 1, 3, 40 };
@@ -140,7 +146,7 @@ static bool repeat_sample(int64_t i, ag_sample *s)
 const ag_op ag_op_repeat = {
     .name = "repeat", .doc = "y[..,n*times]: each number of x[..,n] so many times", .n_in = 1,
     .n_out = 1, .shape = repeat_shape, .forward = repeat_forward, .backward = repeat_backward,
-    .unread = ag_unread_all,
+    .workspace = repeat_workspace, .unread = ag_unread_all,
     .sample = repeat_sample,
 };
 

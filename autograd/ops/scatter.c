@@ -48,6 +48,12 @@ static void scatter_backward(ag_call *c)
     ag_grad_pass(c, R);
 }
 
+static size_t scatter_workspace(const ag_call *c, bool back)
+{
+    const ag_tensor *x = c->in[X];
+    return back && x->needs_grad && x->grad_written ? (size_t)x->size * ag_real_size(c) : 0;
+}
+
 static bool scatter_sample(int64_t i, ag_sample *s)
 {
     static const int64_t M[] = { 1, 9, 0 }, N[] = { 1, 5, 33 }, V[] = { 1, 4 };
@@ -72,7 +78,8 @@ static bool scatter_sample(int64_t i, ag_sample *s)
 const ag_op ag_op_scatter = {
     .name = "scatter", .doc = "y[..,n] = residual, y[idx[r]] += x[r,n]", .n_in = 3, .n_out = 1,
     .optional = 1u << R, .integer_in = 1u << IDX, .passes = 1u << R, .shape = scatter_shape,
-    .forward = scatter_forward, .backward = scatter_backward, .unread = ag_unread_out,
+    .forward = scatter_forward, .backward = scatter_backward,
+    .workspace = scatter_workspace, .unread = ag_unread_out,
     .sample = scatter_sample,
 };
 
