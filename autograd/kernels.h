@@ -158,6 +158,11 @@ typedef struct ag_kernels {
 
     void (*fill)(int64_t n, double value, void *y);
     void (*add)(int64_t n, const void *x, void *y);                       /* y += x */
+    /* Fixed point, int32 with `point` binary digits behind the point: s = 0, s += round(x), s -=
+     * round(x) for sign 0, 1, -1; sums wrap.  peak[0] = max(peak[0], |s|), INT32_MAX where a sum or
+     * x is out of range or not a number (which counts as 0).  y = s. */
+    void (*fixed_add)(int64_t n, int point, int sign, const void *x, int32_t *s, int32_t *peak);
+    void (*fixed_read)(int64_t n, int point, const int32_t *s, void *y);
     /* y (+)= alpha x */
     void (*scale)(int64_t n, double alpha, const void *x, void *y, bool acc);
     /* y[n] (+)= alpha c[0] */

@@ -47,6 +47,8 @@ typedef union ag_attr {              /* the parameters of a call that are no ten
     struct { ag_tensor *(*run)(const void *arg, ag_tape *t, ag_tensor *const *x); const void *arg;
              int64_t flops; } segment;                       /* recompute */
     struct { struct ag_kv_cache *cache; int layer, slot; } state;    /* sru_cached */
+    struct { const struct ag_half *half; int n, point; int64_t flops; size_t kept;
+             size_t *first; } reversible;
     ag_shape reshape;                                        /* reshape, scatter */
 } ag_attr;
 
@@ -56,6 +58,7 @@ typedef struct ag_call {             /* one call of an op: one record on the tap
     ag_tensor *out[AG_MAX_OUT];
     ag_attr    attr;
     void      *saved;                /* what forward leaves for backward; [saved_bytes] */
+    const int32_t *given[AG_MAX_OUT];        /* as ag_op.recalls says; NULL: to be computed */
     bool       skip;                 /* run again (segment.c): nothing reads what it makes */
     ag_tape   *tape;
     const ag_kernels *k;
@@ -99,6 +102,8 @@ typedef struct ag_op {
     /* All that forward, or backward, takes with ag_scratch; each is rounded (ag_scratch_size).
      * Called before gradients are taken.  NULL: none. */
     size_t (*workspace)(const ag_call *c, bool back);
+    unsigned recalls;                /* bit i: where a reversible segment runs again, forward gets
+                                      * the integers of output i of the first time in c->given[i] */
     int64_t (*flops)(const ag_call *c);        /* of forward; NULL: one per element of out[0] */
     int      id;                     /* index into kernels.unary_* / binary_*, those families
                                       * only */

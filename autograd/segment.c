@@ -26,7 +26,7 @@ ag_visit ag_visit_begin(ag_tape *t, const ag_call *c)
 {
     const ag_visit v = { ag_arena_mark(&t->meta), ag_arena_mark(&t->data),
                          ag_arena_mark(&t->grads), t->n, t->scope, t->plan, t->lazy, t->no_grad,
-                         t->segment };
+                         t->segment, t->memo };
     t->scope = c->scope;
     return v;
 }
@@ -43,6 +43,7 @@ void ag_visit_end(ag_tape *t, const ag_visit *v)
     t->lazy = v->lazy;
     t->no_grad = v->no_grad;
     t->segment = v->segment;
+    t->memo = v->memo;
 }
 
 static ag_tensor *run(const ag_call *c)

@@ -42,6 +42,7 @@ void ag_tape_reset(ag_tape *t)
     ag_arena_reset(&t->grads);
     t->n = t->n_spare = 0;
     t->flops = 0;
+    t->inverse = (ag_inverse){ 0 };
     t->scope = NULL;
     t->error = AG_OK;
     t->message[0] = '\0';
@@ -57,6 +58,8 @@ bool ag_tape_no_grad(ag_tape *t, bool on)
     return was;
 }
 void ag_tape_watch(ag_tape *t, bool on) { t->watch = on; }
+void ag_tape_verify(ag_tape *t, bool on) { t->verify = on; }
+ag_inverse ag_tape_inverse(const ag_tape *t) { return t->inverse; }
 void ag_tape_plan(ag_tape *t, bool on) { t->plan = on; }
 int ag_error(const ag_tape *t) { return t->error; }
 const char *ag_error_message(const ag_tape *t) { return t->message; }
@@ -269,10 +272,12 @@ static int make_outputs(ag_tape *t, ag_call *c, bool needs_grad)
 void ag_call_forward(ag_tape *t, ag_call *c)
 {
     const ag_mark scratch = ag_arena_mark(&t->data);
+    if (t->memo) ag_memo_before(t, c);
     if (!c->op->nested) t->flops += ag_call_flops(c);
     if (t->plan && !c->op->nested) ag_plan_workspace(c, false);
-    else if (c->op->forward && !(t->plan && t->segment)) c->op->forward(c);
+    else if (c->op->forward && !t->error && !(t->plan && t->segment)) c->op->forward(c);
     ag_arena_rewind(&t->data, scratch);
+    if (t->memo) ag_memo_after(t, c);
     if (t->watch && !t->plan && !t->error) ag_watch_forward(t, c);
 }
 

@@ -7,6 +7,7 @@
 
 #include "base/arena.h"
 #include "op.h"
+#include "segment.h"
 
 /* A gradient that is done with: the next one of its size takes the memory, so backward works in
  * few, warm buffers. */
@@ -33,6 +34,9 @@ struct ag_tape {
     bool lazy;                       /* calls are recorded and do not run yet (segment.c) */
     const struct ag_open_segment *segment;       /* being planned; NULL: none */
     int64_t flops;                   /* of the forward calls since the reset */
+    struct ag_memo *memo;            /* the integers of a reversible segment; NULL: none */
+    bool verify;
+    ag_inverse inverse;
     char message[1024];
     ag_tensor poison;                /* what a failed op returns: a NaN scalar */
     double nan[2];
@@ -56,12 +60,23 @@ typedef struct ag_visit {
     const struct ag_scope_node *scope;
     bool plan, lazy, no_grad;
     const struct ag_open_segment *segment;
+    struct ag_memo *memo;
 } ag_visit;
 struct ag_open_segment { const ag_call *call; const ag_visit *visit; };
 ag_visit ag_visit_begin(ag_tape *t, const ag_call *c);
 void ag_visit_end(ag_tape *t, const ag_visit *v);
 /* May the inside of c read x?  It may if x is an input of c, was made inside or is a parameter. */
 bool ag_segment_reaches(const ag_call *c, const ag_visit *v, const ag_tensor *x);
+
+/* reversible.c: integers that ops recall, one behind the other, in the order of the calls. */
+typedef struct ag_memo {
+    enum { AG_MEMO_COUNT, AG_MEMO_KEEP, AG_MEMO_RECALL } mode;
+    char  *at;                       /* memory for all of them; NULL while counting */
+    size_t used;                     /* bytes counted, kept or recalled so far */
+} ag_memo;
+void ag_memo_before(ag_tape *t, ag_call *c);     /* sets c->given */
+void ag_memo_after(ag_tape *t, const ag_call *c);
+
 /* The gradient of output i of c becomes, or is added to, that of y. */
 void ag_segment_grad(ag_call *c, int i, ag_tensor *y);
 

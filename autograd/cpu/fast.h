@@ -34,6 +34,8 @@ void AG_NAME(attention_bwd)(const ag_attention *a, const ag_attention_grad *g);
 void AG_NAME(act_bwd)(ag_act act, int64_t m, int64_t n, const void *pre, const void *dy, void *dx,
                       void *db, bool acc_db);
 void AG_NAME(fill)(int64_t n, double value, void *y);
+void AG_NAME(fixed_add)(int64_t n, int point, int sign, const void *x, int32_t *s, int32_t *peak);
+void AG_NAME(fixed_read)(int64_t n, int point, const int32_t *s, void *y);
 void AG_NAME(add)(int64_t n, const void *x, void *y);
 void AG_NAME(scale)(int64_t n, double alpha, const void *x, void *y, bool acc);
 void AG_NAME(add_scalar)(int64_t n, double alpha, const void *c, void *y, bool acc);

@@ -217,6 +217,44 @@ void AG_NAME(fill)(int64_t n, double value, void *py)
     FOR_SPANS(c, k, n, FOR_EACH(i, k) y[c + i] = v);
 }
 
+/* One span of fixed_add; returns the largest |s|. */
+INLINE int32_t fixed_span(int64_t k, float one, int sign, const float *x, int32_t *s)
+{
+    int32_t most = 0;
+    _Pragma("omp simd reduction(max : most)")
+    for (int64_t i = 0; i < k; i++) {
+        const float v = __builtin_rintf(x[i] * one);
+        const bool fits = v > -0x1p31f && v < 0x1p31f;       /* false for NaN */
+        const int32_t r = (int32_t)(fits ? v : 0.0f), d = sign < 0 ? -r : r, old = sign ? s[i] : 0;
+        const int32_t sum = (int32_t)((uint32_t)old + (uint32_t)d);
+        const bool wraps = !fits || ((old ^ sum) & (d ^ sum)) < 0 || sum == INT32_MIN;
+        const int32_t size = wraps ? INT32_MAX : sum < 0 ? -sum : sum;
+        s[i] = sum;
+        most = size > most ? size : most;
+    }
+    return most;
+}
+
+void AG_NAME(fixed_add)(int64_t n, int point, int sign, const void *px, int32_t *s, int32_t *peak)
+{
+    const float *x = px, one = __builtin_ldexpf(1, point);
+    int32_t most = *peak;
+    #pragma omp parallel for schedule(static) reduction(max : most) if (n >= AG_PARALLEL_FROM)
+    for (int64_t c = 0; c < n; c += SPAN) {
+        const int64_t k = n - c < SPAN ? n - c : SPAN;
+        const int32_t here = fixed_span(k, one, sign, x + c, s + c);
+        most = here > most ? here : most;
+    }
+    *peak = most;
+}
+
+void AG_NAME(fixed_read)(int64_t n, int point, const int32_t *s, void *py)
+{
+    const float unit = __builtin_ldexpf(1, -point);
+    float *y = py;
+    FOR_SPANS(c, k, n, FOR_EACH(i, k) y[c + i] = (float)s[c + i] * unit);
+}
+
 void AG_NAME(add)(int64_t n, const void *px, void *py)
 {
     const float *x = px;

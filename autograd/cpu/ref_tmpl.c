@@ -95,6 +95,29 @@ static void act_bwd(ag_act act, int64_t m, int64_t n, const void *ppre, const vo
     }
 }
 
+static void fixed_add(int64_t n, int point, int sign, const void *px, int32_t *s, int32_t *peak)
+{
+    const real *x = px, one = R(ldexp(1, point));
+    for (int64_t i = 0; i < n; i++) {
+        const double v = rint((double)(x[i] * one));
+        const bool fits = v > -0x1p31 && v < 0x1p31;     /* false for NaN */
+        const int64_t d = (fits ? (int64_t)v : 0) * (sign < 0 ? -1 : 1);
+        int32_t sum;
+        bool wraps = __builtin_add_overflow(sign ? s[i] : 0, d, &sum);
+        wraps |= !fits || sum == INT32_MIN;
+        s[i] = sum;
+        const int32_t size = wraps ? INT32_MAX : sum < 0 ? -sum : sum;
+        *peak = size > *peak ? size : *peak;
+    }
+}
+
+static void fixed_read(int64_t n, int point, const int32_t *s, void *py)
+{
+    real *y = py;
+    const real unit = R(ldexp(1, -point));
+    for (int64_t i = 0; i < n; i++) y[i] = (real)s[i] * unit;
+}
+
 static void fill(int64_t n, double value, void *y)
 {
     for (int64_t i = 0; i < n; i++)
@@ -447,7 +470,8 @@ const ag_kernels TABLE = {
 #include "autograd/binary.def"
 #undef AG_BINARY
     .gemm = gemm, .act_bwd = act_bwd,
-    .fill = fill, .add = add, .scale = scale, .add_scalar = add_scalar,
+    .fill = fill, .fixed_add = fixed_add, .fixed_read = fixed_read, .add = add,
+    .scale = scale, .add_scalar = add_scalar,
     .sum = sum, .row_sum = row_sum, .row_add = row_add,
     .layernorm_fwd = layernorm_fwd, .layernorm_bwd = layernorm_bwd,
     .softmax_fwd = softmax_fwd, .softmax_bwd = softmax_bwd,

@@ -22,7 +22,8 @@ const ag_kernels TABLE = {
                              .binary_bwd[AG_BINARY_##name] = AG_NAME(binary_bwd_##name),
 #include "autograd/binary.def"
 #undef AG_BINARY
-    K(gemm), K(act_bwd), K(fill), K(add), K(scale), K(add_scalar), K(sum), K(row_sum), K(row_add),
+    K(gemm), K(act_bwd), K(fill), K(fixed_add), K(fixed_read),
+    K(add), K(scale), K(add_scalar), K(sum), K(row_sum), K(row_add),
     K(layernorm_fwd), K(layernorm_bwd), K(softmax_fwd), K(softmax_bwd),
     K(embedding_fwd), K(embedding_bwd), K(gather_fwd), K(gather_bwd), K(pick_fwd), K(pick_bwd),
     K(copy_rows), K(outer_fwd), K(outer_bwd),
