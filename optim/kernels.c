@@ -62,6 +62,14 @@ AG_CLONES void opt_ema_part(float decay, float keep, int64_t n, const float *res
 
 enum { LANES = 32 };                 /* sums side by side */
 
+/* Their sum, as a tree. */
+static inline double sum_lanes(double *lane)
+{
+    for (int half = LANES / 2; half; half /= 2)
+        for (int j = 0; j < half; j++) lane[j] += lane[j + half];
+    return lane[0];
+}
+
 AG_CLONES double opt_square_part(int64_t n, const float *x)
 {
     double lane[LANES] = { 0 };
@@ -69,7 +77,71 @@ AG_CLONES double opt_square_part(int64_t n, const float *x)
     for (; i + LANES <= n; i += LANES)
         for (int j = 0; j < LANES; j++) lane[j] += (double)x[i + j] * (double)x[i + j];
     for (int j = 0; i + j < n; j++) lane[j] += (double)x[i + j] * (double)x[i + j];
-    for (int half = LANES / 2; half; half /= 2)
-        for (int j = 0; j < half; j++) lane[j] += lane[j + half];
-    return lane[0];
+    return sum_lanes(lane);
+}
+
+AG_CLONES void opt_square_sums(int64_t rows, int64_t cols, const float *restrict g,
+                               double *restrict row_sum, double *restrict col_sum)
+{
+    for (int64_t j = 0; j < cols; j++) col_sum[j] = 0;
+    for (int64_t r = 0; r < rows; r++, g += cols) {
+        double lane[LANES] = { 0 };
+        int64_t i = 0;
+        for (; i + LANES <= cols; i += LANES)
+            for (int j = 0; j < LANES; j++) {
+                const double x = (double)g[i + j];
+                lane[j] += x * x;
+                col_sum[i + j] += x * x;
+            }
+        for (int j = 0; i + j < cols; j++) {
+            const double x = (double)g[i + j];
+            lane[j] += x * x;
+            col_sum[i + j] += x * x;
+        }
+        row_sum[r] = sum_lanes(lane);
+    }
+}
+
+AG_CLONES double opt_factored_square(int64_t rows, int64_t cols, const float *g, const float *row,
+                                     const float *col)
+{
+    double lane[LANES] = { 0 };
+    for (int64_t r = 0; r < rows; r++, g += cols) {
+        const float by = row[r];
+        int64_t i = 0;
+        for (; i + LANES <= cols; i += LANES)
+            for (int j = 0; j < LANES; j++) {
+                const double y = (double)(g[i + j] * by * col[i + j]);
+                lane[j] += y * y;
+            }
+        for (int j = 0; i + j < cols; j++) {
+            const double y = (double)(g[i + j] * by * col[i + j]);
+            lane[j] += y * y;
+        }
+    }
+    return sum_lanes(lane);
+}
+
+AG_CLONES void opt_factored_part(const opt_factored *f, int64_t rows, int64_t cols,
+                                 const float *restrict row, const float *restrict col,
+                                 float *restrict p, float *restrict g, float *restrict m)
+{
+    const opt_factored c = *f;
+    for (int64_t r = 0; r < rows; r++, p += cols, g += cols, m += m ? cols : 0) {
+        const float by = row[r];
+        if (m) {
+            #pragma omp simd
+            for (int64_t j = 0; j < cols; j++) {
+                m[j] = c.momentum * m[j] + c.keep * (c.rate * (g[j] * by * col[j]));
+                p[j] = c.shrink * p[j] - m[j];
+                g[j] = 0;
+            }
+        } else {
+            #pragma omp simd
+            for (int64_t j = 0; j < cols; j++) {
+                p[j] = c.shrink * p[j] - c.rate * (g[j] * by * col[j]);
+                g[j] = 0;
+            }
+        }
+    }
 }

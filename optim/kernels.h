@@ -35,6 +35,24 @@ typedef struct opt_sgd {
 } opt_sgd;
 void opt_sgd_part(const opt_sgd *s, int64_t n, float *p, float *g, float *m);
 
+/*
+ * Adafactor (optim/adafactor.h) on a part of a matrix, g, p, m [rows, cols], with the factors of
+ * the update of each row and column.
+ */
+/* The sums of the squares of each row and each column, in a fixed order. */
+void opt_square_sums(int64_t rows, int64_t cols, const float *g, double *row_sum, double *col_sum);
+/* The sum of the squares of the update y = g * row * col. */
+double opt_factored_square(int64_t rows, int64_t cols, const float *g, const float *row,
+                           const float *col);
+
+typedef struct opt_factored {
+    float rate, shrink;              /* p = shrink p - rate y */
+    float momentum, keep;            /* with m: m = momentum m + keep rate y; p = shrink p - m */
+} opt_factored;
+/* m may be NULL.  g is zero afterwards. */
+void opt_factored_part(const opt_factored *c, int64_t rows, int64_t cols, const float *row,
+                       const float *col, float *p, float *g, float *m);
+
 /* e = decay e + keep p */
 void opt_ema_part(float decay, float keep, int64_t n, const float *p, float *e);
 

@@ -25,9 +25,10 @@ double opt_schedule_lr(const opt_schedule *s, int64_t step)
 {
     const long double half_pi = 1.57079632679489661923132L, lr = s->lr, min = s->min_lr;
     const int64_t w = s->warmup_steps, end = s->decay_steps;
+    if (step < w && s->shape == OPT_RSQRT) return s->lr;
     if (step < w) return (double)(lr * (long double)(step + 1) / (long double)(w + 1));
     if (step == w || s->shape == OPT_CONSTANT) return s->lr;
-    if (s->shape == OPT_INVERSE_SQRT)
+    if (s->shape == OPT_INVERSE_SQRT || s->shape == OPT_RSQRT)
         return fmax(s->min_lr,
                     (double)(lr * sqrtl((long double)(w > 1 ? w : 1) / (long double)step)));
     if (step >= end) return s->min_lr;

@@ -9,6 +9,8 @@
  *   cosine         min + (lr - min) * (1 + cos(pi x)) / 2
  *   linear         min + (lr - min) * (1 - x)
  *   inverse_sqrt   max(min, lr * sqrt(max(W,1) / max(step,1)))     has no end
+ *   rsqrt          max(min, lr * sqrt(max(W,1) / max(step,W,1)))   has no end, and lr up to W: as
+ *                  trax's "constant * rsqrt_decay" c / sqrt(max(step, W)) with lr = c / sqrt(W)
  *   constant       lr
  *
  * At step W all of them give lr exactly, at D and after it cosine and linear give min exactly.
@@ -19,7 +21,8 @@
 #include "autograd/base/error.h"
 #include <stdint.h>
 
-typedef enum opt_shape { OPT_COSINE, OPT_LINEAR, OPT_INVERSE_SQRT, OPT_CONSTANT } opt_shape;
+typedef enum opt_shape { OPT_COSINE, OPT_LINEAR, OPT_INVERSE_SQRT, OPT_RSQRT, OPT_CONSTANT }
+    opt_shape;
 
 typedef struct opt_schedule {
     opt_shape shape;

@@ -264,14 +264,15 @@ static void in_f32(void **state)
     ag_tape *t = ag_tape_new(k);
     assert_true(range && t);
     for (int i = 0; i < p->n_items; i++)
-        range[i] = (opt_range){ p->items[i].offset, p->items[i].count, p->items[i].decay };
+        range[i] = (opt_range){ .offset = p->items[i].offset, .count = p->items[i].count,
+                                .decay = p->items[i].decay };
     if (opt_new(&ADAMW, p->n, range, p->n_items, &opt, &err)) fail_msg("%s", err.msg);
     for (int step = 0; step < STEPS; step++) {
         double norm;
         near(g, "loss", step, (double)*(float *)forward(g, model, t, step)->data, g->loss[step],
              1e-5);
         if (step == 0) check_first_gradients(g, p, 1e-5);
-        if (opt_step(opt, LR, p->weights, p->grads, &norm, &err)) fail_msg("%s", err.msg);
+        if (opt_step(opt, LR, 1, p->weights, p->grads, &norm, &err)) fail_msg("%s", err.msg);
         near(g, "gradient norm", step, norm, g->norm[step], 1e-4);
         ag_tape_reset(t);
     }

@@ -354,7 +354,7 @@ static void one_sequence_is_learned(void **state)
         ag_backward(t, part, 1);
         tape_ok(t);
         if (step == 0) assert_true(fabs(loss - log(VOCAB)) < 1e-6);
-        assert_int_equal(opt_step(opt, 1e-2, p->weights, p->grads, NULL, &err), AG_OK);
+        assert_int_equal(opt_step(opt, 1e-2, 1, p->weights, p->grads, NULL, &err), AG_OK);
     }
     if (!(loss < 0.01)) fail_msg("the loss is still %g", loss);
     opt_free(opt);

@@ -76,6 +76,18 @@ static int print_tensors(const train_ckpt_file *f, ag_err *err)
     return AG_OK;
 }
 
+/* The scale of the loss, where it is scaled. */
+static int print_scaler(const train_ckpt_file *f, ag_err *err)
+{
+    double scale;
+    int64_t skipped;
+    if (!train_ckpt_has_attr(f, "train/scaler", "scale")) return AG_OK;
+    int r = train_ckpt_get_f64(f, "train/scaler", "scale", &scale, err);
+    if (r == AG_OK) r = train_ckpt_get_i64(f, "train/scaler", "skipped", &skipped, err);
+    if (r == AG_OK) printf("loss scale %g, %" PRId64 " steps skipped\n", scale, skipped);
+    return r;
+}
+
 int train_cmd_inspect(int argc, char **argv, ag_err *err)
 {
     bool best = false, config = false;
@@ -99,7 +111,8 @@ int train_cmd_inspect(int argc, char **argv, ag_err *err)
         if (isfinite(h->best_metric))
             printf(", best validation loss %.4f at step %" PRId64, h->best_metric, h->best_step);
         putchar('\n');
-        r = print_tensors(f, err);
+        r = print_scaler(f, err);
+        if (r == AG_OK) r = print_tensors(f, err);
     }
     train_ckpt_close(f);
     return r;

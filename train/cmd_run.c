@@ -2,6 +2,7 @@
 #include "train/command.h"
 #include "train/generate.h"
 #include "train/media.h"
+#include "train/metrics.h"
 #include "train/trainer.h"
 
 #include <inttypes.h>

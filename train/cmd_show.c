@@ -140,7 +140,7 @@ static int show_memory(train_session *s, bool plan, ag_err *err)
     printf("%s, %s parameters\n", s->model->kind, grouped(s->model->cost.params, count));
     print_bytes("parameters", params);
     print_bytes("gradients", params);
-    print_bytes("optimizer", params * s->opt->n_slots);
+    print_bytes("optimizer", (double)opt_bytes(s->opt));
     const double patterns = (double)s->model->cost.pattern_bytes;
     if (patterns > 0) print_bytes("attention patterns", patterns);
     printf("activations of a micro-batch of %" PRId64 "\n", s->config.train.micro_batch);
@@ -157,7 +157,7 @@ static int show_memory(train_session *s, bool plan, ag_err *err)
     const double peak = (double)ag_tape_bytes(s->tape).peak;
     print_bytes(plan ? "their gradients" : "their gradients, workspace", peak - forward);
     print_bytes(plan ? "all, at the peak of a step (*)" : "all, at the peak of a step",
-                params * (2 + s->opt->n_slots) + peak + patterns);
+                2 * params + (double)opt_bytes(s->opt) + peak + patterns);
     if (plan)
         puts("(*) planned, without the workspace of single ops; --run takes a step");
     return AG_OK;

@@ -106,6 +106,8 @@ const char *train_choice_word(int choice);
 int64_t train_config_d_ff(const train_config *c);
 /* Inner width of the sparse feed-forward's controller, the same. */
 int64_t train_config_d_lowrank(const train_config *c);
+/* The least scale of the loss, the same. */
+double train_config_loss_scale_floor(const train_config *c);
 /* Whether the model sees whole images, not tokens. */
 bool train_config_has_images(const train_config *c);
 /* Whether it reads a source apart from the target that it writes. */

@@ -28,6 +28,12 @@ int64_t train_config_d_lowrank(const train_config *c)
     return rank > 1 ? rank : 1;
 }
 
+double train_config_loss_scale_floor(const train_config *c)
+{
+    if (c->train.loss_scale_floor > 0) return c->train.loss_scale_floor;
+    return c->train.loss_scale == TRAIN_LOSS_SCALE_SMOOTH ? 1024 : 1;
+}
+
 bool train_config_has_images(const train_config *c)
 {
     return c->model.type == TRAIN_MODEL_MLP;
@@ -276,15 +282,34 @@ static void check_model(checker *k)
     if (gpt) check_position(k);
 }
 
+static void check_optimizer(checker *k)
+{
+    const train_config *c = k->c;
+    if (c->optim.nesterov && c->optim.type != TRAIN_OPTIM_SGD)
+        clash(k, "optim.nesterov", "needs sgd, but", "optim.type", "");
+    else if (c->optim.nesterov && c->optim.momentum <= 0)
+        clash(k, "optim.nesterov", "needs momentum, but", "optim.momentum", "");
+    if (c->optim.type == TRAIN_OPTIM_ADAFACTOR && c->optim.weight_decay > 1e-3)
+        clash(k, "optim.weight_decay", "is more than 0.001, too much for", "optim.type",
+              "it is the share of all weights that each step takes off, whatever the rate: set "
+              "optim.weight_decay: 0, or 1e-5 as the paper's sparse models");
+    const double least = train_config_loss_scale_floor(c);
+    char note[48] = "";
+    if (c->train.loss_scale_floor == 0) snprintf(note, sizeof note, "0 stands for %g", least);
+    if (c->train.loss_scale_init < least)
+        clash(k, "train.loss_scale_init", "is below", "train.loss_scale_floor", note);
+}
+
 static void check_training(checker *k)
 {
     const train_config *c = k->c;
     const bool own_end = c->schedule.decay_steps > 0;
     const int64_t end = own_end ? c->schedule.decay_steps : c->train.steps;
-    if (c->schedule.warmup_steps >= end)
+    if (c->schedule.warmup_steps >= end && c->schedule.type != TRAIN_SCHEDULE_RSQRT)
         clash(k, "schedule.warmup_steps", "must be less than",
               own_end ? "schedule.decay_steps" : "train.steps", "");
-    if (c->schedule.type == TRAIN_SCHEDULE_INVERSE_SQRT && c->schedule.warmup_steps < 1)
+    if ((c->schedule.type == TRAIN_SCHEDULE_INVERSE_SQRT ||
+         c->schedule.type == TRAIN_SCHEDULE_RSQRT) && c->schedule.warmup_steps < 1)
         clash(k, "schedule.type", "needs a warm-up, but", "schedule.warmup_steps", "");
     if (c->schedule.min_lr > c->optim.lr)
         clash(k, "schedule.min_lr", "must not be more than", "optim.lr", "");
@@ -295,10 +320,7 @@ static void check_training(checker *k)
     if (c->train.eval_last && c->train.eval_batches)
         clash(k, "train.eval_last", "is for the whole split, but", "train.eval_batches",
               "set train.eval_batches: 0");
-    if (c->optim.nesterov && c->optim.type != TRAIN_OPTIM_SGD)
-        clash(k, "optim.nesterov", "needs sgd, but", "optim.type", "");
-    else if (c->optim.nesterov && c->optim.momentum <= 0)
-        clash(k, "optim.nesterov", "needs momentum, but", "optim.momentum", "");
+    check_optimizer(k);
 }
 
 int train_config_check(const train_config *c, ag_err *err)

@@ -2,9 +2,11 @@
 
 #include "autograd/base/hash.h"
 #include "train/build.h"
+#include "train/optimizer.h"
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -124,39 +126,6 @@ static int64_t choose_micro_batch(const train_session *s)
     return want;
 }
 
-static int build_optimizer(train_session *s, bool plan, ag_err *err)
-{
-    static const opt_type types[] = { [TRAIN_OPTIM_ADAMW] = OPT_ADAMW,
-                                      [TRAIN_OPTIM_ADAM] = OPT_ADAM, [TRAIN_OPTIM_SGD] = OPT_SGD };
-    static const opt_shape shapes[] = { [TRAIN_SCHEDULE_COSINE] = OPT_COSINE,
-                                        [TRAIN_SCHEDULE_LINEAR] = OPT_LINEAR,
-                                        [TRAIN_SCHEDULE_INVERSE_SQRT] = OPT_INVERSE_SQRT,
-                                        [TRAIN_SCHEDULE_CONSTANT] = OPT_CONSTANT };
-    const train_config *c = &s->config;
-    const opt_config o = { .type = types[c->optim.type], .beta1 = c->optim.beta1,
-                           .beta2 = c->optim.beta2, .eps = c->optim.eps,
-                           .momentum = c->optim.momentum, .nesterov = c->optim.nesterov,
-                           .weight_decay = c->optim.weight_decay, .clip_norm = c->optim.clip_norm,
-                           .ema_decay = c->optim.ema_decay };
-    s->schedule = (opt_schedule){ .shape = shapes[c->schedule.type], .lr = c->optim.lr,
-                                  .min_lr = c->schedule.min_lr,
-                                  .warmup_steps = c->schedule.warmup_steps,
-                                  .decay_steps = c->schedule.decay_steps ? c->schedule.decay_steps
-                                                                         : c->train.steps };
-    int r = opt_schedule_check(&s->schedule, err);
-    if (r < 0) return r;
-    const nn_params *p = s->model->params;
-    opt_range *ranges = malloc((size_t)p->n_items * sizeof *ranges);
-    if (!ranges) return ag_err_set(err, AG_ENOMEM, "out of memory for the optimizer");
-    for (int i = 0; i < p->n_items; i++)
-        ranges[i] = (opt_range){ p->items[i].offset, p->items[i].count, p->items[i].decay };
-    r = opt_new(&o, p->n, ranges, p->n_items, &s->opt, err);
-    free(ranges);
-    if (r == AG_OK && s->opt->ema && !plan)      /* as if after a step that changed nothing */
-        memcpy(s->opt->ema, p->weights, (size_t)p->n * sizeof(float));
-    return r;
-}
-
 static int build_buffers(train_session *s, const train_open *what, ag_err *err)
 {
     const char *why = NULL;
@@ -185,7 +154,7 @@ int train_session_new(const train_config *c, const train_open *what, train_sessi
     s->form = what->form;
     int r = what->data ? open_data(s, what, err) : AG_OK;
     if (r == AG_OK) r = build_model(s, what, err);
-    if (r == AG_OK && what->optimizer) r = build_optimizer(s, what->plan, err);
+    if (r == AG_OK && what->optimizer) r = train_optimizer_new(s, what->plan, err);
     if (r == AG_OK) r = build_buffers(s, what, err);
     if (r == AG_OK && s->opt && s->data) r = train_probe_new(s, &s->probe, err);
     if (r < 0) {
@@ -279,7 +248,7 @@ static int run_batch(train_session *s, double *ret_loss, ag_err *err)
                       &(ag_noise_key){ (uint64_t)s->config.run.seed, (uint32_t)s->step, i, n });
         ag_tensor *part = nn_model_loss(s->model, s->tape, x, targets, NN_TRAIN);
         loss += share * scalar_of(part);
-        ag_backward(s->tape, part, share);
+        ag_backward(s->tape, part, share * s->scaler.scale);
         const int r = ag_tape_status(s->tape, err);
         if (r < 0) return r;
     }
@@ -300,10 +269,29 @@ static int diagnose(train_session *s, double loss, double norm, ag_err *err)
     ag_tape_watch(s->tape, false);
     nn_params_zero_grad(s->model->params);
     if (first.code != AG_EDIVERGED) return ag_err_set(err, first.code, "%s", first.msg);
+    char scaled[96] = "";
+    if (s->scaler.type != OPT_SCALING_NONE)
+        snprintf(scaled, sizeof scaled, ", loss scale %g, %" PRId64 " steps skipped in a row",
+                 s->scaler.scale, s->scaler.skipped_in_row);
     return ag_err_set(err, AG_EDIVERGED, "step %" PRId64
-                      ": loss %g, gradient norm %g\n  first: %s\n"
+                      ": loss %g, gradient norm %g%s\n  first: %s\n"
                       "  a lower optim.lr, a longer schedule.warmup_steps or optim.clip_norm "
-                      "usually helps", s->step + 1, loss, norm, first.msg);
+                      "usually helps", s->step + 1, loss, norm, scaled, first.msg);
+}
+
+/* What becomes of a step whose loss or gradient is not finite: it is skipped, unless it is one too
+ * many or the loss is not scaled. */
+static int skip(train_session *s, double loss, double norm, ag_err *err)
+{
+    opt_scaler *scaler = &s->scaler;
+    if (scaler->type == OPT_SCALING_NONE) return diagnose(s, loss, norm, err);
+    if (scaler->skipped_in_row + 1 == OPT_SCALER_PATIENCE) {
+        scaler->skipped_in_row++;
+        return diagnose(s, loss, norm, err);
+    }
+    opt_scaler_update(scaler, isfinite(loss) ? OPT_BAD_GRADIENT : OPT_BAD_LOSS);
+    nn_params_zero_grad(s->model->params);
+    return AG_OK;
 }
 
 int train_session_step(train_session *s, double *ret_loss, double *ret_norm, ag_err *err)
@@ -314,10 +302,11 @@ int train_session_step(train_session *s, double *ret_loss, double *ret_norm, ag_
     ag_err why = { 0 };
     int done = isfinite(loss) ? AG_OK : AG_EDIVERGED;
     if (done == AG_OK)
-        done = opt_step(s->opt, train_session_lr(s), s->model->params->weights,
-                        s->model->params->grads, &norm, &why);
-    if (done == AG_EDIVERGED) return diagnose(s, loss, norm, err);
-    if (done < 0) return ag_err_set(err, done, "%s", why.msg);
+        done = opt_step(s->opt, train_session_lr(s), opt_scaler_unscale(&s->scaler),
+                        s->model->params->weights, s->model->params->grads, &norm, &why);
+    if (done == AG_OK) opt_scaler_update(&s->scaler, OPT_FINITE);
+    else if (done != AG_EDIVERGED) return ag_err_set(err, done, "%s", why.msg);
+    else if ((done = skip(s, loss, norm, err)) < 0) return done;
     s->step++;
     s->samples_seen += s->config.train.batch;
     *ret_loss = loss;
@@ -462,7 +451,13 @@ void train_session_hash(const train_session *s, char ret_hex[65])
     ag_sha256_init(&h);
     ag_sha256_add(&h, s->model->params->weights, bytes);
     for (int i = 0; s->opt && i < s->opt->n_slots; i++)
-        ag_sha256_add(&h, s->opt->slot[i].data, bytes);
+        ag_sha256_add(&h, s->opt->slot[i].data, (size_t)s->opt->slot[i].n * sizeof(float));
+    if (s->scaler.type != OPT_SCALING_NONE) {
+        const opt_scaler *k = &s->scaler;
+        const int64_t counted[] = { k->finite_steps, k->skipped, k->skipped_in_row };
+        ag_sha256_add(&h, &k->scale, sizeof k->scale);
+        ag_sha256_add(&h, counted, sizeof counted);
+    }
     const int64_t counters[] = { s->step, s->samples_seen };
     ag_sha256_add(&h, counters, sizeof counters);
     ag_sha256_end(&h, digest);

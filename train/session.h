@@ -16,6 +16,7 @@
 #include "data/data.h"
 #include "layers/layers.h"
 #include "optim/optim.h"
+#include "optim/scaler.h"
 #include "optim/schedule.h"
 #include "train/config.h"
 #include "train/probe.h"
@@ -49,11 +50,12 @@ typedef struct train_session {
     nn_model    *model;
     opt_state   *opt;                /* NULL: opened for evaluation */
     opt_schedule schedule;
+    opt_scaler   scaler;             /* of the loss */
     ag_tape     *tape;
     int64_t      context, d_in;      /* targets of a sample (1: images); features of an image
                                       * (0: tokens) */
     int64_t      source;             /* columns of the source before them; 0: there is none */
-    int64_t      step;               /* optimizer steps done */
+    int64_t      step;               /* batches done; opt->step: but for those skipped */
     int64_t      samples_seen;       /* sequences or images trained on */
     double       best_loss;          /* lowest validation loss, NaN until there is one */
     int64_t      best_step;
@@ -83,8 +85,9 @@ int train_session_new(const train_config *c, const train_open *what, train_sessi
 void train_session_free(train_session *s);               /* NULL is fine */
 
 /* One optimizer step.  *ret_loss: the mean loss of the batch, *ret_norm: the norm of its gradient
- * before clipping.  AG_EDIVERGED: one of them is not finite; the weights are as before, and the
- * message names the op where it began. */
+ * before clipping.  Where one of them is not finite, the weights and the optimizer are as before:
+ * with a scaled loss the step is skipped (s->scaler counts these); without, and where too many are
+ * skipped in a row, AG_EDIVERGED, and the message names the op where it began. */
 int train_session_step(train_session *s, double *ret_loss, double *ret_norm, ag_err *err);
 
 /* Loss and accuracy over `batches` random batches of a split that are the same every time, or over
@@ -103,7 +106,7 @@ int train_session_first_loss(train_session *s, int64_t samples, nn_mode mode, do
  * sampling. */
 void train_session_swap_ema(train_session *s);
 
-/* SHA-256 of weights, optimizer state and counters, 64 hex digits. */
+/* SHA-256 of weights, state of the optimizer and the scaler, and counters, 64 hex digits. */
 void train_session_hash(const train_session *s, char ret_hex[65]);
 
 /* Was it trained on pairs of a source and a target, apart or in a row? */

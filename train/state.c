@@ -5,9 +5,11 @@
 #include <string.h>
 
 static const char *const opt_names[] = { [OPT_ADAMW] = "adamw", [OPT_ADAM] = "adam",
-                                         [OPT_SGD] = "sgd" };
+                                         [OPT_SGD] = "sgd", [OPT_ADAFACTOR] = "adafactor" };
+_Static_assert(sizeof opt_names / sizeof *opt_names == OPT_N_TYPES, "a name for each optimizer");
 
 enum { GROUP_MAX = 64 };
+static const char SCALER[] = "train/scaler";
 
 /* "optimizer/adamw/m" */
 static void slot_group(char buf[GROUP_MAX], opt_type type, const char *slot)
@@ -20,13 +22,29 @@ static void slot_group(char buf[GROUP_MAX], opt_type type, const char *slot)
 static train_ckpt_tensor tensor_of(const nn_item *p, const char *group, const float *flat)
 {
     train_ckpt_tensor t = { .group = group, .name = p->name, .ndim = p->tensor->shape.ndim,
-                            .data = flat + p->offset };
+                            .data = flat ? flat + p->offset : NULL };
     for (int i = 0; i < t.ndim; i++) t.dim[i] = p->tensor->shape.dim[i];
     return t;
 }
 
+/* What slot k has of parameter i, in *ret_t: false if nothing. */
+static bool slot_tensor(const train_session *s, int k, int i, const char *group,
+                        train_ckpt_tensor *ret_t)
+{
+    const opt_slot *slot = &s->opt->slot[k];
+    int64_t at;
+    if (!opt_slot_span(s->opt, k, i, &at)) return false;
+    train_ckpt_tensor t = tensor_of(&s->model->params->items[i], group, NULL);
+    t.data = slot->data + at;
+    if (slot->extent == OPT_OF_COLS) t.dim[t.ndim - 2] = t.dim[t.ndim - 1];
+    if (slot->extent == OPT_OF_COLS || slot->extent == OPT_OF_ROWS) t.ndim--;
+    *ret_t = t;
+    return true;
+}
+
 typedef struct parts {               /* what a description points to */
-    train_ckpt_tensor *tensor;
+    train_ckpt_tensor *tensor;       /* [n_tensors] */
+    int     n_tensors;
     char    group[1 + OPT_MAX_SLOTS][GROUP_MAX];
     char   *yaml;
     uint8_t *table;
@@ -50,12 +68,11 @@ static int collect(const train_session *s, parts *p, ag_err *err)
         return ag_err_set(err, AG_ENOMEM, "out of memory for the checkpoint");
     if (p->choices) train_probe_save(s->probe, p->choices);
     for (int i = 0; i < np->n_items; i++)
-        p->tensor[i] = tensor_of(&np->items[i], "model", np->weights);
+        p->tensor[p->n_tensors++] = tensor_of(&np->items[i], "model", np->weights);
     for (int k = 0; k < slots; k++) {
         slot_group(p->group[k], s->opt->config.type, s->opt->slot[k].name);
         for (int i = 0; i < np->n_items; i++)
-            p->tensor[(k + 1) * np->n_items + i] = tensor_of(&np->items[i], p->group[k],
-                                                             s->opt->slot[k].data);
+            p->n_tensors += slot_tensor(s, k, i, p->group[k], &p->tensor[p->n_tensors]);
     }
     slot_group(p->group[OPT_MAX_SLOTS], s->opt ? s->opt->config.type : OPT_ADAMW, "");
     return AG_OK;
@@ -87,8 +104,17 @@ int train_state_save(const train_session *s,
               .value.s = s->fingerprint },
             { .group = p.group[OPT_MAX_SLOTS], .name = "step", .type = TRAIN_CKPT_I64,
               .value.i = s->opt ? s->opt->step : 0 },
+            { .group = SCALER, .name = "scale", .type = TRAIN_CKPT_F64,
+              .value.f = s->scaler.scale },
+            { .group = SCALER, .name = "finite_steps", .type = TRAIN_CKPT_I64,
+              .value.i = s->scaler.finite_steps },
+            { .group = SCALER, .name = "skipped", .type = TRAIN_CKPT_I64,
+              .value.i = s->scaler.skipped },
+            { .group = SCALER, .name = "skipped_in_row", .type = TRAIN_CKPT_I64,
+              .value.i = s->scaler.skipped_in_row },
         };
-        const int n_attrs = (int)(sizeof attrs / sizeof *attrs);
+        const bool scaled = s->scaler.type != OPT_SCALING_NONE;
+        const int n_attrs = (int)(sizeof attrs / sizeof *attrs) - (s->opt ? scaled ? 0 : 4 : 5);
         train_ckpt_blob blobs[3] = { { .group = "config", .name = "yaml", .data = p.yaml,
                                        .size = strlen(p.yaml), .is_text = true } };
         int n_blobs = 1;
@@ -103,8 +129,7 @@ int train_state_save(const train_session *s,
                       .seed = (uint64_t)s->config.run.seed,
                       .best_metric = s->best_loss, .best_step = s->best_step },
             .framework_version = TULLE_VERSION, .tensor = p.tensor, .attr = attrs, .blob = blobs,
-            .n_tensors = s->model->params->n_items * (1 + (s->opt ? s->opt->n_slots : 0)),
-            .n_attrs = s->opt ? n_attrs : n_attrs - 1, .n_blobs = n_blobs,
+            .n_tensors = p.n_tensors, .n_attrs = n_attrs, .n_blobs = n_blobs,
         };
         r = save(arg, &c, err);
     }
@@ -144,23 +169,44 @@ static int read_flat(const train_ckpt_file *f, const nn_params *p, const char *g
     return AG_OK;
 }
 
+static int read_slot(const train_ckpt_file *f, train_session *s, int k, const char *group,
+                     ag_err *err)
+{
+    float *data = s->opt->slot[k].data;
+    train_ckpt_tensor t;
+    int r = AG_OK;
+    for (int i = 0; i < s->model->params->n_items && r == AG_OK; i++)
+        if (slot_tensor(s, k, i, group, &t))
+            r = train_ckpt_read(f, group, t.name, t.ndim, t.dim, false, data + (t.data - data),
+                                err);
+    return r;
+}
+
 static int read_optimizer(const train_ckpt_file *f, train_session *s, ag_err *err)
 {
     char group[GROUP_MAX];
     for (int k = 0; k < s->opt->n_slots; k++) {
         slot_group(group, s->opt->config.type, s->opt->slot[k].name);
-        const int r = read_flat(f, s->model->params, group, s->opt->slot[k].data, err);
+        const int r = read_slot(f, s, k, group, err);
         if (r < 0) return r;
     }
     slot_group(group, s->opt->config.type, "");
-    return train_ckpt_get_i64(f, group, "step", &s->opt->step, err);
+    int r = train_ckpt_get_i64(f, group, "step", &s->opt->step, err);
+    if (r < 0 || s->scaler.type == OPT_SCALING_NONE) return r;
+    r = train_ckpt_get_f64(f, SCALER, "scale", &s->scaler.scale, err);
+    if (r == AG_OK)
+        r = train_ckpt_get_i64(f, SCALER, "finite_steps", &s->scaler.finite_steps, err);
+    if (r == AG_OK) r = train_ckpt_get_i64(f, SCALER, "skipped", &s->scaler.skipped, err);
+    if (r == AG_OK)
+        r = train_ckpt_get_i64(f, SCALER, "skipped_in_row", &s->scaler.skipped_in_row, err);
+    return r;
 }
 
 /* For evaluation: the averaged weights where the file has them, unless plain ones are wanted. */
 static int read_weights(const train_ckpt_file *f, train_session *s, bool plain, ag_err *err)
 {
     char group[GROUP_MAX] = "model";
-    for (int type = 0; !plain && !s->opt && type <= OPT_SGD; type++) {
+    for (int type = 0; !plain && !s->opt && type < OPT_N_TYPES; type++) {
         char ema[GROUP_MAX];
         slot_group(ema, (opt_type)type, "ema");
         if (train_ckpt_has(f, ema)) memcpy(group, ema, sizeof group);

@@ -5,8 +5,12 @@
  *   /config/yaml        the effective configuration
  *   /tokenizer/table    the tokenizer in its flat form (data/tokenizer.h); absent for images
  *   /model/...          the weights by name; attributes classes, d_in
- *   /optimizer/TYPE/SLOT/...   the slots by name; attribute step of /optimizer/TYPE
+ *   /optimizer/TYPE/SLOT/...   the slots by name, each with the parameters that it has numbers of
+ *                       (rows: all axes but the last, columns: all but the last but one); attribute
+ *                       step of /optimizer/TYPE
  *   /train              attributes samples_seen, pending (train_pending)
+ *   /train/scaler       attributes scale, finite_steps, skipped, skipped_in_row (opt_scaler);
+ *                       absent where the loss is not scaled
  *   /data               attributes height, width, channels, rate (train_form); about and
  *                       fingerprint, which tell whether a resumed run sees the same data
  */

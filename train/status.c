@@ -48,18 +48,20 @@ void train_status_step(train_status *s, const train_progress *p, bool log)
     if (s->tty ? now - s->last_drawn < 0.1 && p->step < s->steps : !log) return;
     s->last_drawn = now;
 
-    char val[64] = "", bits[32] = "", eta[32], text[256];
+    char val[64] = "", bits[32] = "", skips[48] = "", eta[32], text[256];
     if (p->bytes) snprintf(bits, sizeof bits, " (%.3f bits)", p->loss / M_LN2);
     if (isfinite(p->val_loss) && p->bytes)
         snprintf(val, sizeof val, "  val %.4f (%.3f bits)", p->val_loss, p->val_loss / M_LN2);
     else if (isfinite(p->val_loss)) snprintf(val, sizeof val, "  val %.4f", p->val_loss);
+    if (p->skipped) snprintf(skips, sizeof skips, "  skipped %lld", (long long)p->skipped);
     const double done = (double)(p->step - s->first_step), left = (double)(s->steps - p->step);
     duration(done > 0 ? (now - s->began) / done * left : 0, eta);
-    snprintf(text, sizeof text, "step %lld/%lld  loss %.4f%s%s  %s %s  %.0f %s/s  %.0f MB  lr %.2e",
+    snprintf(text, sizeof text,
+             "step %lld/%lld  loss %.4f%s%s  %s %s  %.0f %s/s  %.0f MB  lr %.2e%s",
              (long long)p->step, (long long)s->steps, p->loss, bits, val,
              left > 0 ? "left" : "took",
              left > 0 ? eta : duration(now - s->began, eta), p->per_second, s->unit,
-             1e-6 * (double)p->memory, p->lr);
+             1e-6 * (double)p->memory, p->lr, skips);
     if (s->tty && left > 0) draw(s, text);
     else train_status_line(s, "%s", text);
 }

@@ -20,6 +20,7 @@ typedef struct train_status {
 typedef struct train_progress {
     int64_t step;
     double  loss, lr, val_loss;      /* val_loss NaN: not known yet */
+    int64_t skipped;                 /* steps, as the gradient of the scaled loss was not finite */
     double  per_second;              /* tokens or images */
     size_t  memory;                  /* bytes of the process, resident */
     bool    bytes;                   /* losses are those of bytes: show bits per byte too */

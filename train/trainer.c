@@ -4,6 +4,7 @@
 #include "train/environment.h"
 #include "train/generate.h"
 #include "train/media.h"
+#include "train/metrics.h"
 #include "train/state.h"
 #include "train/status.h"
 
@@ -36,22 +37,6 @@ void train_run_dir(const train_config *c, char *buf, size_t size)
 {
     if (c->run.dir[0]) snprintf(buf, size, "%s", c->run.dir);
     else snprintf(buf, size, "runs/%s", c->run.name);
-}
-
-const char *train_bits_json(const train_session *s, const char *prefix, double loss, char buf[64])
-{
-    buf[0] = '\0';
-    if (!s->d_in)
-        snprintf(buf, 64, "\"%sbits_per_%s\":%.9g,", prefix,
-                 train_session_of_bytes(s) ? "byte" : "token", loss / M_LN2);
-    return buf;
-}
-
-const char *train_seq_json(const train_eval *e, const char *prefix, char buf[64])
-{
-    buf[0] = '\0';
-    if (e->sequences) snprintf(buf, 64, "\"%sseq_accuracy\":%.9g,", prefix, e->seq_accuracy);
-    return buf;
 }
 
 const char *train_eval_text(const train_session *s, const train_eval *e, char *buf, size_t size)
@@ -117,6 +102,7 @@ static int log_step(run *r, double loss, double lr, double norm, ag_err *err)
     const train_progress p = { .step = r->s->step, .loss = loss, .lr = lr, .per_second = rate,
                                .val_loss = r->val.count ? r->val.loss : (double)NAN,
                                .memory = log ? train_resident_bytes() : 0,
+                               .skipped = r->s->scaler.skipped,
                                .bytes = train_session_of_bytes(r->s) };
     if (log || r->status.tty) {
         train_progress shown = p;
@@ -124,12 +110,11 @@ static int log_step(run *r, double loss, double lr, double norm, ag_err *err)
         train_status_step(&r->status, &shown, log);
     }
     if (!log) return AG_OK;
-    char line[512];
-    snprintf(line, sizeof line,
-             "{\"step\":%lld,\"loss\":%.9g,\"lr\":%.9g,\"grad_norm\":%.9g,\"samples\":%lld,"
-             "\"seconds\":%.3f,\"%s_per_second\":%.1f,\"memory\":%zu}", (long long)r->s->step, loss,
-             lr, norm, (long long)r->s->samples_seen, now - r->began, r->status.unit, rate,
-             p.memory);
+    char line[TRAIN_METRICS_MAX];
+    const train_step_metrics m = { .loss = loss, .lr = lr, .norm = norm, .seconds = now - r->began,
+                                   .unit = r->status.unit, .per_second = rate,
+                                   .memory = p.memory };
+    train_metrics_step(r->s, &m, line);
     r->shown = now;
     r->shown_step = r->s->step;
     return train_rundir_metrics_line(&r->dir, line, err);
@@ -346,6 +331,10 @@ static void describe(run *r)
     train_status_line(&r->status, "run     %s, %s kernels, %d threads, batch %lld in parts of %lld",
                       r->dir.dir, ag_tape_kernels(s->tape)->name, train_threads(),
                       (long long)s->config.train.batch, (long long)s->config.train.micro_batch);
+    if (s->scaler.type != OPT_SCALING_NONE)
+        train_status_line(&r->status, "        loss scale %g, %s; a step whose gradient overflows "
+                          "is skipped", s->scaler.scale,
+                          train_choice_word(s->config.train.loss_scale));
     if (s->opt->ema)
         train_status_line(&r->status, "        evaluated and sampled with the average of the "
                           "weights, optim.ema_decay = %g", s->config.optim.ema_decay);

@@ -43,10 +43,6 @@ int train_resume(const char *dir, char *const *overrides, int n, FILE *out,
 /* The directory of a run: run.dir, or runs/ and run.name. */
 void train_run_dir(const train_config *c, char *buf, size_t size);
 
-/* For JSON, with a prefix of the name: "\"val_bits_per_byte\":2.12,"; "" for images. */
-const char *train_bits_json(const train_session *s, const char *prefix, double loss, char buf[64]);
-/* The same of pairs: "\"val_seq_accuracy\":0.5,"; else "". */
-const char *train_seq_json(const train_eval *e, const char *prefix, char buf[64]);
 /* How to say a result: "loss 1.4697, perplexity 4.35, 2.120 bits per token". */
 const char *train_eval_text(const train_session *s, const train_eval *e, char *buf, size_t size);
 
