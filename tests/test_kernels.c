@@ -12,6 +12,7 @@
  * stay that way.
  */
 #include "check.h"
+#include "autograd/tape_impl.h"
 
 #include "big_cases.h"
 
@@ -41,6 +42,7 @@ static void result_release(result *r)
 /* A tape whose memory is full of NaN: one chunk, so that it stays so over resets. */
 enum { POISON_MAX = 64 << 20 };
 
+/* A tensor of NaN, and its gradient too. */
 static void nan_input(ag_tape *t, size_t bytes)
 {
     static float *nan;
@@ -51,7 +53,10 @@ static void nan_input(ag_tape *t, size_t bytes)
         for (int64_t i = 0; i < COUNT; i++) nan[i] = NAN;
     }
     assert_true(bytes <= POISON_MAX);
-    ag_input(t, AG_SHAPE((int64_t)(bytes / sizeof(float))), nan, false);
+    ag_tensor *x = ag_input(t, AG_SHAPE((int64_t)(bytes / sizeof(float))), nan, true);
+    x->grad = ag_grad_alloc(t, x);
+    assert_non_null(x->grad);
+    memcpy(x->grad, nan, (size_t)x->size * sizeof *nan);
 }
 
 static void poison(ag_tape *t, size_t bytes)
