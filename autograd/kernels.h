@@ -64,9 +64,10 @@ typedef struct ag_gemm {
 /*
  * Multi-head attention, o = softmax(scale q k^T) v per head.  Position t of batch item b starts at
  * q + b*q_batch + t*q_row; head h's part is at + h*d_qk in it (k the same, v and o with d_v).
- * Causal: query i sees keys 0 .. i + q_pos0.  A query with no key gives o = 0 and zero gradients.
+ * Causal: query i sees keys 0 .. i + q_pos0.  With lengths, item b has keys 0 .. lengths[b] - 1
+ * only.  A query with no key gives o = 0 and zero gradients.
  * With a pattern a query sees the keys that the pattern says (and no more than causal allows): q of
- * position q_pos0 + i; drop is 0 then.
+ * position q_pos0 + i; drop is 0 and lengths NULL then.
  * Dropout applies to the softmax (kept entries times 1/(1-drop)); its noise is a matrix
  * [batch*heads*tq, tk], row (b*heads + h)*tq + i.
  */
@@ -75,6 +76,7 @@ typedef struct ag_attention {
     bool    causal;
     int64_t q_pos0;
     const ag_pattern *pattern;       /* or NULL: all */
+    const int32_t *lengths;          /* [batch], each 0 .. tk; NULL: tk */
     double  scale;                   /* usually 1/sqrt(d_qk) */
     double  drop;                    /* probability; 0: none */
     ag_noise noise;

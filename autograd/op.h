@@ -49,6 +49,8 @@ typedef union ag_attr {              /* the parameters of a call that are no ten
     struct { struct ag_kv_cache *cache; int layer, slot; } state;    /* sru_cached */
     struct { const struct ag_half *half; int n, point; int64_t flops; size_t kept;
              size_t *first; } reversible;
+    struct { int64_t n; } strip;
+    struct { int64_t from, n; } columns;                     /* columns, count_tokens */
     ag_shape reshape;                                        /* reshape, scatter */
 } ag_attr;
 

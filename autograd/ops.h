@@ -42,9 +42,12 @@ typedef struct ag_attention_options {
                                       * the tape's step, and be causal, without dropout */
     double   drop;                   /* probability of dropout on the softmax */
     uint32_t site;                   /* of its noise */
+    ag_tensor *lengths;              /* int32 [b]: item b has keys 0 .. lengths[b] - 1; NULL: all.
+                                      * Without a pattern */
 } ag_attention_options;
 /* softmax(q k^T / sqrt(d_qk)) v per head: q [b,tq,heads*d_qk], k [b,tk,heads*d_qk], v
- * [b,tk,heads*d_v] -> [b,tq,heads*d_v] */
+ * [b,tk,heads*d_v] -> [b,tq,heads*d_v], 0 for a query without a key.  AG_ERANGE for a length beyond
+ * tk. */
 ag_tensor *ag_attend(ag_tape *t, ag_tensor *q, ag_tensor *k, ag_tensor *v,
                      const ag_attention_options *o);
 /* The same from one tensor qkv [b,t,heads*(2*d_qk+d_v)]: all q, then all k, then all v. */
@@ -61,6 +64,9 @@ int     ag_kv_cache_keep(ag_kv_cache *c, int slots, int64_t rows, int64_t width)
 /* Room for a state of `width` numbers at `slots` places in each layer (ag_sru_cached); such a cache
  * too can only be reset to 0.  AG_ENOMEM. */
 int     ag_kv_cache_keep_state(ag_kv_cache *c, int slots, int64_t width);
+/* Room for the keys and values of sources of up to `length` positions (ag_attend_source).
+ * AG_ENOMEM. */
+int     ag_kv_cache_source(ag_kv_cache *c, int64_t length);
 void    ag_kv_cache_free(ag_kv_cache *c);
 void    ag_kv_cache_reset(ag_kv_cache *c, int64_t length);   /* keep the first `length` positions */
 int64_t ag_kv_cache_length(const ag_kv_cache *c);
@@ -70,6 +76,10 @@ void    ag_kv_cache_advance(ag_kv_cache *c, int64_t n);   /* after all layers sa
  * side as for ag_attend_qkv, and k and v are NULL.  No gradient.  AG_ERANGE when the cache is
  * full. */
 ag_tensor *ag_attend_cached(ag_tape *t, ag_tensor *q, ag_tensor *k, ag_tensor *v,
+                            const ag_attention_options *o, ag_kv_cache *cache, int layer);
+/* Attention to a source: k [b,S,..], v [b,S,..] and o->lengths, which the cache then keeps for this
+ * layer; in later calls k and v are NULL, and those are taken.  Not causal; no gradient. */
+ag_tensor *ag_attend_source(ag_tape *t, ag_tensor *q, ag_tensor *k, ag_tensor *v,
                             const ag_attention_options *o, ag_kv_cache *cache, int layer);
 /* [b,rows+t,d]: the last `rows` inputs of place `slot` of the layer, zeros where there were none,
  * then x [b,t,d]; keeps the last rows of that.  No gradient. */
@@ -154,6 +164,18 @@ ag_tensor *ag_module_linear(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *b
                             int64_t modules, int64_t span);
 /* Module by module side by side: a [..,modules*p], b [..,modules*q] -> [..,modules*(p+q)] */
 ag_tensor *ag_module_concat(ag_tape *t, ag_tensor *a, ag_tensor *b, int64_t modules);
+
+/* Source and target in one row without a gap (Terraformer, 2111.12763; ConcatWithPadding2 of its
+ * released code): e [b,m,d], y [b,n,d], lengths int32 [b] -> [b,m+n,d], row b being e[b], then
+ * zeros, with y[b] written over positions lengths[b] .. lengths[b] + n - 1.  AG_ERANGE for a length
+ * beyond m. */
+ag_tensor *ag_merge(ag_tape *t, ag_tensor *e, ag_tensor *y, ag_tensor *lengths);
+/* The n rows x[b, lengths[b] + i] of x [b,m+n,d] -> [b,n,d]: takes y out again. */
+ag_tensor *ag_strip(ag_tape *t, ag_tensor *x, ag_tensor *lengths, int64_t n);
+/* Columns from .. from + n - 1 of ids int32 [b,m] -> int32 [b,n] */
+ag_tensor *ag_columns(ag_tape *t, ag_tensor *ids, int64_t from, int64_t n);
+/* How many of the first n ids of each row int32 [b,m] are not 0 (padding) -> int32 [b] */
+ag_tensor *ag_count_tokens(ag_tape *t, ag_tensor *ids, int64_t n);
 
 ag_tensor *ag_gather(ag_tape *t, ag_tensor *x, ag_tensor *idx);   /* x[v,n], idx[..] -> [..,n]:
                                                                    * rows */

@@ -69,11 +69,13 @@ static void check_guards(const problem *p, const char *isa)
     }
 }
 
-static void run_pattern(const shape *s, const ag_pattern *pattern)
+/* lengths [batch]: keys of each item; NULL: all */
+static void run_keys(const shape *s, const ag_pattern *pattern, const int32_t *lengths)
 {
     problem p;
     oracle r;
     pattern_init(&p, s, pattern);
+    p.a.lengths = lengths;
     oracle_init(&r, &p.a);
     oracle_run(&p, &r);
     for (int k = 0; k < n_tables; k++) {
@@ -102,14 +104,22 @@ static void run_pattern(const shape *s, const ag_pattern *pattern)
     problem_free(&p);
 }
 
-static inline void run_case(const shape *s) { run_pattern(s, NULL); }
+static inline void run_pattern(const shape *s, const ag_pattern *pattern)
+{
+    run_keys(s, pattern, NULL);
+}
+
+static inline void run_case(const shape *s) { run_keys(s, NULL, NULL); }
 
 /* Output, lse and gradients of a problem have the same bits for any number of threads. */
-static void run_threads(const ag_kernels *table, const shape *s, const ag_pattern *pattern)
+static void run_threads(const ag_kernels *table, const shape *s, const ag_pattern *pattern,
+                        const int32_t *lengths)
 {
     problem p[2];
-    pattern_init(&p[0], s, pattern);
-    pattern_init(&p[1], s, pattern);
+    for (int i = 0; i < 2; i++) {
+        pattern_init(&p[i], s, pattern);
+        p[i].a.lengths = lengths;
+    }
     for (int t = 0; t < 4; t++) {
         problem *x = &p[t > 0];
         set_threads((const int[]){ 1, 2, 3, 7 }[t]);

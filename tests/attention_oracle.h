@@ -217,7 +217,8 @@ static void oracle_query(const problem *p, int64_t b, int64_t h, int64_t i, orac
 {
     const ag_attention *a = &p->a;
     const int64_t pairs = a->batch * a->heads, pair = b * a->heads + h, row = pair * a->tq + i;
-    const int64_t end = !a->causal ? a->tk : i + a->q_pos0 + 1 < a->tk ? i + a->q_pos0 + 1 : a->tk;
+    const int64_t all = a->lengths ? a->lengths[b] : a->tk;
+    const int64_t end = a->causal && i + a->q_pos0 + 1 < all ? i + a->q_pos0 + 1 : all;
     const float *q = row_of(p, Q, 0, b, i) + h * a->d_qk,
         *grad = row_of(p, O, 1, b, i) + h * a->d_v;
     double *s = work, *dp = work + a->tk, *dp_abs = dp + a->tk, *keep = dp_abs + a->tk;

@@ -16,8 +16,9 @@
 #define LINEAR(f, low, out, m, n, k)                                                               \
     BIG(linear, low, 1, IN(S3(2, m, k), S2(n, k), S1(n), S3(2, m, n)), .absent = out,              \
         .attr.linear.act = f)
-#define ATTEND(c, tq, tk, dk, dv, p, pos)                                                          \
-    BIG(attend, -1.5, 1.5, IN(S3(2, tq, 3 * dk), S3(2, tk, 3 * dk), S3(2, tk, 3 * dv)),            \
+#define ATTEND(some, c, tq, tk, dk, dv, p, pos)                                                    \
+    BIG(attend, -1.5, 1.5, IN(S3(2, tq, 3 * dk), S3(2, tk, 3 * dk), S3(2, tk, 3 * dv), S1(2)),     \
+        .int_hi = tk + 1, .absent = some ? 0 : 8,                                                  \
         .attr.attention = { .heads = 3, .d_qk = dk, .d_v = dv, .causal = c, .drop = p, .site = 4,  \
                             .q_pos0 = pos })
 #define CONTROL(r, h, size, t)                                                                     \
@@ -67,11 +68,17 @@ static const struct big { const ag_op *op; ag_sample s; } big[] = {
     BIG(layernorm, -2, 2, IN(S2(3000, 16), S1(16)), .absent = 4, .attr.layernorm.eps = 1e-5),
     BIG(embedding, -1, 1, IN(S2(31, 50), S2(65, 48), S2(50, 48)), .int_hi = 65),
     BIG(dropout, -1, 1, IN(S2(301, 257), S2(301, 257)), .attr.dropout = { 0.2, 7 }),
-    ATTEND(true, 131, 131, 32, 32, 0, 0),
-    ATTEND(false, 70, 150, 17, 40, 0.2, 0),
-    ATTEND(true, 65, 129, 64, 64, 0.1, 64),
-    ATTEND(true, 150, 70, 8, 8, 0, -40),                 /* queries that see no key */
-    BIG(attend_qkv, -1.5, 1.5, IN(S3(3, 140, 2 * (2 * 24 + 24))),
+    ATTEND(false, true, 131, 131, 32, 32, 0, 0),
+    ATTEND(false, false, 70, 150, 17, 40, 0.2, 0),
+    ATTEND(false, true, 65, 129, 64, 64, 0.1, 64),
+    ATTEND(false, true, 150, 70, 8, 8, 0, -40),          /* queries that see no key */
+    ATTEND(true, false, 70, 150, 17, 40, 0.2, 0),        /* lengths of items */
+    ATTEND(true, true, 131, 131, 32, 32, 0, 0),
+    BIG(attend_source, -1.5, 1.5, IN(S3(4, 70, 3 * 17), S3(4, 150, 3 * 17), S3(4, 150, 96), S1(4)),
+        .int_hi = 151, .attr.attention = { .heads = 3, .d_qk = 17, .d_v = 32 }),
+    BIG(attend_qkv, -1.5, 1.5, IN(S3(3, 140, 2 * (2 * 24 + 24)), S1(3)), .int_hi = 141,
+        .attr.attention = { .heads = 2, .d_qk = 24, .d_v = 24 }),
+    BIG(attend_qkv, -1.5, 1.5, IN(S3(3, 140, 2 * (2 * 24 + 24))), .absent = 2,
         .attr.attention = { .heads = 2, .d_qk = 24, .d_v = 24, .causal = true, .drop = 0.1 }),
     BIG(cross_entropy, -3, 3, IN(S2(700, 65), S1(700)), .int_hi = 65),
     BIG(cross_entropy, -3, 3, IN(S2(90, 1003), S1(90)), .int_lo = -300, .int_hi = 1003),
@@ -110,6 +117,10 @@ static const struct big { const ag_op *op; ag_sample s; } big[] = {
         .attr.module_linear = { 9, 3 }),
     BIG(sru, -1.5, 1.5, IN(S3(3, 201, 3 * 37), S3(3, 201, 37))),
     BIG(sru_cached, -1.5, 1.5, IN(S3(3, 201, 3 * 37), S3(3, 201, 37))),
+    BIG(merge, -1, 1, IN(S3(5, 131, 65), S3(5, 70, 65), S1(5)), .int_hi = 132),
+    BIG(strip, -1, 1, IN(S3(5, 201, 65), S1(5)), .int_hi = 132, .attr.strip = { 70 }),
+    BIG(columns, -1, 1, IN(S2(65, 700)), .int_hi = 1000, .attr.columns = { 131, 515 }),
+    BIG(count_tokens, -1, 1, IN(S2(65, 700)), .int_hi = 2, .attr.columns = { 0, 515 }),
     BIG(module_concat, -1, 1, IN(S2(301, 9 * 33), S2(301, 9 * 17)), .attr.module_concat = { 9 }),
 };
 enum { N_BIG = sizeof big / sizeof *big };

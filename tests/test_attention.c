@@ -56,8 +56,55 @@ static void rows_without_keys(void **state)
     run_case(&(shape){ 0, 2, 5, 5, 32, 32, true, 0, 0, false });
 }
 
+/* Items with fewer keys: none, one, up to a tile, beyond one, all. */
+static void lengths_of_items(void **state)
+{
+    static const int32_t n[] = { 0, 1, 63, 64, 65, 130, 7 }, many[] = { 0, 511, 512, 513, 1300 };
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        const bool causal = i % 2;
+        const double drop = i / 2 * 0.3;
+        run_keys(&(shape){ 7, 2, 130, 130, 32, 17, causal, 0, drop, true }, NULL, n);
+        run_keys(&(shape){ 7, 2, 70, 130, 32, 32, causal, 60, drop, false }, NULL, n);
+        run_keys(&(shape){ 7, 3, 1, 130, 17, 32, causal, 129, drop, false }, NULL, n);
+        run_keys(&(shape){ 7, 1, 5, 130, 64, 64, causal, 100, drop, false }, NULL, n);
+        run_keys(&(shape){ 5, 2, 3, 1300, 32, 32, causal, 1250, drop, false }, NULL, many);
+        run_keys(&(shape){ 5, 1, 40, 1300, 32, 32, causal, 1250, drop, false }, NULL, many);
+    }
+    run_keys(&(shape){ 2, 1, 20, 40, 257, 64, false, 0, 0, false }, NULL, n);
+}
+
+/* What keys and values beyond an item's length hold, be it NaN, changes no bit of anything. */
+static void keys_beyond_the_length(void **state)
+{
+    static const int32_t n[] = { 33, 0, 90 };
+    static const int64_t tq[] = { 1, 8, 40, 100 };
+    (void)state;
+    for (size_t i = 0; i < (size_t)n_tables * 4; i++) {
+        const ag_kernels *k = tables[i / 4];
+        problem p[2];
+        for (int j = 0; j < 2; j++) {
+            problem_init(&p[j], &(shape){ 3, 2, tq[i % 4], 100, 32, 32, false, 0, 0.2, false });
+            p[j].a.lengths = n;
+            for (int64_t b = 0; j && b < 3; b++)
+                for (int64_t t = n[b]; t < 100; t++)
+                    for (int64_t c = 0; c < 64; c++)
+                        row_of(&p[j], K, 0, b, t)[c] = row_of(&p[j], V, 0, b, t)[c] = NAN;
+            k->attention_fwd(&p[j].a);
+            k->attention_bwd(&p[j].a, &p[j].g);
+        }
+        assert_memory_equal(p[0].buffer[0][O], p[1].buffer[0][O], p[0].size[O] * sizeof(float));
+        for (int which = Q; which <= V; which++)
+            assert_memory_equal(p[0].buffer[1][which], p[1].buffer[1][which],
+                                p[0].size[which] * sizeof(float));
+        problem_free(&p[0]);
+        problem_free(&p[1]);
+    }
+}
+
 static void threads(void **state)
 {
+    static const int32_t n[] = { 100, 0, 300 }, many[] = { 1025, 3, 0, 600, 512 };
     static const shape shapes[] = {
         { 1, 1, 300, 300, 64, 64, true, 0, 0.3, true },
         { 3, 1, 300, 300, 32, 64, true, 0, 0, true },
@@ -69,7 +116,11 @@ static void threads(void **state)
     (void)state;
     for (int k = 0; k < n_tables; k++)
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-            run_threads(tables[k], &shapes[i], NULL);
+            run_threads(tables[k], &shapes[i], NULL, NULL);
+    for (int k = 0; k < n_tables; k++) {
+        run_threads(tables[k], &(shape){ 3, 1, 300, 300, 32, 64, false, 0, 0.1, true }, NULL, n);
+        run_threads(tables[k], &(shape){ 5, 1, 8, 1025, 64, 17, false, 0, 0, false }, NULL, many);
+    }
 }
 
 /* Causal: what comes later changes no bit of what was before. */
@@ -134,7 +185,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(lengths),  cmocka_unit_test(widths), cmocka_unit_test(offsets),
-        cmocka_unit_test(rows_without_keys), cmocka_unit_test(threads), cmocka_unit_test(prefix),
+        cmocka_unit_test(rows_without_keys), cmocka_unit_test(lengths_of_items),
+        cmocka_unit_test(keys_beyond_the_length), cmocka_unit_test(threads),
+        cmocka_unit_test(prefix),
         cmocka_unit_test(decoding), cmocka_unit_test(large_scores),
     };
     n_tables = ag_kernels_all(AG_F32, tables, 8);

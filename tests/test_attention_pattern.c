@@ -82,8 +82,10 @@ static void threads(void **state)
     (void)state;
     for (int k = 0; k < n_tables; k++)
         for (int i = 0; i < SPECS; i++) {
-            run_threads(tables[k], &(shape){ 1, 1, N, N, 32, 64, true, 0, 0, true }, patterns[i]);
-            run_threads(tables[k], &(shape){ 3, 3, N, N, 64, 16, true, 0, 0, true }, patterns[i]);
+            run_threads(tables[k], &(shape){ 1, 1, N, N, 32, 64, true, 0, 0, true },
+                        patterns[i], NULL);
+            run_threads(tables[k], &(shape){ 3, 3, N, N, 64, 16, true, 0, 0, true },
+                        patterns[i], NULL);
         }
 }
 

@@ -105,6 +105,89 @@ static void cached_is_whole(void **state)
     for (int i = 0; i < n; i++) check_table(k[i]);
 }
 
+/* --- over a source ---------------------------------------------------------------------------- */
+
+enum { SOURCE = 13 };
+
+static ag_tensor *rows(ag_tape *t, int64_t n, int64_t width, uint64_t seed)
+{
+    double *v = uniform_new(BATCH * n * width, -1.5, 1.5, seed);
+    ag_tensor *x = ag_input_f64(t, AG_SHAPE(BATCH, n, width), v, false);
+    free(v);
+    return x;
+}
+
+/* What is kept of the source in the first call serves the later ones, of any number of queries:
+ * the same as all at once without a cache. */
+static void check_source_table(const ag_kernels *k)
+{
+    static const int32_t lengths[] = { 5, 0, SOURCE };
+    static const int64_t parts[] = { 4, 1, 1, 11, 4 };
+    ag_tape *t = tape_new(k);
+    ag_kv_cache *cache =
+        ag_kv_cache_new(k->dtype, LAYERS, BATCH, LENGTH, HEADS * D_QK, HEADS * D_V);
+    assert_non_null(cache);
+    assert_int_equal(ag_kv_cache_source(cache, SOURCE), AG_OK);
+    const ag_attention_options o = { .heads = HEADS, .d_qk = D_QK, .d_v = D_V,
+                                     .lengths = ag_input_i32(t, AG_SHAPE(BATCH), lengths) };
+    ag_tensor *keys[LAYERS], *values[LAYERS];
+    for (int i = 0; i < LAYERS; i++) {
+        keys[i] = rows(t, SOURCE, HEADS * D_QK, 10 + (uint64_t)i);
+        values[i] = rows(t, SOURCE, HEADS * D_V, 20 + (uint64_t)i);
+    }
+    for (size_t part = 0; part < sizeof parts / sizeof *parts; part++)
+        for (int i = 0; i < LAYERS; i++) {
+            ag_tensor *q = rows(t, parts[part], HEADS * D_QK, 30 + part);
+            ag_tensor *y = ag_attend_source(t, q, part ? NULL : keys[i], part ? NULL : values[i],
+                                            &o, cache, i);
+            ag_tensor *want = ag_attend(t, q, keys[i], values[i], &o);
+            if (ag_error(t)) fail_msg("%s: %s", k->name, ag_error_message(t));
+            compare(k->name, y, 0, want, 0, parts[part]);
+            for (int64_t j = 0; j < parts[part] * HEADS * D_V; j++)  /* item 1 has no key */
+                assert_true(real_at(y->data, y->dtype, parts[part] * HEADS * D_V + j) == 0);
+        }
+    ag_kv_cache_free(cache);
+    ag_tape_free(t);
+}
+
+static void a_kept_source_is_the_source(void **state)
+{
+    (void)state;
+    const ag_kernels *k[8];
+    check_source_table(ag_kernels_ref(AG_F64));
+    const int n = ag_kernels_all(AG_F32, k, 8);
+    for (int i = 0; i < n; i++) check_source_table(k[i]);
+}
+
+static void a_source_that_does_not_fit_is_refused(void **state)
+{
+    (void)state;
+    ag_tape *t = tape_new(ag_kernels_ref(AG_F64));
+    ag_kv_cache *cache = ag_kv_cache_new(AG_F64, LAYERS, BATCH, 4, HEADS * D_QK, HEADS * D_V);
+    ag_kv_cache *none = ag_kv_cache_new(AG_F64, LAYERS, BATCH, 4, HEADS * D_QK, HEADS * D_V);
+    assert_true(cache && none);
+    assert_int_equal(ag_kv_cache_source(cache, SOURCE), AG_OK);
+    const struct { ag_kv_cache *cache; int64_t keys, wide; int layer, code; } bad[] = {
+        { none, SOURCE, 0, 0, AG_ESHAPE }, { cache, SOURCE - 1, 0, 0, AG_ESHAPE },
+        { cache, SOURCE, 0, LAYERS, AG_ESHAPE }, { cache, SOURCE, 1, 0, AG_ESHAPE },
+        { cache, SOURCE, 0, 0, AG_OK },
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        const ag_attention_options o = {
+            .heads = HEADS, .d_qk = D_QK, .d_v = D_V,
+            .lengths = ag_input_i32(t, AG_SHAPE(BATCH), (const int32_t[BATCH]){ 0 }) };
+        ag_attend_source(t, rows(t, 1, HEADS * D_QK + bad[i].wide, 1),
+                         rows(t, bad[i].keys, HEADS * D_QK, 2),
+                         rows(t, bad[i].keys, HEADS * D_V, 3), &o, bad[i].cache, bad[i].layer);
+        assert_int_equal(ag_error(t), bad[i].code);
+        if (bad[i].code) assert_non_null(strstr(ag_error_message(t), "attend_source: "));
+        ag_tape_reset(t);
+    }
+    ag_kv_cache_free(cache);
+    ag_kv_cache_free(none);
+    ag_tape_free(t);
+}
+
 static void a_cache_that_does_not_fit_is_refused(void **state)
 {
     (void)state;
@@ -139,6 +222,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(cached_is_whole),
+        cmocka_unit_test(a_kept_source_is_the_source),
+        cmocka_unit_test(a_source_that_does_not_fit_is_refused),
         cmocka_unit_test(a_cache_that_does_not_fit_is_refused),
     };
     return cmocka_run_group_tests_name("decode", tests, NULL, NULL);

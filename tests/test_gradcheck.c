@@ -20,7 +20,7 @@
 static const double STEP = 1e-3, ABS_TOL = 1e-9, REL_TOL = 1e-7;
 
 /* Cases must not get lost in silence: raise this when ops or samples are added. */
-enum { LEAST_CASES = 41000 };
+enum { LEAST_CASES = 47000 };
 static long cases;
 
 /* <v, f(x + step u)>, u zero outside the subset */
@@ -231,9 +231,9 @@ static void has_backward_or_a_reason(void **state)
     ag_tensor *in[AG_MAX_IN];
     case_inputs(t, &c, c.real, 0, 0, in);
     case_apply(t, &c, in, NULL);
-    assert_int_equal(ag_error(t), AG_EGRAD);
-    assert_non_null(strstr(ag_error_message(t), op->name));
-    assert_non_null(strstr(ag_error_message(t), op->nondiff));
+    assert_int_equal(ag_error(t), c.real ? AG_EGRAD : AG_OK);    /* ids alone want no gradient */
+    assert_non_null(strstr(ag_error_message(t), c.real ? op->name : ""));
+    assert_non_null(strstr(ag_error_message(t), c.real ? op->nondiff : ""));
     ag_tape_free(t);
 }
 

@@ -149,7 +149,8 @@ static bool is_sum_of_products(const ag_op *op)
     const ag_op *const no[] = { &ag_op_layernorm,     &ag_op_attend,        &ag_op_attend_qkv,
                                 &ag_op_attend_cached, &ag_op_cross_entropy, &ag_op_softmax,
                                 &ag_op_log_softmax,   &ag_op_control,       &ag_op_choose,
-                                &ag_op_argmax,        &ag_op_sru,           &ag_op_sru_cached };
+                                &ag_op_argmax,        &ag_op_sru,           &ag_op_sru_cached,
+                                &ag_op_attend_source };
     for (size_t i = 0; i < sizeof no / sizeof *no; i++)
         if (no[i] == op) return false;
     return !is_unary(op);
@@ -215,7 +216,8 @@ static double least_scale(const op_case *c, int i)
     if (op == &ag_op_layernorm) /* rows that are all but constant have rstd near 1/sqrt(eps); of
                                    one, exactly */
         return grad && i > 2 ? 1 : n == 1 ? 1 / sqrt(c->s.attr.layernorm.eps) : n == 2 ? 40 : 2;
-    if (op == &ag_op_attend || op == &ag_op_attend_qkv || op == &ag_op_attend_cached)
+    if (op == &ag_op_attend || op == &ag_op_attend_qkv || op == &ag_op_attend_cached ||
+        op == &ag_op_attend_source)
         return grad ? (double)c->s.attr.attention.d_v : 1.5;
     if (op == &ag_op_control && c->s.attr.control.relaxed && c->s.attr.control.temperature > 0)
         return 8 / c->s.attr.control.temperature;      /* (z + g) / T goes into exp */

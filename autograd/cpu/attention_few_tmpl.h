@@ -118,7 +118,7 @@ static void few_tile(const ag_attention *a, const tile_noise *z, heads_of x, int
         }
     }
     for (int64_t r = 0; r < x.heads * a->tq; r++) {
-        const int seen = (int)(list ? n : min_of(n, keys_seen(a, r % a->tq) - j));
+        const int seen = (int)(list ? n : min_of(n, keys_seen(a, x.b, r % a->tq) - j));
         few_softmax(seen, a->d_v, f->s[r], &f->max[r], &f->sum[r], f->o[r]);
         if (z->threshold)
             few_drop(a, (x.b * a->heads + x.head0) * a->tq + r, j, z->threshold, f->s[r]);
@@ -167,7 +167,7 @@ static void few_keys(const ag_attention *a, const tile_noise *z, heads_of x, int
     few_state f __attribute__((aligned(64)));
     const int64_t rows = x.heads * a->tq;
     few_begin(a, x, &f);
-    key1 = min_of(key1, keys_seen(a, a->tq - 1));
+    key1 = min_of(key1, keys_seen(a, x.b, a->tq - 1));
     for (int64_t j = key0; j < key1; j += TILE)
         few_tile(a, z, x, j, min_of(TILE, key1 - j), NULL, &f);
     for (int64_t r = 0; r < rows; r++)

@@ -45,10 +45,11 @@ typedef struct queries {
     int64_t      seen[TILE];         /* without a pattern: a query sees this many keys */
 } queries;
 
-/* A query sees keys 0 .. this - 1. */
-static inline int64_t keys_seen(const ag_attention *a, int64_t query)
+/* A query of item b sees keys 0 .. this - 1. */
+static inline int64_t keys_seen(const ag_attention *a, int64_t b, int64_t query)
 {
-    const int64_t n = a->causal ? min_of(query + a->q_pos0 + 1, a->tk) : a->tk;
+    const int64_t all = a->lengths ? a->lengths[b] : a->tk;
+    const int64_t n = a->causal ? min_of(query + a->q_pos0 + 1, all) : all;
     return n < 0 ? 0 : n;
 }
 
@@ -74,7 +75,7 @@ static inline void queries_init(queries *x, const ag_attention *a, int64_t pair,
 {
     queries_at(x, a, pair, first, 1, TILE);
     for (int i = 0; i < x->n; i++)
-        x->seen[i] = keys_seen(a, first + i);
+        x->seen[i] = keys_seen(a, pair / a->heads, first + i);
     x->run = NULL;
     x->adds = false;
     x->n_keys = x->seen[x->n - 1];

@@ -37,7 +37,7 @@ static int64_t stat_at(const ag_attention *a, pair e)
 
 static bool sees(const ag_attention *a, pair e)
 {
-    return (!a->causal || e.j <= e.i + a->q_pos0) &&
+    return (!a->causal || e.j <= e.i + a->q_pos0) && (!a->lengths || e.j < a->lengths[e.b]) &&
         (!a->pattern || ag_pattern_has(a->pattern, (int)e.h, e.i + a->q_pos0, e.j));
 }
 
@@ -122,7 +122,9 @@ static void attention_dq(const ag_attention *a, const ag_attention_grad *g, pair
 {
     double dq[REF_COLS] = { 0 }, rp;
     for (e.j = 0; e.j < a->tk; e.j++) {
-        const double ds = sees(a, e) ? score_grad(a, g, e, &rp) * a->scale : 0;
+        if (!sees(a, e))
+            continue;
+        const double ds = score_grad(a, g, e, &rp) * a->scale;
         for (int64_t d = 0; d < nd; d++)
             dq[d] += ds * (double)at_k(a, a->k, e)[d0 + d];
     }

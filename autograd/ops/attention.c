@@ -6,9 +6,7 @@
  *     s = scale q k^T     p = exp(s - lse)     delta = sum(do * o)
  *     dv = p^T do         ds = p * (do v^T - delta)      dq = scale ds k      dk = scale ds^T q
  */
-#include "../op.h"
-#include "../ops.h"
-#include "kv_cache.h"
+#include "attention.h"
 
 #include <math.h>
 
@@ -16,7 +14,23 @@ typedef struct view { char *p; int64_t row, batch; } view;   /* elements between
                                                               * sequences */
 
 /* Are q, k, v three inputs, or slices of the one packed qkv? */
-static bool is_apart(const ag_call *c) { return c->in[1] != NULL; }
+static bool is_apart(const ag_call *c)
+{
+    return c->op == &ag_op_attend || c->op == &ag_op_attend_source ||
+           (c->op == &ag_op_attend_cached && c->in[1]);
+}
+
+/* Which input holds the lengths; -1: none. */
+static int lengths_input(const ag_call *c)
+{
+    return c->op == &ag_op_attend ? 3 : c->op == &ag_op_attend_qkv ? 1 : -1;
+}
+
+static const int32_t *lengths_of(const ag_call *c)
+{
+    const int i = lengths_input(c);
+    return i >= 0 && c->in[i] ? c->in[i]->data : NULL;
+}
 
 /* Where q, k, v (i = 0, 1, 2) begin in their tensors. */
 static view part(const ag_call *c, int i, void *const base[3])
@@ -24,6 +38,7 @@ static view part(const ag_call *c, int i, void *const base[3])
     const int64_t h = c->attr.attention.heads, dk = h * c->attr.attention.d_qk,
         dv = h * c->attr.attention.d_v;
     if (is_apart(c)) {
+        if (!c->in[i]) return (view){ 0 };               /* a cache has it */
         const int64_t w = i < 2 ? dk : dv;
         return (view){ base[i], w, w * c->in[i]->shape.dim[1] };
     }
@@ -32,7 +47,7 @@ static view part(const ag_call *c, int i, void *const base[3])
                    w * c->in[0]->shape.dim[1] };
 }
 
-static ag_attention setup(const ag_call *c)
+ag_attention ag_attention_of(const ag_call *c)
 {
     const ag_tensor *q = c->in[0], *k = is_apart(c) ? c->in[1] : q;
     void *base[3];
@@ -40,10 +55,10 @@ static ag_attention setup(const ag_call *c)
     const view vq = part(c, 0, base), vk = part(c, 1, base), vv = part(c, 2, base);
     ag_attention a = {
         .batch = q->shape.dim[0], .heads = c->attr.attention.heads, .tq = q->shape.dim[1],
-        .tk = k->shape.dim[1], .d_qk = c->attr.attention.d_qk, .d_v = c->attr.attention.d_v,
+        .tk = k ? k->shape.dim[1] : 0, .d_qk = c->attr.attention.d_qk, .d_v = c->attr.attention.d_v,
         .causal = c->attr.attention.causal,
         .q_pos0 = c->attr.attention.q_pos0, .pattern = c->attr.attention.pattern,
-        .scale = 1 / sqrt((double)c->attr.attention.d_qk),
+        .lengths = lengths_of(c), .scale = 1 / sqrt((double)c->attr.attention.d_qk),
         .drop = c->attr.attention.drop, .q = vq.p, .q_row = vq.row, .q_batch = vq.batch, .k = vk.p,
         .k_row = vk.row, .k_batch = vk.batch, .v = vv.p, .v_row = vv.row, .v_batch = vv.batch,
         .o = c->out[0]->data, .o_row = ag_cols(c->out[0]),
@@ -53,7 +68,7 @@ static ag_attention setup(const ag_call *c)
     return a;
 }
 
-static size_t attend_saved(const ag_call *c)
+size_t ag_attention_saved(const ag_call *c)
 {
     const ag_shape *q = &c->in[0]->shape;
     return (size_t)(q->dim[0] * q->dim[1] * c->attr.attention.heads) * ag_real_size(c);
@@ -68,10 +83,17 @@ static int check_options(const ag_call *c)
     if (!(c->attr.attention.drop >= 0 && c->attr.attention.drop < 1))
         return ag_fail(c->tape, AG_ERANGE, "%s: dropout probability %g is not in [0, 1)",
                        c->op->name, c->attr.attention.drop);
+    const int lengths = lengths_input(c);
+    const bool some = lengths >= 0 && c->in[lengths];
     const ag_pattern *p = c->attr.attention.pattern;
-    if (p && (!c->attr.attention.causal || c->attr.attention.drop > 0))
+    if (p && (!c->attr.attention.causal || c->attr.attention.drop > 0 || some))
         return ag_fail(c->tape, AG_ERANGE, "%s: a pattern wants causal attention without dropout "
-                       "on its weights", c->op->name);
+                       "on its weights and without lengths", c->op->name);
+    const int64_t batch = c->in[0]->shape.ndim ? c->in[0]->shape.dim[0] : 0;
+    char text[96];
+    if (some && !ag_shape_equal(&c->in[lengths]->shape, &AG_SHAPE(batch)))
+        return ag_fail(c->tape, AG_ESHAPE, "%s: wanted lengths [%lld], got %s", c->op->name,
+                       (long long)batch, ag_shape_text(&c->in[lengths]->shape, text));
     return AG_OK;
 }
 
@@ -89,7 +111,7 @@ static int check_pattern(const ag_call *c, int64_t tq, int64_t tk)
     return AG_OK;
 }
 
-static int attend_shape(ag_call *c, ag_shape *out)
+int ag_attend_shape(ag_call *c, ag_shape *out)
 {
     const int r = check_options(c);
     if (r < 0) return r;
@@ -109,7 +131,7 @@ static int attend_shape(ag_call *c, ag_shape *out)
     return check_pattern(c, q->dim[1], k->dim[1]);
 }
 
-static int qkv_shape(ag_call *c, ag_shape *out)
+int ag_attend_qkv_shape(ag_call *c, ag_shape *out)
 {
     const int r = check_options(c);
     if (r < 0) return r;
@@ -129,7 +151,8 @@ static int qkv_shape(ag_call *c, ag_shape *out)
 
 static void attend_forward(ag_call *c)
 {
-    const ag_attention a = setup(c);
+    const ag_attention a = ag_attention_of(c);
+    if (a.lengths && ag_check_index(c, lengths_input(c), 0, a.tk + 1) < 0) return;
     c->k->attention_fwd(&a);
 }
 
@@ -142,8 +165,8 @@ static ag_attention_grad grads(const ag_call *c, void *const base[3], bool acc, 
 
 static void qkv_backward(ag_call *c)
 {
-    const ag_attention a = setup(c);
-    void *delta = ag_scratch(c->tape, attend_saved(c));
+    const ag_attention a = ag_attention_of(c);
+    void *delta = ag_scratch(c->tape, ag_attention_saved(c));
     bool acc;
     void *dx = ag_grad_of(c, 0, &acc), *base[3] = { dx, dx, dx };
     if (!delta || !dx) return;
@@ -153,7 +176,7 @@ static void qkv_backward(ag_call *c)
 
 static size_t qkv_workspace(const ag_call *c, bool back)
 {
-    return back ? ag_scratch_size(attend_saved(c)) : 0;
+    return back ? ag_scratch_size(ag_attention_saved(c)) : 0;
 }
 
 static size_t attend_workspace(const ag_call *c, bool back)
@@ -167,8 +190,8 @@ static size_t attend_workspace(const ag_call *c, bool back)
 /* The kernel makes all three gradients at once; each then goes where it is wanted. */
 static void attend_backward(ag_call *c)
 {
-    const ag_attention a = setup(c);
-    void *delta = ag_scratch(c->tape, attend_saved(c)), *base[3];
+    const ag_attention a = ag_attention_of(c);
+    void *delta = ag_scratch(c->tape, ag_attention_saved(c)), *base[3];
     if (!delta) return;
     for (int i = 0; i < 3; i++)
         if (!(base[i] = ag_scratch(c->tape, (size_t)c->in[i]->size * ag_real_size(c)))) return;
@@ -181,10 +204,11 @@ static void attend_backward(ag_call *c)
     }
 }
 
-/* two products forward (q k^T, p v), of which causality leaves about half */
-static int64_t attend_flops(const ag_call *c)
+/* two products forward (q k^T, p v), of which causality leaves about half; lengths are not known
+ * before the run, and not looked at */
+int64_t ag_attention_flops(const ag_call *c)
 {
-    const ag_attention a = setup(c);
+    const ag_attention a = ag_attention_of(c);
     int64_t pairs = a.tq * a.tk;
     if (a.pattern) {
         pairs = 0;
@@ -240,6 +264,18 @@ static ag_attr attr_sample(int64_t *i)
     return a;
 }
 
+/* The lengths, input `at`: absent before kind 0, then present, too long, of another shape. */
+static void lengths_sample(ag_sample *s, int at, int64_t tk, int64_t kind)
+{
+    const bool pattern = s->attr.attention.pattern;
+    s->in[at] = AG_SHAPE(kind == 2 ? 3 : 2);
+    s->absent = kind < 0 ? 1u << at : 0;
+    s->int_lo = kind == 1 ? (int32_t)tk + 1 : 0;
+    s->int_hi = (int32_t)tk + (kind == 1 ? 2 : 1);
+    if (kind >= 0 && pattern) s->bad = AG_ERANGE;
+    else if (kind > 0) s->bad = kind == 1 ? AG_ERANGE : AG_ESHAPE;
+}
+
 static bool attend_sample(int64_t i, ag_sample *s)
 {
     static const int64_t TQ[] = { 1, 6 }, TK[] = { 1, 9, 0 }, POS[] = { 0, 3, -2 };
@@ -253,9 +289,10 @@ static bool attend_sample(int64_t i, ag_sample *s)
     s->in[1] = AG_SHAPE(2, tk, h * s->attr.attention.d_qk);
     s->in[2] = AG_SHAPE(2, tk, h * s->attr.attention.d_v);
     if (i == 1) s->in[s->attr.attention.causal ? 1 : 2].dim[1]++, s->bad = AG_ESHAPE;
-    if (i == 2 && !s->attr.attention.pattern) return false;
-    if (i == 2) s->attr.attention.q_pos0 = 1, s->bad = AG_ESHAPE;
-    return i < 3;
+    if (i == 2 && s->attr.attention.pattern) s->attr.attention.q_pos0 = 1, s->bad = AG_ESHAPE;
+    else if (i == 2) s->attr.attention.drop = -0.1, s->bad = AG_ERANGE;
+    lengths_sample(s, 3, tk, i - 3);
+    return i < 6;
 }
 
 static bool qkv_sample(int64_t i, ag_sample *s)
@@ -266,30 +303,33 @@ static bool qkv_sample(int64_t i, ag_sample *s)
     s->in[0] = AG_SHAPE(2, t, h * (2 * s->attr.attention.d_qk + s->attr.attention.d_v));
     if (i == 1) s->in[0].dim[2]++, s->bad = AG_ESHAPE;
     if (i == 2) s->attr.attention.drop = 1, s->bad = AG_ERANGE;
-    if (i == 3 && !s->attr.attention.pattern) return false;
-    if (i == 3) s->attr.attention.drop = 0.3, s->bad = AG_ERANGE;
-    if (i == 4) s->in[0].dim[1] = 17, s->bad = AG_ERANGE;
-    return i < 5;
+    if (i == 3 && s->attr.attention.pattern) s->attr.attention.drop = 0.3, s->bad = AG_ERANGE;
+    else if (i == 3) s->attr.attention.heads = 0, s->bad = AG_ESHAPE;
+    if (i == 4 && s->attr.attention.pattern) s->in[0].dim[1] = 17, s->bad = AG_ERANGE;
+    else if (i == 4) s->attr.attention.d_v = 0, s->bad = AG_ESHAPE;
+    lengths_sample(s, 1, t, i - 5);
+    return i < 8;
 }
 
 const ag_op ag_op_attend = {
     .name = "attend",
     .doc = "o = softmax(q k^T / sqrt(d_qk)) v per head; "
-           "q [b,tq,h*d_qk], k [b,tk,h*d_qk], v [b,tk,h*d_v]",
-    .n_in = 3, .n_out = 1, .shape = attend_shape,
-    .saved_bytes = attend_saved, .forward = attend_forward,
-    .backward = attend_backward,
-    .workspace = attend_workspace, .flops = attend_flops, .sample = attend_sample,
+           "q [b,tq,h*d_qk], k [b,tk,h*d_qk], v [b,tk,h*d_v]; keys beyond lengths[b] are not seen",
+    .n_in = 4, .n_out = 1, .optional = 1u << 3, .integer_in = 1u << 3, .shape = ag_attend_shape,
+    .saved_bytes = ag_attention_saved, .forward = attend_forward,
+    .backward = attend_backward, .workspace = attend_workspace,
+    .flops = ag_attention_flops, .sample = attend_sample,
 };
 
 const ag_op ag_op_attend_qkv = {
     .name = "attend_qkv", .doc = "attend with q, k, v side by side in one [b,t,h*(2*d_qk+d_v)]",
-    .n_in = 1, .n_out = 1, .shape = qkv_shape, .saved_bytes = attend_saved,
+    .n_in = 2, .n_out = 1, .optional = 1u << 1, .integer_in = 1u << 1,
+    .shape = ag_attend_qkv_shape, .saved_bytes = ag_attention_saved,
     .forward = attend_forward, .backward = qkv_backward, .workspace = qkv_workspace,
-    .flops = attend_flops, .sample = qkv_sample,
+    .flops = ag_attention_flops, .sample = qkv_sample,
 };
 
-static ag_attr attr_of(const ag_attention_options *o)
+ag_attr ag_attention_attr(const ag_attention_options *o)
 {
     return (ag_attr){ .attention = { .heads = o->heads, .d_qk = o->d_qk, .d_v = o->d_v,
                                      .q_pos0 = o->q_pos0, .pattern = o->pattern,
@@ -299,113 +339,12 @@ static ag_attr attr_of(const ag_attention_options *o)
 ag_tensor *ag_attend(ag_tape *t, ag_tensor *q, ag_tensor *k, ag_tensor *v,
                      const ag_attention_options *o)
 {
-    const ag_attr a = attr_of(o);
-    return ag_apply(t, &ag_op_attend, (ag_tensor *[AG_MAX_IN]){ q, k, v }, &a, NULL);
+    const ag_attr a = ag_attention_attr(o);
+    return ag_apply(t, &ag_op_attend, (ag_tensor *[AG_MAX_IN]){ q, k, v, o->lengths }, &a, NULL);
 }
 
 ag_tensor *ag_attend_qkv(ag_tape *t, ag_tensor *qkv, const ag_attention_options *o)
 {
-    const ag_attr a = attr_of(o);
-    return ag_apply(t, &ag_op_attend_qkv, (ag_tensor *[AG_MAX_IN]){ qkv }, &a, NULL);
-}
-
-/* --- over a cache ----------------------------------------------------------------------------- */
-
-static int cached_shape(ag_call *c, ag_shape *out)
-{
-    const ag_tensor *q = c->in[0], *k = c->in[1], *v = c->in[2];
-    if (!k != !v || (k && k->shape.ndim > 1 && q->shape.ndim > 1 &&
-                     k->shape.dim[1] != q->shape.dim[1]))
-        return ag_fail(c->tape, AG_ESHAPE, "attend_cached: wanted q, k and v of the same new "
-                       "positions, or all three in one tensor");
-    const int r = k ? attend_shape(c, out) : qkv_shape(c, out);
-    const ag_kv_cache *kv = c->attr.attention.cache;
-    if (r < 0 || !kv) return r;      /* without a cache (samples): the new positions alone */
-    const ag_shape *x = &c->in[0]->shape;
-    const int64_t h = c->attr.attention.heads;
-    if (x->dim[0] != kv->batch || h * c->attr.attention.d_qk != kv->d_k ||
-        h * c->attr.attention.d_v != kv->d_v || c->attr.attention.layer < 0 ||
-        c->attr.attention.layer >= kv->layers || kv->dtype != c->k->dtype)
-        return ag_fail(c->tape, AG_ESHAPE,
-                       "attend_cached: the cache is for %lld sequences, keys of %lld, values of "
-                       "%lld, %d layers", (long long)kv->batch, (long long)kv->d_k,
-                       (long long)kv->d_v, kv->layers);
-    if (kv->length + x->dim[1] > kv->capacity)
-        return ag_fail(c->tape, AG_ERANGE,
-                       "attend_cached: %lld positions and %lld new ones do not fit into a cache of "
-                       "%lld", (long long)kv->length, (long long)x->dim[1],
-                       (long long)kv->capacity);
-    const ag_pattern *p = c->attr.attention.pattern;
-    if (p && kv->length + x->dim[1] > p->n)
-        return ag_fail(c->tape, AG_ERANGE, "attend_cached: %lld positions and %lld new ones, but "
-                       "the pattern is for %lld", (long long)kv->length, (long long)x->dim[1],
-                       (long long)p->n);
-    return AG_OK;
-}
-
-/* Copies the new rows of one part into the cache. */
-static void store(const ag_call *c, const char *from, int64_t row, int64_t batch, char *to,
-                  int64_t width, const ag_kv_cache *kv, int64_t t)
-{
-    const size_t one = ag_real_size(c);
-    for (int64_t b = 0; b < kv->batch; b++)
-        for (int64_t i = 0; i < t; i++)
-            c->k->scale(width, 1, from + (size_t)(b * batch + i * row) * one,
-                        to + (size_t)((b * kv->capacity + kv->length + i) * width) * one, false);
-}
-
-static void cached_forward(ag_call *c)
-{
-    ag_attention a = setup(c);
-    const ag_kv_cache *kv = c->attr.attention.cache;
-    if (kv) {
-        const size_t at = (size_t)(c->attr.attention.layer * kv->batch * kv->capacity)
-            * ag_real_size(c);
-        char *k = kv->k + at * (size_t)kv->d_k, *v = kv->v + at * (size_t)kv->d_v;
-        store(c, a.k, a.k_row, a.k_batch, k, kv->d_k, kv, a.tq);
-        store(c, a.v, a.v_row, a.v_batch, v, kv->d_v, kv, a.tq);
-        a.k = k, a.k_row = kv->d_k, a.k_batch = kv->capacity * kv->d_k;
-        a.v = v, a.v_row = kv->d_v, a.v_batch = kv->capacity * kv->d_v;
-        a.tk = kv->length + a.tq;
-        a.q_pos0 = kv->length;
-    }
-    c->k->attention_fwd(&a);
-}
-
-/* Without a cache: the new positions are all there is.  tests/test_decode.c has the rest. */
-static bool cached_sample(int64_t i, ag_sample *s)
-{
-    static const int64_t T[] = { 1, 2, 11 }, DK[] = { 1, 17 };
-    const int64_t t = T[ag_digit(&i, 3)], dk = DK[ag_digit(&i, 2)];
-    const bool apart = ag_digit(&i, 2);
-    *s = (ag_sample){ .in = { AG_SHAPE(2, t, 3 * (2 * dk + 8)) }, .lo = -1.5, .hi = 1.5,
-                      .absent = apart ? 0 : 6,
-                      .attr.attention = { .heads = 3, .d_qk = dk, .d_v = 8, .causal = true } };
-    if (apart) {
-        s->in[0] = s->in[1] = AG_SHAPE(2, t, 3 * dk);
-        s->in[2] = AG_SHAPE(2, t, 3 * 8);
-    }
-    if (i == 1) s->in[0].dim[2]++, s->bad = AG_ESHAPE;
-    if (i == 2 && !apart) s->in[1] = s->in[0], s->absent = 4, s->bad = AG_ESHAPE;
-    if (i == 2 && apart) s->in[1].dim[1] = s->in[2].dim[1] = t + 1, s->bad = AG_ESHAPE;
-    return i < 3;
-}
-
-const ag_op ag_op_attend_cached = {
-    .name = "attend_cached",
-    .doc = "attend of new positions, or attend_qkv, over a cache of earlier ones",
-    .n_in = 3, .n_out = 1, .optional = 6, .shape = cached_shape, .saved_bytes = attend_saved,
-    .forward = cached_forward, .nondiff = "it is for decoding: the cache holds no gradient",
-    .flops = attend_flops, .sample = cached_sample,
-};
-
-ag_tensor *ag_attend_cached(ag_tape *t, ag_tensor *q, ag_tensor *k, ag_tensor *v,
-                            const ag_attention_options *o, ag_kv_cache *cache, int layer)
-{
-    ag_attr a = attr_of(o);
-    a.attention.causal = true;
-    a.attention.drop = 0;
-    a.attention.cache = cache;
-    a.attention.layer = layer;
-    return ag_apply(t, &ag_op_attend_cached, (ag_tensor *[AG_MAX_IN]){ q, k, v }, &a, NULL);
+    const ag_attr a = ag_attention_attr(o);
+    return ag_apply(t, &ag_op_attend_qkv, (ag_tensor *[AG_MAX_IN]){ qkv, o->lengths }, &a, NULL);
 }

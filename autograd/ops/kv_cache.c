@@ -49,10 +49,24 @@ int ag_kv_cache_keep_state(ag_kv_cache *c, int slots, int64_t width)
     return keep(c, slots, 1, width, &c->state);
 }
 
+int ag_kv_cache_source(ag_kv_cache *c, int64_t length)
+{
+    assert(!c->source && length >= 1);
+    const int64_t n = ag_shape_size(&AG_SHAPE(c->layers, c->batch, length, c->d_k + c->d_v));
+    if (n > INT64_MAX / 8) return AG_ENOMEM;
+    c->source_length = length;
+    c->source_bytes = (size_t)n * ag_dtype_size(c->dtype);
+    c->source = ag_block_alloc(c->source_bytes);
+    c->source_lengths = calloc((size_t)c->batch, sizeof *c->source_lengths);
+    return c->source && c->source_lengths ? AG_OK : AG_ENOMEM;
+}
+
 void ag_kv_cache_free(ag_kv_cache *c)
 {
     if (!c) return;
     ag_block_free(c->k, c->bytes);
+    ag_block_free(c->source, c->source_bytes);
+    free(c->source_lengths);
     ag_block_free(c->past.side[0], c->past.bytes);
     ag_block_free(c->state.side[0], c->state.bytes);
     free(c);

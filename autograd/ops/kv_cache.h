@@ -1,4 +1,4 @@
-/* kv_cache.h -- keys and values of the positions that a decoder has seen. */
+/* kv_cache.h -- keys and values of the positions that a decoder has seen, and of its source. */
 #ifndef AG_KV_CACHE_H
 #define AG_KV_CACHE_H
 
@@ -11,6 +11,12 @@ struct ag_kv_cache {
                                                   * positions */
     size_t   bytes;
     char    *k, *v;                  /* [layers, batch, capacity, d_k], [.., d_v] */
+
+    int64_t  source_length;          /* positions of a source */
+    size_t   source_bytes;
+    char    *source;                 /* [layers, batch, source_length, d_k], then [.., d_v]; or
+                                      * NULL */
+    int32_t *source_lengths;         /* [batch] */
 
     /* What layers hand on from one step to the next.  A step reads one side and writes the other;
      * they change places when it is over, so a step that fails leaves no trace. */
