@@ -69,6 +69,9 @@ int     ag_kv_cache_keep_state(ag_kv_cache *c, int slots, int64_t width);
 int     ag_kv_cache_source(ag_kv_cache *c, int64_t length);
 void    ag_kv_cache_free(ag_kv_cache *c);
 void    ag_kv_cache_reset(ag_kv_cache *c, int64_t length);   /* keep the first `length` positions */
+/* Sequence i becomes what sequence row[i] [batch] was: keys, values and what else is kept of its
+ * positions.  What is kept of a source stays: sequences that change places share it.  AG_ENOMEM. */
+int     ag_kv_cache_select(ag_kv_cache *c, const int32_t *row);
 int64_t ag_kv_cache_length(const ag_kv_cache *c);
 void    ag_kv_cache_advance(ag_kv_cache *c, int64_t n);   /* after all layers saw n new positions */
 /* Causal attention of the new positions q, k, v [b,t,..] over the cache and themselves; stores

@@ -1,4 +1,5 @@
 /* cmd_run.c -- tulle train, resume, sample, eval. */
+#include "train/answer.h"
 #include "train/command.h"
 #include "train/generate.h"
 #include "train/media.h"
@@ -137,12 +138,27 @@ static int check_sample(const train_session *s, const char *run, const char *pro
     return AG_OK;
 }
 
+/* Whether the flags are for a model that answers a source, or for one that goes on with a text. */
+static int check_source(const train_session *s, const char *run, const char *source,
+                        const char *prompt, ag_err *err)
+{
+    if (source && !train_session_of_pairs(s))
+        return ag_err_set(err, AG_ECONFIG, "--source is for models of pairs, but '%s' was not "
+                          "trained on a source and a target", run);
+    if (source && prompt)
+        return ag_err_set(err, AG_ECONFIG, "--source and --prompt exclude each other");
+    if (!source && s->model->source)
+        return ag_err_set(err, AG_ECONFIG, "'%s' answers a source: give --source TEXT", run);
+    return AG_OK;
+}
+
 int train_cmd_sample(int argc, char **argv, ag_err *err)
 {
-    const char *prompt = NULL, *output = NULL;
+    const char *prompt = NULL, *output = NULL, *source = NULL;
     bool best = false;
     train_open what = { 0 };
     int64_t seed = -1, count = 0;
+    train_beam beam = train_beam_default();
     train_draw d = { .temperature = -1, .top_k = -1 };
     const train_flag flags[] = {
         { "prompt", TRAIN_FLAG_TEXT, &prompt, 'p', 0, 0 },
@@ -153,6 +169,9 @@ int train_cmd_sample(int argc, char **argv, ag_err *err)
         { "seed", TRAIN_FLAG_INT, &seed, 's', 0, 9e15 },
         { "count", TRAIN_FLAG_INT, &count, 'c', 1, 1024 },
         { "output", TRAIN_FLAG_TEXT, &output, 'o', 0, 0 },
+        { "source", TRAIN_FLAG_TEXT, &source, 0, 0, 0 },
+        { "beam", TRAIN_FLAG_INT, &beam.width, 0, 1, TRAIN_BEAM_MOST },
+        { "alpha", TRAIN_FLAG_REAL, &beam.alpha, 0, 0, 10 },
         { "no-ema", TRAIN_FLAG_ON, &what.plain_weights, 0, 0, 0 },
         { "best", TRAIN_FLAG_ON, &best, 0, 0, 0 },
         { 0 },
@@ -163,7 +182,10 @@ int train_cmd_sample(int argc, char **argv, ag_err *err)
     train_session *s = NULL;
     r = train_open_arg(argv[1], best, &what, &s, err);
     if (r == AG_OK) r = check_sample(s, argv[1], prompt, d.length, output, count, err);
-    if (r == AG_OK) {
+    if (r == AG_OK) r = check_source(s, argv[1], source, prompt, err);
+    if (r == AG_OK && source) {
+        r = train_print_answer(s, source, &beam, err);
+    } else if (r == AG_OK) {
         fill_draw(&d, seed, &s->config);
         r = s->tokenizer ? sample(s, prompt, &d, err) : sample_media(s, output, count, &d, err);
     }
@@ -196,16 +218,38 @@ static int set_last(train_session *s, int64_t last, int64_t batches, ag_err *err
     return AG_OK;
 }
 
+static int eval_loss(train_session *s, const char *word, int split, int64_t batches, bool json,
+                     ag_err *err)
+{
+    train_eval e;
+    char text[160], bits[64], seq[64];
+    const int r = train_session_eval(s, split, batches, &e, err);
+    if (r == AG_OK && json)
+        printf("{\"step\":%" PRId64 ",\"split\":\"%s\",\"loss\":%.9g,%s\"accuracy\":%.9g,"
+               "%s\"count\":%" PRId64 "}\n", s->step, word, e.loss,
+               train_bits_json(s, "", e.loss, bits), e.accuracy, train_seq_json(&e, "", seq),
+               e.count);
+    else if (r == AG_OK)
+        printf("step %" PRId64 ", split %s: %s, over %" PRId64 " %s\n", s->step, word,
+               train_eval_text(s, &e, text, sizeof text), e.count, s->d_in ? "images" : "tokens");
+    return r;
+}
+
 int train_cmd_eval(int argc, char **argv, ag_err *err)
 {
     const char *word = "val";
-    bool best = false, json = false;
+    bool best = false, json = false, decode = false;
+    train_beam beam = train_beam_default();
     train_open what = { .data = true };
-    int64_t batches = 0, last = -1;
+    int64_t batches = 0, last = -1, count = 0;
     const train_flag flags[] = {
         { "split", TRAIN_FLAG_TEXT, &word, 0, 0, 0 },
         { "batches", TRAIN_FLAG_INT, &batches, 0, 0, 1e9 },
         { "last", TRAIN_FLAG_INT, &last, 0, 0, 1e6 },
+        { "decode", TRAIN_FLAG_ON, &decode, 0, 0, 0 },
+        { "beam", TRAIN_FLAG_INT, &beam.width, 0, 1, TRAIN_BEAM_MOST },
+        { "alpha", TRAIN_FLAG_REAL, &beam.alpha, 0, 0, 10 },
+        { "count", TRAIN_FLAG_INT, &count, 'c', 1, 1e9 },
         { "no-ema", TRAIN_FLAG_ON, &what.plain_weights, 0, 0, 0 },
         { "best", TRAIN_FLAG_ON, &best, 0, 0, 0 },
         { "json", TRAIN_FLAG_ON, &json, 0, 0, 0 },
@@ -216,19 +260,10 @@ int train_cmd_eval(int argc, char **argv, ag_err *err)
     if (r < 0) return r;
     if (argc != 2) return AG_ECONFIG;
     train_session *s = NULL;
-    train_eval e;
-    char text[160], bits[64], seq[64];
     r = train_open_arg(argv[1], best, &what, &s, err);
     if (r == AG_OK) r = set_last(s, last, batches, err);
-    if (r == AG_OK) r = train_session_eval(s, split, batches, &e, err);
-    if (r == AG_OK && json)
-        printf("{\"step\":%" PRId64 ",\"split\":\"%s\",\"loss\":%.9g,%s\"accuracy\":%.9g,"
-               "%s\"count\":%" PRId64 "}\n", s->step, word, e.loss,
-               train_bits_json(s, "", e.loss, bits), e.accuracy, train_seq_json(&e, "", seq),
-               e.count);
-    else if (r == AG_OK)
-        printf("step %" PRId64 ", split %s: %s, over %" PRId64 " %s\n", s->step, word,
-               train_eval_text(s, &e, text, sizeof text), e.count, s->d_in ? "images" : "tokens");
+    if (r == AG_OK && decode) r = train_print_answers(s, word, split, count, &beam, json, err);
+    else if (r == AG_OK) r = eval_loss(s, word, split, batches, json, err);
     train_session_free(s);
     return r;
 }

@@ -58,4 +58,11 @@ struct train_open;
 int train_open_arg(const char *arg, bool best, const struct train_open *what,
                    struct train_session **ret_s, ag_err *err);
 
+/* The answer to a source, and what a whole split is answered: exact matches and ROUGE. */
+struct train_beam;
+int train_print_answer(struct train_session *s, const char *source, const struct train_beam *b,
+                       ag_err *err);
+int train_print_answers(struct train_session *s, const char *word, int split, int64_t count,
+                        const struct train_beam *b, bool json, ag_err *err);
+
 #endif

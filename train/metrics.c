@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 static const char *number(double x, char buf[32])
 {
@@ -42,5 +43,23 @@ const char *train_seq_json(const train_eval *e, const char *prefix, char buf[64]
 {
     buf[0] = '\0';
     if (e->sequences) snprintf(buf, 64, "\"%sseq_accuracy\":%.9g,", prefix, e->seq_accuracy);
+    return buf;
+}
+
+const char *train_eval_text(const train_session *s, const train_eval *e, char *buf, size_t size)
+{
+    const char *what = train_session_of_bytes(s) ? "byte" : "token";
+    if (s->d_in)
+        snprintf(buf, size, "loss %.4f, accuracy %.2f %%", e->loss, 100 * e->accuracy);
+    else if (s->data && isfinite(s->data->entropy_rate))
+        snprintf(buf, size, "loss %.4f (best possible %.4f), %.3f bits per %s", e->loss,
+                 s->data->entropy_rate, e->loss / log(2), what);
+    else
+        snprintf(buf, size, "loss %.4f, perplexity %.2f, %.3f bits per %s", e->loss,
+                 exp(e->loss), e->loss / log(2), what);
+    const size_t used = strlen(buf);
+    if (e->sequences)
+        snprintf(buf + used, size - used, ", accuracy %.2f %%, of whole targets %.2f %%",
+                 100 * e->accuracy, 100 * e->seq_accuracy);
     return buf;
 }

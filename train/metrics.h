@@ -1,5 +1,5 @@
 /*
- * metrics.h -- what is written to metrics.jsonl: the line that a step leaves there.
+ * metrics.h -- how results are said: the lines of metrics.jsonl, and an evaluation in words.
  *
  * JSON has no word for what is not finite: a step that is skipped for its loss or its gradient has
  * null there.
@@ -28,5 +28,7 @@ void train_metrics_step(const train_session *s, const train_step_metrics *m,
 const char *train_bits_json(const train_session *s, const char *prefix, double loss, char buf[64]);
 /* The same of pairs: "\"val_seq_accuracy\":0.5,"; else "". */
 const char *train_seq_json(const train_eval *e, const char *prefix, char buf[64]);
+/* How to say a result: "loss 1.4697, perplexity 4.35, 2.120 bits per token". */
+const char *train_eval_text(const train_session *s, const train_eval *e, char *buf, size_t size);
 
 #endif

@@ -1,6 +1,7 @@
 #include "train/trainer.h"
 
 #include "autograd/base/clock.h"
+#include "train/answer.h"
 #include "train/environment.h"
 #include "train/generate.h"
 #include "train/media.h"
@@ -37,24 +38,6 @@ void train_run_dir(const train_config *c, char *buf, size_t size)
 {
     if (c->run.dir[0]) snprintf(buf, size, "%s", c->run.dir);
     else snprintf(buf, size, "runs/%s", c->run.name);
-}
-
-const char *train_eval_text(const train_session *s, const train_eval *e, char *buf, size_t size)
-{
-    const char *what = train_session_of_bytes(s) ? "byte" : "token";
-    if (s->d_in)
-        snprintf(buf, size, "loss %.4f, accuracy %.2f %%", e->loss, 100 * e->accuracy);
-    else if (s->data && isfinite(s->data->entropy_rate))
-        snprintf(buf, size, "loss %.4f (best possible %.4f), %.3f bits per %s", e->loss,
-                 s->data->entropy_rate, e->loss / log(2), what);
-    else
-        snprintf(buf, size, "loss %.4f, perplexity %.2f, %.3f bits per %s", e->loss,
-                 exp(e->loss), e->loss / log(2), what);
-    const size_t used = strlen(buf);
-    if (e->sequences)
-        snprintf(buf + used, size - used, ", accuracy %.2f %%, of whole targets %.2f %%",
-                 100 * e->accuracy, 100 * e->seq_accuracy);
-    return buf;
 }
 
 /* --- saving ----------------------------------------------------------------------------------- */
@@ -221,9 +204,32 @@ static int draw_text(run *r, ag_err *err)
     return code;
 }
 
+/* What the model answers to the first sources that it is validated on. */
+static int draw_answers(run *r, ag_err *err)
+{
+    train_session *s = r->s;
+    const double before = ag_seconds();
+    const train_beam b = { .width = 1, .stop = &train_stop_signal };
+    char *text = NULL;
+    train_session_swap_ema(s);
+    int code = train_answer_some(s, &b, DATA_VAL, &text, err);
+    train_session_swap_ema(s);
+    if (code == AG_OK)
+        code = train_rundir_sample(&r->dir, s->step, "txt", text, strlen(text), err);
+    if (code == AG_OK) {
+        make_printable(text, strlen(text));
+        train_status_line(&r->status, "sample at step %lld: source, answer, target\n%s",
+                          (long long)s->step, text);
+    }
+    free(text);
+    r->shown += ag_seconds() - before;
+    return code;
+}
+
 static int draw_sample(run *r, ag_err *err)
 {
     const bool wanted = r->s->config.sample.every && !r->s->d_in;
+    if (wanted && train_session_of_pairs(r->s)) return draw_answers(r, err);
     if (r->prompt) return draw_text(r, err);
     return wanted && train_media_suffix(r->s) ? draw_media(r, err) : AG_OK;
 }
@@ -234,6 +240,7 @@ static int read_prompt(run *r, ag_err *err)
 {
     const train_session *s = r->s;
     if (s->d_in || !s->tokenizer || !s->config.sample.every) return AG_OK;
+    if (train_session_of_pairs(s)) return AG_OK;
     ag_err why = { 0 };
     const char *prompt = s->config.sample.prompt;
     const int code = data_encode(s->tokenizer, prompt, strlen(prompt), "sample.prompt", &r->prompt,

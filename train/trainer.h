@@ -43,7 +43,4 @@ int train_resume(const char *dir, char *const *overrides, int n, FILE *out,
 /* The directory of a run: run.dir, or runs/ and run.name. */
 void train_run_dir(const train_config *c, char *buf, size_t size);
 
-/* How to say a result: "loss 1.4697, perplexity 4.35, 2.120 bits per token". */
-const char *train_eval_text(const train_session *s, const train_eval *e, char *buf, size_t size);
-
 #endif
