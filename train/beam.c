@@ -21,8 +21,7 @@ typedef struct search {
     int32_t *fed;                    /* [rows,room]: what the model is fed */
     int32_t *from;                   /* [rows]: the row that each goes on with */
     double  *logp, *next_logp;       /* [rows]; NOTHING: it is empty */
-    int64_t *finished;               /* [n] */
-    bool    *done;                   /* [n] */
+    bool    *finished, *done;        /* [n]: a target has ended; nothing better can come */
     int32_t *tokens;                 /* [n,length]: the caller's */
     int64_t *ret_n;
     double  *score;
@@ -117,8 +116,9 @@ static void choose(search *s, int64_t i, const candidate *list, int64_t n)
     for (int64_t c = 0; c < n && live < width; c++) {
         if (list[c].token == DATA_END) {
             if (c >= width) continue;
-            if (!s->finished[i]++ || list[c].logp / lp > s->score[i])
+            if (!s->finished[i] || list[c].logp / lp > s->score[i])
                 finish(s, i, list[c].from, s->length, list[c].logp / lp);
+            s->finished[i] = true;
             continue;
         }
         const int64_t r = first + live++;
@@ -131,7 +131,7 @@ static void choose(search *s, int64_t i, const candidate *list, int64_t n)
     rest(s, first + live, first + width);
     /* log p only falls from here on, and the penalty is greatest for the longest */
     const double hope = live ? s->next_logp[first] / penalty(s->b, s->b->length) : NOTHING;
-    s->done[i] = s->finished[i] >= width || (s->finished[i] && s->score[i] >= hope) || !live;
+    s->done[i] = !live || (s->finished[i] && (width == 1 || s->score[i] >= hope));
 }
 
 /* --- all of them ------------------------------------------------------------------------------ */

@@ -5,9 +5,10 @@
  * `width` likeliest of all that these can become.  One that ends (DATA_END) while it is among those
  * is finished, with the score log p / ((5 + n) / 6)^alpha, n its tokens with the end: the length
  * penalty of GNMT (Wu et al., arXiv 1609.08144, section 7), without which longer targets lose.  A
- * search ends when as many are finished as the beam is wide, when none that is not can still get
- * the best score, or with the longest target.  Width 1 is greedy: always the likeliest token.  Of
- * equally likely ones the lower number goes first, so the answer is the same for any number of
+ * search ends when none that goes on can still get the best score, or with the longest target; not
+ * with the first few that are finished, since where a model is sure of how to go on, the next best
+ * are ends that came too soon.  Width 1 is greedy: always the likeliest token, up to the first end.
+ * Of equally likely ones the lower number goes first, so the answer is the same for any number of
  * threads.
  *
  * All beams of a batch go through the model together: over its cache, whose sequences change places
