@@ -100,6 +100,14 @@ BUGS = [
     ('Adam without the correction of v', 'optim/optim.c', '1 / sqrt(1 - pow(c->beta2, t))', '1.0', 'optim'),
     ('Adam decays what must not decay', 'optim/optim.c', 'if (part->decay) adam.l2', 'if (1) adam.l2', 'optim'),
     ('clipping to the square of the norm', 'optim/optim.c', 'most / norm : 1', 'most / (norm * norm) : 1', 'optim'),
+    ('Adafactor takes rows for columns', 'optim/adafactor.c', 'sum[i] / (double)m->cols', 'sum[i] / (double)m->rows', 'adafactor'),
+    ('Adafactor without the mean of the rows', 'optim/adafactor.c', 'sqrt(mean / ((double)vr[i]', 'sqrt(1 / ((double)vr[i]',
+     'adafactor'),
+    ('Adafactor drops the last part of the columns', 'optim/adafactor.c', 'k < m->n_parts; k++)', 'k + 1 < m->n_parts; k++)',
+     'adafactor'),
+    ('the scale grows a step late', 'optim/scaler.c', '++s->finite_steps ==', 's->finite_steps++ ==', 'scaler'),
+    ('a bad loss brings the scale down', 'optim/scaler.c', 'if (what == OPT_BAD_GRADIENT)', 'if (what != OPT_FINITE)',
+     'scaler'),
     ('sparse layer masks after the ReLU in both orders', 'layers/ff.c', 'c->mask_order == NN_MASK_BEFORE_RELU ?', 'false ?',
      'layers models golden'),
     ('controller noise in evaluation', 'layers/ff.c', '.temperature = train ? c->temperature : 0',
@@ -112,7 +120,7 @@ FAST = ['gemm', 'map', 'rows', 'attention', 'attention_grad', 'table', 'modules'
 HELPERS = {'map': 'kernel_check', 'rows': 'kernel_check', 'rng': 'kernel_check', 'layers': 'layer_check',
            'models': 'layer_check', 'qkv': 'layer_check', 'sru': 'layer_check',
            'modules': 'kernel_check', 'live': 'kernel_check',
-           'sparse_ff': 'layer_check', 'io': None, 'optim': None}
+           'sparse_ff': 'layer_check', 'io': None, 'optim': None, 'adafactor': None, 'scaler': None}
 
 
 def write_ninja(folder, tests):
