@@ -106,6 +106,7 @@ typedef struct ag_attention_grad {   /* dq, dk, dv are laid out as q, k, v; do_ 
 typedef struct ag_controller {
     int64_t rows, blocks, n;
     bool    relaxed, hard;
+    bool    given;                   /* the choices are there already; only the rest is made */
     double  temperature;
     ag_noise noise;                  /* matrix [rows, blocks*n] */
 } ag_controller;

@@ -60,7 +60,7 @@ typedef struct ag_call {             /* one call of an op: one record on the tap
     ag_tensor *out[AG_MAX_OUT];
     ag_attr    attr;
     void      *saved;                /* what forward leaves for backward; [saved_bytes] */
-    const int32_t *given[AG_MAX_OUT];        /* as ag_op.recalls says; NULL: to be computed */
+    unsigned   given;                /* bit i: the integers of output i are there (ag_op.recalls) */
     bool       skip;                 /* run again (segment.c): nothing reads what it makes */
     ag_tape   *tape;
     const ag_kernels *k;
@@ -104,8 +104,9 @@ typedef struct ag_op {
     /* All that forward, or backward, takes with ag_scratch; each is rounded (ag_scratch_size).
      * Called before gradients are taken.  NULL: none. */
     size_t (*workspace)(const ag_call *c, bool back);
-    unsigned recalls;                /* bit i: where a reversible segment runs again, forward gets
-                                      * the integers of output i of the first time in c->given[i] */
+    /* Bit i: where a reversible segment runs again, output i has the integers of the first time,
+     * and forward makes the rest; there is none to run where it has them all.  NULL: none. */
+    unsigned (*recalls)(const ag_call *c);
     int64_t (*flops)(const ag_call *c);        /* of forward; NULL: one per element of out[0] */
     int      id;                     /* index into kernels.unary_* / binary_*, those families
                                       * only */

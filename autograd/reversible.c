@@ -19,6 +19,11 @@ static size_t whole_lines(size_t bytes) { return (bytes + AG_ALIGN - 1) / AG_ALI
 
 static size_t int_bytes(const ag_tensor *x) { return (size_t)x->size * sizeof(int32_t); }
 
+static bool recalls(const ag_call *c, int i)
+{
+    return c->op->recalls && c->op->recalls(c) >> i & 1;
+}
+
 void ag_memo_before(ag_tape *t, ag_call *c)
 {
     ag_memo *m = t->memo;
@@ -29,8 +34,9 @@ void ag_memo_before(ag_tape *t, ag_call *c)
     }
     if (m->mode != AG_MEMO_RECALL) return;
     for (int i = 0; i < c->op->n_out; i++) {
-        if (!(c->op->recalls >> i & 1)) continue;
-        c->given[i] = (const int32_t *)(m->at + m->used);
+        if (!recalls(c, i)) continue;
+        if (!t->plan) memcpy(c->out[i]->data, m->at + m->used, int_bytes(c->out[i]));
+        c->given |= 1u << i;
         m->used += whole_lines(int_bytes(c->out[i]));
     }
 }
@@ -40,7 +46,7 @@ void ag_memo_after(ag_tape *t, const ag_call *c)
     ag_memo *m = t->memo;
     if (m->mode == AG_MEMO_RECALL || t->error) return;
     for (int i = 0; i < c->op->n_out; i++) {
-        if (!(c->op->recalls >> i & 1)) continue;
+        if (!recalls(c, i)) continue;
         if (m->mode == AG_MEMO_KEEP && !t->plan)
             memcpy(m->at + m->used, c->out[i]->data, int_bytes(c->out[i]));
         m->used += whole_lines(int_bytes(c->out[i]));

@@ -269,13 +269,17 @@ static int make_outputs(ag_tape *t, ag_call *c, bool needs_grad)
     return AG_OK;
 }
 
+/* Were all its outputs given? */
+static bool has_all(const ag_call *c) { return c->given == (1u << c->op->n_out) - 1; }
+
 void ag_call_forward(ag_tape *t, ag_call *c)
 {
     const ag_mark scratch = ag_arena_mark(&t->data);
     if (t->memo) ag_memo_before(t, c);
     if (!c->op->nested) t->flops += ag_call_flops(c);
     if (t->plan && !c->op->nested) ag_plan_workspace(c, false);
-    else if (c->op->forward && !t->error && !(t->plan && t->segment)) c->op->forward(c);
+    else if (c->op->forward && !t->error && !(t->plan && t->segment) && !has_all(c))
+        c->op->forward(c);
     ag_arena_rewind(&t->data, scratch);
     if (t->memo) ag_memo_after(t, c);
     if (t->watch && !t->plan && !t->error) ag_watch_forward(t, c);

@@ -74,7 +74,7 @@ typedef struct ag_memo {
     char  *at;                       /* memory for all of them; NULL while counting */
     size_t used;                     /* bytes counted, kept or recalled so far */
 } ag_memo;
-void ag_memo_before(ag_tape *t, ag_call *c);     /* sets c->given */
+void ag_memo_before(ag_tape *t, ag_call *c);     /* gives c what it recalls */
 void ag_memo_after(ag_tape *t, const ag_call *c);
 
 /* The gradient of output i of c becomes, or is added to, that of y. */

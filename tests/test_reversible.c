@@ -251,8 +251,8 @@ static void choice_forward(ag_call *c)
 {
     int32_t *k = c->out[1]->data;
     for (int i = 0; i < ROWS; i++)
-        k[i] = c->given[1] ? c->given[1][i] : 1 + (i + (forget && times_made)) % 3;
-    *(c->given[1] ? &times_given : &times_made) += 1;
+        if (!c->given) k[i] = 1 + (i + (forget && times_made)) % 3;
+    *(c->given ? &times_given : &times_made) += 1;
     for (int i = 0; i < SIZE; i++)
         ((float *)c->out[0]->data)[i] = ((float *)c->in[0]->data)[i] * (float)k[i / WIDTH];
 }
@@ -264,8 +264,15 @@ static void choice_backward(ag_call *c)
     for (int i = 0; i < SIZE; i++) dx[i] += ((float *)c->out[0]->grad)[i] * (float)k[i / WIDTH];
 }
 
+static unsigned choice_recalls(const ag_call *c)
+{
+    (void)c;
+    return 1u << 1;
+}
+
 static const ag_op choice_op = {
-    .name = "choice", .n_in = 1, .n_out = 2, .integer_out = 2, .recalls = 2, .shape = choice_shape,
+    .name = "choice", .n_in = 1, .n_out = 2, .integer_out = 2, .recalls = choice_recalls,
+    .shape = choice_shape,
     .forward = choice_forward, .backward = choice_backward,
 };
 

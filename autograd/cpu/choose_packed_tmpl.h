@@ -20,9 +20,11 @@ ALWAYS_INLINE vf packed_soft(vf z, float inv, int64_t n)
     return e / vpacked_sum(e, n);
 }
 
-/* The picks of the block at place `at` of a vector, of which the first is known. */
+/* The picks of the block at place `at` of a vector, of which the first is known; or all are. */
 static void packed_picks(const ag_chooser *c, vf score, int32_t first, int64_t at, int32_t *pick)
 {
+    if (c->c.given)
+        return;
     pick[0] = first;
     if (c->picks == 1)
         return;
@@ -43,7 +45,8 @@ ALWAYS_INLINE void choose_packed(const ag_chooser *c, strip t, const float *z, c
         const vf v = vload_to(z + j, left), y = g ? v + f * vload_to(g + j, left) : v;
         const vf best = vpacked_max(y, n);
         /* the lowest of equals */
-        const vf at = -vpacked_max(vselect(y, best, vset(-(float)VL), -lane), n);
+        const vf at = c->c.given ? vpacked_given(choice, c->picks, left, n)
+                                 : -vpacked_max(vselect(y, best, vset(-(float)VL), -lane), n);
         const vf soft = c->gate == AG_GATE_ONE ? vset(1.0f)
                                                : packed_soft(is_soft_noise(c) ? y : v, inv_t(c), n);
         const vf one = vselect(lane, at, zero, vselect(at, lane, zero, soft));

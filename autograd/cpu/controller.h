@@ -141,4 +141,15 @@ static inline vf vpacked_max(vf x, int64_t n)
     return x;
 }
 
+/* In all lanes of each run of n, the first of its `picks` choices; `left` lanes exist. */
+static inline vf vpacked_given(const int32_t *choice, int64_t picks, int64_t left, int64_t n)
+{
+    float at[VL] = { 0 };
+    for (int64_t l = 0; l < VL && l < left; l++)
+        at[l] = (float)choice[l / n * picks];
+    vf v;
+    memcpy(&v, at, sizeof v);
+    return v;
+}
+
 #endif

@@ -38,7 +38,8 @@ static void controller_block(const ag_controller *c, bool has_noise, const float
         }
         vtree_add(&sum, s);
     }
-    *choice = vbest_at(&best);
+    if (!c->given)
+        *choice = vbest_at(&best);
     const float inv = 1.0f / vtree_total(&sum);
     FOR_VECTORS(j, n) {
         const vf v = vload_to(mask + j, n - j) * inv;
@@ -65,7 +66,8 @@ static void controller_packed(const ag_controller *c, bool has_noise, int64_t si
         const vf d = a - vpacked_max(a, n), e = vexp(d * inv_t), score = late ? d + g * t : d;
         const vf best = vpacked_max(score, n);
         /* the lowest of equals */
-        const vf at = -vpacked_max(vselect(score, best, vset(-(float)VL), -lane), n);
+        const vf at = c->given ? vpacked_given(choice + j / n, 1, left, n)
+                               : -vpacked_max(vselect(score, best, vset(-(float)VL), -lane), n);
         const vf soft = e / vpacked_sum(e, n);
         vstore_to(p + j, soft, left);
         vstore_to(mask + j, c->hard ? vselect(lane, at, zero,

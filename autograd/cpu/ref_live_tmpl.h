@@ -40,7 +40,8 @@ static void choose_fwd(const ag_chooser *c, int32_t *choice, void *pgate, void *
     for (int64_t i = 0; i < c->c.rows; i++)
         for (int64_t b = 0; b < c->c.blocks; b++) {
             choose_block(c, i, b, z, mask, choice, p);
-            list_picks(n, c->picks, p, choice);
+            if (!c->c.given)
+                list_picks(n, c->picks, p, choice);
             const int64_t at = c->all ? *choice : 0, size = c->all ? n : c->picks;
             for (int64_t j = 0; j < size; j++)
                 gate[j] = 0;
@@ -78,7 +79,7 @@ static void choose_bwd(const ag_chooser *c, const int32_t *choice, const void *p
     for (int64_t i = 0; i < c->c.rows; i++) {
         const real *low = (const real *)c->low + i * c->rank;
         for (int64_t b = 0; b < c->c.blocks; b++) {
-            int32_t again;
+            int32_t again = 0;
             choose_block(c, i, b, z, z + n, &again, p);
             choose_block_bwd(c, choice, dgate, p, dp, dz + b * n);
             choice += c->picks;

@@ -410,7 +410,8 @@ static void controller_block(const ag_controller *c, int64_t i, int64_t col, con
 {
     const double t = controller_soft_temperature(c);
     double top = -INFINITY, s = 0, best = -INFINITY;
-    *choice = 0;
+    if (!c->given)
+        *choice = 0;
     for (int64_t j = 0; j < c->n; j++)
         top = fmax(top, (double)z[j] + (c->relaxed ? controller_noise(c, i, col + j) : 0));
     for (int64_t j = 0; j < c->n; j++)
@@ -420,7 +421,7 @@ static void controller_block(const ag_controller *c, int64_t i, int64_t col, con
         const double log_p = ((double)z[j] + (c->relaxed ? g : 0) - top) / t - log(s);
         const double v = c->relaxed ? (double)z[j] + g : log_p + c->temperature * g;
         p[j] = R(exp(log_p));
-        if (v > best) {
+        if (v > best && !c->given) {
             best = v;
             *choice = (int32_t)j;
         }

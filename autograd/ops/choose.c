@@ -65,9 +65,16 @@ static int choose_shape(ag_call *c, ag_shape *out)
 
 static void choose_forward(ag_call *c)
 {
-    const ag_chooser a = setup(c);
+    ag_chooser a = setup(c);
+    a.c.given = c->given;
     void *scratch = ag_scratch(c->tape, ag_choose_scratch(&a, c->k->dtype));
     if (scratch) c->k->choose_fwd(&a, c->out[CHOICE]->data, c->out[GATE]->data, scratch);
+}
+
+static unsigned choose_recalls(const ag_call *c)
+{
+    (void)c;
+    return 1u << CHOICE;
 }
 
 static void choose_backward(ag_call *c)
@@ -124,6 +131,7 @@ const ag_op ag_op_choose = {
     .doc = "gate, choice of one of n units per block, by z = low[..,r] @ c2[r,blocks*n] + cb",
     .n_in = 3, .n_out = 2, .optional = 1u << CB, .integer_out = 1u << CHOICE,
     .shape = choose_shape, .forward = choose_forward, .backward = choose_backward,
+    .recalls = choose_recalls,
     .workspace = choose_workspace,
     .flops = choose_flops, .sample = choose_sample,
 };

@@ -40,8 +40,15 @@ static size_t control_saved(const ag_call *c) { return (size_t)c->in[0]->size * 
 
 static void control_forward(ag_call *c)
 {
-    const ag_controller a = setup(c);
+    ag_controller a = setup(c);
+    a.given = c->given;
     c->k->controller_fwd(&a, c->in[0]->data, c->out[0]->data, c->out[1]->data, c->saved);
+}
+
+/* A soft mask does not depend on the choice. */
+static unsigned control_recalls(const ag_call *c)
+{
+    return c->attr.control.hard ? 1u << 1 : 0;
 }
 
 static void control_backward(ag_call *c)
@@ -79,7 +86,7 @@ const ag_op ag_op_control = {
     .doc = "mask[..,blocks*n], choice[..,blocks]: one of n units per block, by logits z", .n_in = 1,
     .n_out = 2, .integer_out = 1u << 1, .shape = control_shape, .saved_bytes = control_saved,
     .forward = control_forward, .backward = control_backward, .flops = control_flops,
-    .sample = control_sample,
+    .recalls = control_recalls, .sample = control_sample,
 };
 
 ag_tensor *ag_control(ag_tape *t, ag_tensor *z, const ag_controller_options *o,

@@ -137,6 +137,12 @@ static void argmax_forward(ag_call *c)
     c->k->argmax(ag_rows(c->in[0]), ag_cols(c->in[0]), c->in[0]->data, c->out[0]->data);
 }
 
+static unsigned argmax_recalls(const ag_call *c)
+{
+    (void)c;
+    return 1;
+}
+
 static bool argmax_sample(int64_t i, ag_sample *s)
 {
     static const int64_t M[] = { 1, 9, 0 }, N[] = { 1, 5, 33 };
@@ -149,7 +155,7 @@ static bool argmax_sample(int64_t i, ag_sample *s)
 const ag_op ag_op_argmax = {
     .name = "argmax", .doc = "the index of the largest of x[..,n]; ties: the lowest", .n_in = 1,
     .n_out = 1, .integer_out = 1, .shape = argmax_shape, .forward = argmax_forward,
-    .nondiff = "its output is an index", .sample = argmax_sample,
+    .recalls = argmax_recalls, .nondiff = "its output is an index", .sample = argmax_sample,
 };
 
 ag_tensor *ag_argmax(ag_tape *t, ag_tensor *x)
