@@ -24,6 +24,9 @@ static nn_attention_config filled(const nn_attention_config *c)
 
 int nn_attention_check(const nn_attention_config *c, ag_err *err)
 {
+    if (c->all_keys && (!is_dense(c) || c->pattern))
+        return ag_err_set(err, AG_ECONFIG, "attention: an encoder sees all keys by dense "
+                          "projections: attention.type must be dense, without a pattern");
     if (is_dense(c)) return AG_OK;
     const nn_attention_config f = filled(c);
     if (f.modules < 1 || f.d_model % f.modules)
@@ -165,15 +168,33 @@ static ag_tensor *sparse_end(const nn_attention *l, ag_tape *t, ag_tensor *x, ag
     return residual ? ag_add(t, x, residual) : x;
 }
 
+static ag_attention_options options(const nn_attention *l, nn_mode mode)
+{
+    const nn_attention_config *c = &l->config;
+    return (ag_attention_options){
+        .heads = c->n_heads, .d_qk = c->d_qk, .d_v = c->d_v, .causal = !c->all_keys,
+        .drop = nn_dropout_is_on(&l->drop, mode) && !c->keep_weights ? l->drop.p : 0,
+        .site = l->site, .pattern = c->pattern,
+    };
+}
+
+ag_tensor *nn_attention_encode(const nn_attention *l, ag_tape *t, ag_tensor *x, ag_tensor *lengths,
+                               ag_tensor *residual, nn_mode mode)
+{
+    ag_attention_options o = options(l, mode);
+    o.lengths = lengths;
+    ag_scope(t, "attention", -1);
+    ag_tensor *a = dense_attend(l, t, x, &o, NULL, 0);
+    ag_tensor *y = nn_branch_end(&l->out.out, &l->drop, t, a, residual, mode);
+    ag_scope_end(t);
+    return y;
+}
+
 ag_tensor *nn_attention_forward(const nn_attention *l, ag_tape *t, ag_tensor *x,
                                 ag_tensor *residual, nn_mode mode, ag_kv_cache *cache, int layer)
 {
     const nn_attention_config *c = &l->config;
-    const ag_attention_options o = {
-        .heads = c->n_heads, .d_qk = c->d_qk, .d_v = c->d_v, .causal = true,
-        .drop = nn_dropout_is_on(&l->drop, mode) && !c->keep_weights ? l->drop.p : 0,
-        .site = l->site, .pattern = c->pattern,
-    };
+    const ag_attention_options o = options(l, mode);
     ag_scope(t, "attention", -1);
     ag_tensor *a = is_dense(c) ? dense_attend(l, t, x, &o, cache, layer)
                                : sparse_attend(l, t, x, &o, cache, layer);

@@ -1,5 +1,6 @@
 /*
- * attention.h -- causal multi-head self-attention, with dense or sparse projections.
+ * attention.h -- multi-head self-attention, causal or of an encoder, with dense or sparse
+ * projections.
  *
  * Dense: one product makes queries, keys and values of all heads, in this order: [q | k | v].  d_qk
  * and d_v, the widths of one head, need not divide d_model, nor be equal.
@@ -28,6 +29,7 @@ typedef struct nn_attention_config {
     bool    keep_weights;            /* no dropout of the attention weights; a pattern refuses it */
     double  init_std;                /* 0: Glorot */
     double  out_gain;                /* factor of the initial output projection */
+    bool    all_keys;                /* of an encoder: not causal; dense, without a pattern */
     const ag_pattern *pattern;       /* which keys queries see, lives longer; NULL: all earlier */
 
     nn_map_kind type;                /* NN_MAP_NONE: as NN_MAP_DENSE */
@@ -59,6 +61,10 @@ void nn_attention_build(nn_attention *l, nn_params *p, const char *name,
  * there is no gradient. */
 ag_tensor *nn_attention_forward(const nn_attention *l, ag_tape *t, ag_tensor *x,
                                 ag_tensor *residual, nn_mode mode, ag_kv_cache *cache, int layer);
+/* The same in an encoder (config.all_keys): a position sees all positions below lengths int32 [b];
+ * NULL: all.  One without a key gets the bias of the output, if any. */
+ag_tensor *nn_attention_encode(const nn_attention *l, ag_tape *t, ag_tensor *x, ag_tensor *lengths,
+                               ag_tensor *residual, nn_mode mode);
 /* What a cache must keep besides keys and values; AG_ENOMEM. */
 int nn_attention_keep(const nn_attention *l, ag_kv_cache *cache);
 

@@ -42,8 +42,9 @@ void nn_embedding_build(nn_embedding *l, nn_params *p, const char *name,
     const int64_t d = c->d_model;
     const size_t at = nn_push(p, "%s", name);
     *l = (nn_embedding){ .config = *c };
-    l->token = nn_param(p, "token", AG_SHAPE(c->vocab, d),
-                        nn_matrix_init(c->token_std, c->vocab, d, 1));
+    l->token = c->shared ? c->shared
+                         : nn_param(p, "token", AG_SHAPE(c->vocab, d),
+                                    nn_matrix_init(c->token_std, c->vocab, d, 1));
     if (c->position == NN_POSITION_TABLE) axis_build(l, p, "position", c->context, 1);
     if (c->position == NN_POSITION_GRID) {
         axis_build(l, p, "row", steps(c, c->stride), c->stride);

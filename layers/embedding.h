@@ -31,6 +31,8 @@ typedef struct nn_embedding_config {
     int64_t width, channels;         /* image: pixels of a row, bytes of a pixel */
     bool    start;
     double  token_std, position_std; /* 0: Glorot */
+    ag_tensor *shared;               /* [vocab,d_model], the token table of another embedding; NULL:
+                                      * its own */
 } nn_embedding_config;
 
 typedef struct nn_axis {

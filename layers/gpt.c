@@ -32,8 +32,7 @@ static void fill_init(nn_gpt_config *c)
         nn_rule_embedding_std(c->init, c->init_std, c->d_model, axes ? axes : 1);
 }
 
-/* With the zeros filled in, and what the parts share. */
-static nn_gpt_config filled(const nn_gpt_config *config)
+nn_gpt_config nn_gpt_filled(const nn_gpt_config *config)
 {
     nn_gpt_config c = *config;
     if (!c.d_qk) c.d_qk = c.d_model / c.n_heads;
@@ -56,6 +55,12 @@ static nn_gpt_config filled(const nn_gpt_config *config)
     c.embedding.d_model = c.d_model;
     fill_init(&c);
     return c;
+}
+
+nn_block_config nn_gpt_block(const nn_gpt_config *c)
+{
+    return (nn_block_config){ .attention = c->attention, .ff = c->ff, .sru = c->sru,
+                              .norm_eps = c->norm_eps };
 }
 
 /* Dropout, norms and init. */
@@ -98,24 +103,12 @@ int nn_gpt_check(const nn_gpt_config *c, ag_err *err)
     if (c->head.zero && (c->tied || c->head.type != NN_HEAD_DENSE))
         return ag_err_set(err, AG_ECONFIG, "gpt: head.zero is for a dense head with weights of its "
                           "own: set tied_embeddings = false and head.type = dense");
-    const nn_gpt_config f = filled(c);
+    const nn_gpt_config f = nn_gpt_filled(c);
     r = nn_embedding_check(&f.embedding, err);
     if (!r) r = nn_attention_check(&f.attention, err);
     if (!r) r = nn_head_check(&f.head, err);
     if (!r) r = nn_sru_check(&f.sru, err);
     return r ? r : nn_ff_check(&c->ff, c->d_model, err);
-}
-
-static ag_tensor *block_forward(const nn_block *b, ag_tape *t, ag_tensor *x, nn_mode mode,
-                                ag_kv_cache *cache, int layer)
-{
-    ag_scope(t, "block", layer);
-    x = nn_attention_forward(&b->attention, t, nn_norm_forward(&b->norm1, t, x), x, mode, cache,
-                             layer);
-    ag_tensor *y = nn_ff_forward(&b->ff, t, nn_norm_forward(&b->norm2, t, x), x, mode);
-    y = nn_sru_forward(&b->sru, t, x, y, cache, layer);
-    ag_scope_end(t);
-    return y;
 }
 
 static ag_tensor *gpt_logits(const nn_model *m, ag_tape *t, ag_tensor *ids, nn_mode mode,
@@ -128,7 +121,7 @@ static ag_tensor *gpt_logits(const nn_model *m, ag_tape *t, ag_tensor *ids, nn_m
     x = nn_dropout_forward(&g->drop, t, x, mode);
     ag_scope_end(t);
     for (int i = 0; i < (int)g->config.n_layers; i++)
-        x = block_forward(&g->block[i], t, x, mode, cache, i);
+        x = nn_block_forward(&g->block[i], t, x, NULL, mode, cache, i);
     return nn_head_forward(&g->head, t, nn_norm_forward(&g->norm, t, x), mode);
 }
 
@@ -138,8 +131,7 @@ static ag_kv_cache *gpt_cache_new(const nn_model *m, int64_t batch)
     const nn_gpt_config *c = &g->config;
     ag_kv_cache *cache = ag_kv_cache_new(m->params->dtype, (int)c->n_layers, batch, c->context,
                                          c->n_heads * c->d_qk, c->n_heads * c->d_v);
-    if (cache && (nn_attention_keep(&g->block[0].attention, cache) ||
-                  nn_sru_keep(&g->block[0].sru, cache))) {
+    if (cache && nn_block_keep(&g->block[0], cache)) {
         ag_kv_cache_free(cache);
         return NULL;
     }
@@ -171,28 +163,14 @@ static void gpt_build(nn_gpt *g, nn_params *p)
     nn_embedding_build(&g->embedding, p, "embedding", &c->embedding);
     nn_dropout_build(&g->drop, p, c->embedding_dropout);
     for (int i = 0; i < (int)c->n_layers; i++) {
-        nn_block *b = &g->block[i];
+        nn_block_config block = nn_gpt_block(c);
         const size_t at = nn_push(p, "blocks/%d", i);
-        nn_norm_build(&b->norm1, p, "norm1", d, c->bias, c->norm_eps);
-        nn_attention_config a = c->attention;
-        a.pattern = pattern_of(g, i);
-        nn_attention_build(&b->attention, p, "attention", &a);
-        nn_norm_build(&b->norm2, p, "norm2", d, c->bias, c->norm_eps);
-        nn_ff_build(&b->ff, p, "ff", d, &c->ff);
-        nn_sru_build(&b->sru, p, "sru", &c->sru);
+        block.attention.pattern = pattern_of(g, i);
+        nn_block_build(&g->block[i], p, &block);
         nn_pop(p, at);
     }
     nn_norm_build(&g->norm, p, "norm", d, c->bias, c->final_norm_eps);
     nn_head_build(&g->head, p, "head", &c->head, c->tied ? g->embedding.token : NULL);
-}
-
-/* Parameters whose names begin so. */
-static int64_t params_below(const nn_params *p, const char *prefix)
-{
-    int64_t n = 0;
-    for (int i = 0; i < p->n_items; i++)
-        if (!strncmp(p->items[i].name, prefix, strlen(prefix))) n += p->items[i].count;
-    return n;
 }
 
 /* Keys that a query sees on average, those of all heads and layers together. */
@@ -214,17 +192,16 @@ static nn_cost cost_of(const nn_gpt *g)
     const nn_gpt_config *c = &g->config;
     const nn_params *p = g->model.params;
     const nn_block *b = &g->block[0];
-    const double layer = (double)(nn_attention_products(&b->attention) + nn_ff_products(&b->ff) +
-                                  nn_sru_products(&b->sru));
-    const double products = (double)c->n_layers * layer + (double)nn_head_products(&g->head) +
+    const double products = (double)(c->n_layers * nn_block_products(b)) +
+                            (double)nn_head_products(&g->head) +
                             (double)(c->d_qk + c->d_v) * keys_per_query(g);
     const int64_t ff = c->n_layers * nn_ff_params(&b->ff),
         live = c->n_layers * nn_ff_touched(&b->ff);
     const int64_t unread = nn_embedding_unread(&g->embedding, c->tied) + nn_head_beside(&g->head);
     return (nn_cost){ .params = p->n_used, .ff_params = ff, .ff_touched = live,
                       .flops = 2 * products, .touched = p->n_used - ff + live - unread,
-                      .attention_params = c->n_layers * params_below(p, "blocks/0/attention/"),
-                      .head_params = params_below(p, "head/"), .d_ff = c->ff.d_ff,
+                      .attention_params = c->n_layers * nn_params_below(p, "blocks/0/attention/"),
+                      .head_params = nn_params_below(p, "head/"), .d_ff = c->ff.d_ff,
                       .pattern_bytes = g->patterns ? nn_patterns_bytes(g->patterns) : 0 };
 }
 
@@ -242,7 +219,7 @@ static int plan(const nn_gpt_config *config, ag_dtype dtype, nn_gpt **ret_g, ag_
         nn_params_free(p);
         return ag_err_set(err, AG_ENOMEM, "out of memory for the model");
     }
-    *g = (nn_gpt){ .config = filled(config), .block = block };
+    *g = (nn_gpt){ .config = nn_gpt_filled(config), .block = block };
     g->config.pattern = NULL;        /* the caller's */
     g->model = (nn_model){ .kind = "gpt", .params = p, .classes = config->vocab,
                            .start = config->embedding.start,

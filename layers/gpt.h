@@ -2,7 +2,7 @@
  * gpt.h -- a decoder-only transformer with layer norm before each branch, shaped as nanoGPT.
  *
  *     x = dropout(embedding(ids))                             token + position, as embedding.h
- *     x = x + attention(norm1(x));  x = x + ff(norm2(x))      n_layers times; + sru(x), if any
+ *     x = block(x)                                            n_layers times, as block.h
  *     logits = norm(x) head^T                                 head = token where tied
  *
  * Initial weights: normal of init_std (Glorot if 0) or as `init` says, the two projections onto the
@@ -12,12 +12,11 @@
 #ifndef NN_GPT_H
 #define NN_GPT_H
 
-#include "layers/attention.h"
+#include "layers/block.h"
 #include "layers/embedding.h"
 #include "layers/head.h"
 #include "layers/model.h"
 #include "layers/pattern.h"
-#include "layers/sru.h"
 
 typedef struct nn_gpt_config {
     int64_t vocab, context;          /* tokens */
@@ -40,13 +39,6 @@ typedef struct nn_gpt_config {
     nn_head_config head;             /* its sizes and init are set here; tied needs a dense one */
 } nn_gpt_config;
 
-typedef struct nn_block {
-    nn_norm      norm1, norm2;
-    nn_attention attention;
-    nn_ff        ff;
-    nn_sru       sru;
-} nn_block;
-
 typedef struct nn_gpt {
     nn_model      model;             /* first: a nn_gpt is a nn_model */
     nn_gpt_config config;            /* with the zeros filled in */
@@ -58,6 +50,10 @@ typedef struct nn_gpt {
     nn_patterns  *patterns;          /* NULL: all layers are dense */
 } nn_gpt;
 
+/* The same with the zeros, and what the parts share, filled in. */
+nn_gpt_config nn_gpt_filled(const nn_gpt_config *c);
+/* What its blocks are made of, from a config that is filled in; patterns go by layer. */
+nn_block_config nn_gpt_block(const nn_gpt_config *c);
 /* AG_ECONFIG names the fields that do not fit. */
 int nn_gpt_check(const nn_gpt_config *c, ag_err *err);
 /* Checked, built and initialised.  AG_ECONFIG, AG_ENOMEM. */

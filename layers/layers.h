@@ -5,5 +5,6 @@
 #include "layers/gpt.h"
 #include "layers/match.h"
 #include "layers/mlp.h"
+#include "layers/transformer.h"
 
 #endif

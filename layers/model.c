@@ -25,7 +25,8 @@ int nn_model_cache(const nn_model *m, int64_t batch, ag_kv_cache **ret_cache, ag
 {
     if (!m->cache_new)
         return ag_err_set(err, AG_ECONFIG,
-                          "a model of kind %s does not generate sequences; gpt does", m->kind);
+                          "a model of kind %s does not generate sequences; gpt and transformer do",
+                          m->kind);
     ag_kv_cache *c = m->cache_new(m, batch);
     if (!c)
         return ag_err_set(err, AG_ENOMEM, "out of memory for the key-value cache of %lld sequences",

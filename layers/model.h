@@ -20,7 +20,7 @@ typedef struct nn_cost {
 
 typedef struct nn_model nn_model;
 struct nn_model {
-    const char *kind;                /* "gpt" or "mlp" */
+    const char *kind;                /* "gpt", "transformer" or "mlp" */
     nn_params  *params;
     int64_t     classes;             /* width of the logits */
     bool        start;               /* sequences begin with the token `classes` */

@@ -148,3 +148,11 @@ void nn_params_zero_grad(nn_params *p)
     for (int64_t at = 0; at < bytes; at += PART)
         memset(g + at, 0, (size_t)(bytes - at < PART ? bytes - at : PART));
 }
+
+int64_t nn_params_below(const nn_params *p, const char *prefix)
+{
+    int64_t n = 0;
+    for (int i = 0; i < p->n_items; i++)
+        if (!strncmp(p->items[i].name, prefix, strlen(prefix))) n += p->items[i].count;
+    return n;
+}

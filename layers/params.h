@@ -59,5 +59,7 @@ int nn_params_alloc(nn_params *p, uint64_t seed, ag_err *err);
 int nn_params_layout(nn_params *p, ag_err *err);
 void nn_params_zero_grad(nn_params *p);
 const nn_item *nn_params_find(const nn_params *p, const char *name); /* NULL: none of that name */
+/* Numbers in the parameters whose names begin so. */
+int64_t nn_params_below(const nn_params *p, const char *prefix);
 
 #endif

@@ -164,7 +164,7 @@ static void read_error(train_trial *t, int status)
 static int read_trial(series *s, int i, ag_err *err)
 {
     const train_config *c = &s->config[arm_of(s, i)];
-    const int64_t context = train_config_has_images(c) ? 1 : c->model.context;
+    const int64_t context = train_config_has_images(c) ? 1 : train_config_context(c);
     return train_trial_read(&s->trial[i], c->train.steps, c->train.batch * context, err);
 }
 

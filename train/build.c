@@ -127,7 +127,7 @@ static int match_touched(const train_config *c, int64_t d_model, nn_ff_config *f
 static int gpt_config(const train_config *c, int64_t vocab, nn_gpt_config *ret_g, ag_err *err)
 {
     nn_gpt_config g = {
-        .vocab = vocab, .context = c->model.context, .n_layers = c->model.n_layers,
+        .vocab = vocab, .context = train_config_context(c), .n_layers = c->model.n_layers,
         .n_heads = c->model.n_heads, .d_model = c->model.d_model, .d_qk = c->model.d_qk,
         .d_v = c->model.d_v, .bias = c->model.bias, .tied = c->model.tied_embeddings,
         .dropout = c->model.dropout,
@@ -147,18 +147,50 @@ static int gpt_config(const train_config *c, int64_t vocab, nn_gpt_config *ret_g
     return r;
 }
 
-int train_build_gpt(const train_config *c, int64_t vocab, nn_model **ret_model, ag_err *err)
+static int transformer_config(const train_config *c, int64_t vocab, nn_transformer_config *ret_t,
+                              ag_err *err)
 {
-    nn_gpt_config g;
-    const int r = gpt_config(c, vocab, &g, err);
-    return r < 0 ? r : nn_gpt_new(&g, AG_F32, (uint64_t)c->run.seed, ret_model, err);
+    *ret_t = (nn_transformer_config){ .n_encoder_layers = c->model.n_encoder_layers,
+                                      .source = c->data.source_length };
+    return gpt_config(c, vocab, &ret_t->decoder, err);
 }
 
-int train_plan_gpt(const train_config *c, int64_t vocab, nn_model **ret_model, ag_err *err)
+static int build_transformer(const train_config *c, int64_t vocab, bool plan, nn_model **ret_model,
+                             ag_err *err)
+{
+    nn_transformer_config x;
+    const int r = transformer_config(c, vocab, &x, err);
+    if (r < 0) return r;
+    return plan ? nn_transformer_plan(&x, AG_F32, ret_model, err)
+                : nn_transformer_new(&x, AG_F32, (uint64_t)c->run.seed, ret_model, err);
+}
+
+static int build_gpt(const train_config *c, int64_t vocab, bool plan, nn_model **ret_model,
+                     ag_err *err)
 {
     nn_gpt_config g;
     const int r = gpt_config(c, vocab, &g, err);
-    return r < 0 ? r : nn_gpt_plan(&g, AG_F32, ret_model, err);
+    if (r < 0) return r;
+    return plan ? nn_gpt_plan(&g, AG_F32, ret_model, err)
+                : nn_gpt_new(&g, AG_F32, (uint64_t)c->run.seed, ret_model, err);
+}
+
+static int build_tokens(const train_config *c, int64_t vocab, bool plan, nn_model **ret_model,
+                        ag_err *err)
+{
+    return c->model.type == TRAIN_MODEL_TRANSFORMER ? build_transformer(c, vocab, plan, ret_model,
+                                                                        err)
+                                                    : build_gpt(c, vocab, plan, ret_model, err);
+}
+
+int train_build_tokens(const train_config *c, int64_t vocab, nn_model **ret_model, ag_err *err)
+{
+    return build_tokens(c, vocab, false, ret_model, err);
+}
+
+int train_plan_tokens(const train_config *c, int64_t vocab, nn_model **ret_model, ag_err *err)
+{
+    return build_tokens(c, vocab, true, ret_model, err);
 }
 
 int train_build_mlp(const train_config *c, int64_t d_in, int64_t classes, nn_model **ret_model,

@@ -172,7 +172,7 @@ int train_cmd_show_pattern(int argc, char **argv, ag_err *err)
     train_config c;
     if ((r = train_config_args(argc, argv, &c, err)) < 0) return r;
     if (c.model.type != TRAIN_MODEL_GPT)
-        return ag_err_set(err, AG_ECONFIG, "this model has no attention: set model.type = gpt");
+        return ag_err_set(err, AG_ECONFIG, "patterns are for a gpt: set model.type = gpt");
     r = nn_patterns_new(&v.p, c.model.attention.pattern, c.model.context, c.model.n_layers,
                         c.model.n_heads, err);
     if (r < 0) return r;

@@ -23,7 +23,7 @@ static void list_ops(void)
 /* One micro-batch on the tape; its numbers do not matter. */
 static void fetch(train_session *s, ag_tensor **ret_x, ag_tensor **ret_y)
 {
-    const int64_t n = s->config.train.micro_batch, tokens = n * s->context;
+    const int64_t n = s->config.train.micro_batch, columns = s->source + s->context;
     ag_tape *t = s->tape;
     const data_draw w = { .split = DATA_TRAIN, .order = s->d_in ? DATA_SHUFFLED : DATA_RANDOM,
                           .seed = 1, .batch = n };
@@ -36,10 +36,10 @@ static void fetch(train_session *s, ag_tensor **ret_x, ag_tensor **ret_y)
     if (s->data) {
         data_batch_tokens(s->data, &w, 0, n, s->ids, s->targets);
     } else {
-        memset(s->ids, 0, (size_t)tokens * sizeof *s->ids);
-        memset(s->targets, 0, (size_t)tokens * sizeof *s->targets);
+        memset(s->ids, 0, (size_t)(n * columns) * sizeof *s->ids);
+        memset(s->targets, 0, (size_t)(n * s->context) * sizeof *s->targets);
     }
-    *ret_x = ag_input_i32(t, AG_SHAPE(n, s->context), s->ids);
+    *ret_x = ag_input_i32(t, AG_SHAPE(n, columns), s->ids);
     *ret_y = ag_input_i32(t, AG_SHAPE(n, s->context), s->targets);
 }
 
@@ -208,7 +208,7 @@ int train_cmd_show(int argc, char **argv, ag_err *err)
     if (r < 0) return r;
     train_session *s;
     train_open what = { .optimizer = true };
-    what.plan = memory && !run && c.model.type == TRAIN_MODEL_GPT;
+    what.plan = memory && !run && !train_config_has_images(&c);
     if (what.plan) what.classes = vocab ? vocab : known_vocab(&c);
     what.data = !what.classes;
     r = train_session_new(&c, &what, &s, err);

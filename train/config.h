@@ -112,5 +112,7 @@ double train_config_loss_scale_floor(const train_config *c);
 bool train_config_has_images(const train_config *c);
 /* Whether it reads a source apart from the target that it writes. */
 bool train_config_has_source(const train_config *c);
+/* Tokens that the model predicts of a sample: its context, or the longest target. */
+int64_t train_config_context(const train_config *c);
 
 #endif

@@ -16,13 +16,13 @@ typedef struct checker {
 int64_t train_config_d_ff(const train_config *c)
 {
     if (c->model.d_ff) return c->model.d_ff;
-    return 4 * (c->model.type == TRAIN_MODEL_GPT ? c->model.d_model : c->model.d_hidden);
+    return 4 * (train_config_has_images(c) ? c->model.d_hidden : c->model.d_model);
 }
 
 int64_t train_config_d_lowrank(const train_config *c)
 {
     if (c->model.ff.d_lowrank) return c->model.ff.d_lowrank;
-    const int64_t d_model = c->model.type == TRAIN_MODEL_GPT ? c->model.d_model : c->model.d_hidden;
+    const int64_t d_model = train_config_has_images(c) ? c->model.d_hidden : c->model.d_model;
     const bool blocks = c->model.ff.lowrank_rule == TRAIN_RANK_BLOCKS;
     const int64_t rank = (blocks ? train_config_d_ff(c) : d_model) / c->model.ff.block;
     return rank > 1 ? rank : 1;
@@ -42,6 +42,11 @@ bool train_config_has_images(const train_config *c)
 bool train_config_has_source(const train_config *c)
 {
     return c->model.type != TRAIN_MODEL_GPT && c->model.type != TRAIN_MODEL_MLP;
+}
+
+int64_t train_config_context(const train_config *c)
+{
+    return train_config_has_source(c) ? c->data.target_length : c->model.context;
 }
 
 static bool has_pairs(int source)
@@ -168,7 +173,7 @@ static void check_kernel_modules(checker *k, int64_t modules, const char *module
 static void check_sparse_parts(checker *k)
 {
     const train_config *c = k->c;
-    const bool gpt = c->model.type == TRAIN_MODEL_GPT;
+    const bool gpt = !train_config_has_images(c);
     const bool attention = c->model.attention.type != TRAIN_ATTENTION_DENSE;
     const int64_t own = c->model.attention.modules, modules = own ? own : c->model.n_heads;
     if (!gpt && attention)
@@ -201,7 +206,7 @@ static void check_sparse_parts(checker *k)
         clash(k, "model.head.zero", "needs a dense head, but", "model.head.type", "");
     if (!gpt && c->model.ff.sru_units)
         clash(k, "model.ff.sru_units", "needs a gpt, but", "model.type", "");
-    if (!gpt && c->model.match == TRAIN_MATCH_PARAMS)
+    if (c->model.type != TRAIN_MODEL_GPT && c->model.match == TRAIN_MATCH_PARAMS)
         clash(k, "model.match", "needs a gpt, but", "model.type", "");
     if (c->model.match == TRAIN_MATCH_TOUCHED && c->model.ff.type != TRAIN_FF_DENSE)
         clash(k, "model.match", "needs a dense feed-forward to choose d_ff for, but",
@@ -236,7 +241,7 @@ static void check_ff(checker *k)
 static void check_position(checker *k)
 {
     const train_config *c = k->c;
-    const int64_t context = c->model.context, stride = c->model.position.stride;
+    const int64_t context = train_config_context(c), stride = c->model.position.stride;
     const int64_t row = c->model.position.width * c->model.position.channels;
     if (c->model.position.type == TRAIN_POSITION_GRID && (stride < 1 || stride > context))
         clash(k, "model.position.stride", "must be from 1 to", "model.context",
@@ -254,7 +259,7 @@ static void check_pattern(checker *k)
     const bool gpt = c->model.type == TRAIN_MODEL_GPT;
     ag_err err = { 0 };
     if (!gpt && strcmp(c->model.attention.pattern, "dense"))
-        clash(k, path, "needs attention, which only a gpt has, but", "model.type", "");
+        clash(k, path, "is for a gpt, but", "model.type", "");
     else if (gpt && nn_patterns_check(c->model.attention.pattern, c->model.context,
                                       c->model.n_heads, &err) < 0 && k->used < sizeof k->text) {
         char origin[TRAIN_TEXT_MAX + 16], shown[160];
@@ -272,7 +277,7 @@ static void check_pattern(checker *k)
 static void check_model(checker *k)
 {
     const train_config *c = k->c;
-    const bool gpt = c->model.type == TRAIN_MODEL_GPT;
+    const bool gpt = !train_config_has_images(c);
     if (gpt && (!c->model.d_qk || !c->model.d_v) && c->model.d_model % c->model.n_heads)
         clash(k, "model.d_model", "must be a multiple of", "model.n_heads",
               "or set model.d_qk and model.d_v");
@@ -280,6 +285,9 @@ static void check_model(checker *k)
     check_pattern(k);
     if (c->model.ff.type != TRAIN_FF_DENSE || c->model.match == TRAIN_MATCH_TOUCHED) check_ff(k);
     if (gpt) check_position(k);
+    if (train_config_has_source(c) && c->model.start_vector)
+        clash(k, "model.start_vector", "is for a gpt, but", "model.type",
+              "a target begins with token 0");
 }
 
 static void check_optimizer(checker *k)

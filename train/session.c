@@ -65,13 +65,12 @@ static int open_data(train_session *s, const train_open *what, ag_err *err)
     o.progress = what->progress;
     o.progress_arg = what->progress_arg;
     int r = data_open(&o, &s->data, err);
-    if (r == AG_OK) s->source = s->data->source;
     if (r == AG_OK && what->optimizer && s->data->sequence)
         r = check_sequences(c, s->data, err);
     if (r < 0) return r;
     if (images != (s->data->kind == DATA_IMAGES))
         return ag_err_set(err, AG_ECONFIG, "model.type is %s, but data.source %s holds %s",
-                          images ? "mlp" : "gpt", o.source, images ? "tokens" : "images");
+                          train_choice_word(c->model.type), o.source, images ? "tokens" : "images");
     if (what->optimizer && data_samples(s->data, DATA_VAL) < 1)
         return ag_err_set(err, AG_EINPUT, "%s: nothing is left for validation", s->data->about);
     const data_set *d = s->data;
@@ -84,14 +83,15 @@ static int open_data(train_session *s, const train_open *what, ag_err *err)
 static int build_model(train_session *s, const train_open *what, ag_err *err)
 {
     const data_set *d = s->data;
-    if (s->config.model.type == TRAIN_MODEL_GPT) {
+    if (!train_config_has_images(&s->config)) {
         const int64_t vocab = d ? d->vocab : what->classes;
         if (what->classes && vocab != what->classes)
             return ag_err_set(err, AG_EINPUT, "the data have %" PRId64 " tokens, the checkpoint %"
                               PRId64 ": other data than it was trained on?", vocab, what->classes);
-        s->context = s->config.model.context;
-        return what->plan ? train_plan_gpt(&s->config, vocab, &s->model, err)
-                          : train_build_gpt(&s->config, vocab, &s->model, err);
+        s->context = train_config_context(&s->config);
+        s->source = train_config_has_source(&s->config) ? s->config.data.source_length : 0;
+        return what->plan ? train_plan_tokens(&s->config, vocab, &s->model, err)
+                          : train_build_tokens(&s->config, vocab, &s->model, err);
     }
     const int64_t d_in = d ? d->h * d->w * d->c : what->d_in,
         classes = d ? d->n_classes : what->classes;
