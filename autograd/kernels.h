@@ -143,6 +143,48 @@ typedef struct ag_live {
     const int32_t *choice;           /* [rows,blocks,picks], each 0 .. n-1 */
 } ag_live;
 
+/*
+ * Attention within buckets of a hash (Reformer, 2001.04451, as the released code of 2111.12763 has
+ * it): ops/lsh.c has the formulas.  In each round the t positions of a sequence and head are sorted
+ * by bucket, stably, and cut into chunks, the last of a round maybe short; the chunks of all rounds
+ * form one ring.  The queries of a chunk meet the keys of `before` chunks before it, its own, and
+ * `after` behind it, each once.  A key is not seen if it is later (causal), at or beyond lengths of
+ * its sequence, or, with bucket_mask, in another bucket or round; a position sees itself only where
+ * it sees nothing else in any round.  One softmax runs over all that a query sees in all rounds.
+ * Dropout has one mask [chunk, slots * ag_noise_stride(chunk)] for each sequence and head, row
+ * (b*heads + h)*chunk + i of the noise for the i-th query of a chunk, column
+ * slot*ag_noise_stride(chunk) + j for the j-th key of the slot-th chunk that it meets.
+ */
+enum { AG_LSH_ROUNDS = 16 };           /* at most */
+
+typedef struct ag_lsh {
+    int64_t batch, heads, t, d_qk, d_v;
+    int64_t rounds, factor[2];       /* buckets of a round: their product, and one for padding */
+    int64_t chunk, before, after;
+    bool    causal, bucket_mask;
+    bool    correct;                 /* minus log of how often a query meets a key in all rounds */
+    double  drop;
+    ag_noise noise;
+    const int32_t *lengths;          /* [batch], NULL: t */
+    int32_t    *bucket;              /* [rounds,batch,heads,t] */
+    const void *q, *v;               /* [batch,t,heads*d_qk], [batch,t,heads*d_v] */
+    void       *o;                   /* [batch,t,heads*d_v] */
+    void       *lse;                 /* [batch,heads,t]; -inf if it sees nothing but itself */
+    void       *scratch;             /* ag_lsh_scratch(a) bytes */
+} ag_lsh;
+
+/* One-token decoding of the same: `t` new positions follow `past` ones.  A query takes, of the
+ * positions up to itself, the newest that share a bucket with it in any round, then the newest
+ * others, `most` in all, and attends to those, to itself only if it is alone. */
+typedef struct ag_lsh_decode {
+    int64_t batch, heads, past, t, capacity, d_qk, d_v;
+    int64_t rounds, most;
+    const int32_t *bucket;           /* [batch,heads,rounds,capacity] */
+    const void *k, *v;               /* [batch,capacity,heads*d_qk], [batch,capacity,heads*d_v] */
+    void       *o;                   /* [batch,t,heads*d_v] */
+    void       *scratch;             /* ag_lsh_decode_scratch(a) bytes */
+} ag_lsh_decode;
+
 typedef struct ag_kernels {
     const char *name;                /* "ref", "base", "avx2", "avx512" */
     ag_dtype    dtype;
@@ -228,6 +270,16 @@ typedef struct ag_kernels {
     void (*sru_bwd)(int64_t batch, int64_t t, int64_t n, const void *z, const void *x,
                     const void *c, const void *dh, void *dz, bool acc_z, void *dx, bool acc_x);
 
+    /* y[m,n] standard normal: columns 2 i and 2 i + 1 from the noise of both, ag_normal2 */
+    void (*normal)(int64_t m, int64_t n, const ag_noise *z, void *y);
+    /* a->bucket of a->q, by rotations r[batch*heads, or heads if shared][d_qk,rounds*half], half =
+     * factor[0]/2 + factor[1]/2 (whole numbers): ops/lsh.c */
+    void (*lsh_hash)(const ag_lsh *a, const void *r, bool shared);
+    void (*lsh_fwd)(const ag_lsh *a);
+    /* dq and dv are added to */
+    void (*lsh_bwd)(const ag_lsh *a, const void *do_, void *dq, void *dv);
+    void (*lsh_decode)(const ag_lsh_decode *a);
+
     void (*attention_fwd)(const ag_attention *a);
     void (*attention_bwd)(const ag_attention *a, const ag_attention_grad *g);
 
@@ -271,6 +323,10 @@ typedef struct ag_kernels {
 
 /* Bytes that choose_fwd and choose_bwd need for a while, on any CPU table. */
 size_t ag_choose_scratch(const ag_chooser *c, ag_dtype dtype);
+
+/* Bytes that lsh_fwd and lsh_bwd, and lsh_decode need for a while. */
+size_t ag_lsh_scratch(const ag_lsh *a, ag_dtype dtype);
+size_t ag_lsh_decode_scratch(const ag_lsh_decode *a, ag_dtype dtype);
 
 /* Plain C, one thread: the specification. */
 const ag_kernels *ag_kernels_ref(ag_dtype dtype);

@@ -51,6 +51,7 @@ typedef union ag_attr {              /* the parameters of a call that are no ten
              size_t *first; } reversible;
     struct { int64_t n; } strip;
     struct { int64_t from, n; } columns;                     /* columns, count_tokens */
+    struct { struct ag_lsh_options o; struct ag_kv_cache *cache; int layer; } lsh;
     ag_shape reshape;                                        /* reshape, scatter */
 } ag_attr;
 

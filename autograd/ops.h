@@ -67,6 +67,9 @@ int     ag_kv_cache_keep_state(ag_kv_cache *c, int slots, int64_t width);
 /* Room for the keys and values of sources of up to `length` positions (ag_attend_source).
  * AG_ENOMEM. */
 int     ag_kv_cache_source(ag_kv_cache *c, int64_t length);
+/* Room for the buckets of each position in `rounds` rounds and `heads` heads, and for `rotations`
+ * numbers of a head (ag_lsh_cached).  AG_ENOMEM. */
+int     ag_kv_cache_keep_buckets(ag_kv_cache *c, int64_t rounds, int64_t heads, int64_t rotations);
 void    ag_kv_cache_free(ag_kv_cache *c);
 void    ag_kv_cache_reset(ag_kv_cache *c, int64_t length);   /* keep the first `length` positions */
 /* Sequence i becomes what sequence row[i] [batch] was: keys, values and what else is kept of its
@@ -88,6 +91,30 @@ ag_tensor *ag_attend_source(ag_tape *t, ag_tensor *q, ag_tensor *k, ag_tensor *v
  * then x [b,t,d]; keeps the last rows of that.  No gradient. */
 ag_tensor *ag_recall(ag_tape *t, ag_tensor *x, int64_t rows, ag_kv_cache *cache, int layer,
                      int slot);
+
+/* Attention by hashing (ops/lsh.c): queries that are keys too, in chunks of what a hash sorts. */
+typedef struct ag_lsh_options {
+    int64_t  heads, d_qk, d_v;       /* per head */
+    int64_t  rounds;                 /* of the hash, at most AG_LSH_ROUNDS */
+    int64_t  factor[2];              /* buckets of a round: both even, or the second 1 */
+    int64_t  chunk, before, after;   /* positions; chunks before and behind its own that a query
+                                      * meets */
+    bool     causal, bucket_mask, correct;               /* as ag_lsh in kernels.h */
+    bool     fixed;                  /* rotations that are the same in each step and sequence */
+    double   drop;                   /* probability of dropout on the softmax */
+    uint32_t site, drop_site;        /* of the noise of rotations, of dropout */
+} ag_lsh_options;
+/* The bucket of each position, 0 .. factor[0]*factor[1] - 1, of padding that product: q
+ * [b,t,heads*d_qk] -> int32 [rounds,b,heads,t]; lengths int32 [b] or NULL.  No gradient. */
+ag_tensor *ag_lsh_hash(ag_tape *t, ag_tensor *q, ag_tensor *lengths, const ag_lsh_options *o);
+/* q [b,t,heads*d_qk], v [b,t,heads*d_v], bucket as above -> [b,t,heads*d_v] */
+ag_tensor *ag_lsh_attend(ag_tape *t, ag_tensor *q, ag_tensor *v, ag_tensor *bucket,
+                         ag_tensor *lengths, const ag_lsh_options *o);
+/* Decoding: the new positions q, v attend to some of those in the cache and before themselves, by
+ * the rule of ag_lsh_decode in kernels.h with most = rounds * chunk * (1 + before); the cache keeps
+ * them and their buckets (ag_kv_cache_keep_buckets).  No gradient.  AG_ERANGE when it is full. */
+ag_tensor *ag_lsh_cached(ag_tape *t, ag_tensor *q, ag_tensor *v, const ag_lsh_options *o,
+                         ag_kv_cache *cache, int layer);
 
 /* The scan of a simple recurrent unit over time (ops/sru.c): z [b,t,3n] = [z_r | z_f | y], what
  * enters its two gates and its state, x [b,t,n] -> h [b,t,n]. */

@@ -4,7 +4,7 @@ enum { SLOT_U, SLOT_X, SLOT_OUT, SLOTS };        /* what is recalled when decodi
 
 static bool is_dense(const nn_attention_config *c)
 {
-    return c->type == NN_MAP_NONE || c->type == NN_MAP_DENSE;
+    return (c->type == NN_MAP_NONE || c->type == NN_MAP_DENSE) && c->lsh.kind == NN_LSH_NONE;
 }
 
 static bool convolves(nn_map_kind k) { return k == NN_MAP_CONV || k == NN_MAP_MULTCONV; }
@@ -17,6 +17,13 @@ static nn_attention_config filled(const nn_attention_config *c)
     if (!f.taps) f.taps = usual;
     if (!f.span) f.span = usual;
     if (!f.rank) f.rank = 64;
+    f.lsh.causal = !f.all_keys;
+    if (f.lsh.kind == NN_LSH_OWN) {
+        f.bias = false;
+        f.init_std = 0;
+        f.out_gain = 1;
+        f.share_qk = true;
+    }
     if (is_dense(c)) f.output = NN_MAP_DENSE;
     else if (!f.own_output) f.output = f.type == NN_MAP_MULTCONV ? NN_MAP_NONE : f.type;
     return f;
@@ -29,6 +36,12 @@ int nn_attention_check(const nn_attention_config *c, ag_err *err)
                           "projections: attention.type must be dense, without a pattern");
     if (is_dense(c)) return AG_OK;
     const nn_attention_config f = filled(c);
+    const int r = nn_lsh_check(&f.lsh, err);
+    if (r < 0) return r;
+    if (f.lsh.kind != NN_LSH_NONE && f.pattern)
+        return ag_err_set(err, AG_ECONFIG, "attention: attention by hashing finds its own keys; it "
+                          "takes no attention.pattern");
+    if (f.type == NN_MAP_DENSE) return AG_OK;
     if (f.modules < 1 || f.d_model % f.modules)
         return ag_err_set(err, AG_ECONFIG,
                           "attention: attention.modules = %lld must divide d_model = %lld",
@@ -72,6 +85,19 @@ static void sparse_build(nn_attention *l, nn_params *p)
     nn_map_build(&l->v, p, "v", &m);
 }
 
+/* Of attention by hashing: q, k and v are a dense map of x each. */
+static void dense_build(nn_attention *l, nn_params *p)
+{
+    const nn_attention_config *c = &l->config;
+    nn_map_config m = { .kind = NN_MAP_DENSE, .d_in = c->d_model, .d_out = c->n_heads * c->d_qk,
+                        .bias = c->bias, .init_std = c->init_std, .gain = 1 };
+    nn_map_build(&l->q, p, "q", &m);
+    if (c->share_qk) l->k = l->q;
+    else nn_map_build(&l->k, p, "k", &m);
+    m.d_out = c->n_heads * c->d_v;
+    nn_map_build(&l->v, p, "v", &m);
+}
+
 void nn_attention_build(nn_attention *l, nn_params *p, const char *name,
                         const nn_attention_config *config)
 {
@@ -84,8 +110,11 @@ void nn_attention_build(nn_attention *l, nn_params *p, const char *name,
     if (is_dense(c))
         nn_linear_build(&l->qkv, p, "qkv", d, d_qkv, c->bias,
                         nn_matrix_init(c->init_std, d, d_qkv, 1));
+    else if (c->type == NN_MAP_DENSE)
+        dense_build(l, p);
     else
         sparse_build(l, p);
+    if (c->lsh.kind != NN_LSH_NONE) nn_lsh_build(&l->lsh, p, &c->lsh, c->n_heads, c->d_qk, c->d_v);
     if (c->output == NN_MAP_DENSE) {
         l->out.config = (nn_map_config){ .kind = NN_MAP_DENSE, .d_in = d_out, .d_out = d };
         nn_linear_build(&l->out.out, p, "out", d_out, d, c->bias,
@@ -143,9 +172,14 @@ static qkv mapped(const nn_attention *l, ag_tape *t, ag_tensor *x)
 }
 
 static ag_tensor *sparse_attend(const nn_attention *l, ag_tape *t, ag_tensor *x,
-                                const ag_attention_options *o, ag_kv_cache *cache, int layer)
+                                const ag_attention_options *o, nn_mode mode, ag_kv_cache *cache,
+                                int layer)
 {
     const qkv y = convolves(l->config.type) ? convolved(l, t, x, cache, layer) : mapped(l, t, x);
+    if (l->config.lsh.kind != NN_LSH_NONE) {
+        ag_tensor *q = y.k == y.q ? y.q : ag_scale(t, ag_add(t, y.q, y.k), 0.5);
+        return nn_lsh_forward(&l->lsh, t, q, y.v, NULL, o->drop, mode, cache, layer);
+    }
     return cache ? ag_attend_cached(t, y.q, y.k, y.v, o, cache, layer)
                  : ag_attend(t, y.q, y.k, y.v, o);
 }
@@ -197,7 +231,7 @@ ag_tensor *nn_attention_forward(const nn_attention *l, ag_tape *t, ag_tensor *x,
     const ag_attention_options o = options(l, mode);
     ag_scope(t, "attention", -1);
     ag_tensor *a = is_dense(c) ? dense_attend(l, t, x, &o, cache, layer)
-                               : sparse_attend(l, t, x, &o, cache, layer);
+                               : sparse_attend(l, t, x, &o, mode, cache, layer);
     ag_tensor *y = c->output == NN_MAP_DENSE
                        ? nn_branch_end(&l->out.out, &l->drop, t, a, residual, mode)
                        : sparse_end(l, t, a, residual, mode, cache, layer);
@@ -209,6 +243,7 @@ int nn_attention_keep(const nn_attention *l, ag_kv_cache *cache)
 {
     const nn_attention_config *c = &l->config;
     const bool back = c->taps > 1 && (convolves(c->type) || convolves(c->output));
+    if (c->lsh.kind != NN_LSH_NONE && nn_lsh_keep(&l->lsh, cache)) return AG_ENOMEM;
     return back ? ag_kv_cache_keep(cache, SLOTS, c->taps - 1, c->d_model) : AG_OK;
 }
 

@@ -11,12 +11,16 @@
  *   multconv            u = mult(x);  q = conv(u), k = conv(u), v = conv(u) with kS = 1;  no output
  *   mult, conv, modular, multmod, lowrank       q, k, v and the output are such a map of x each
  *
+ * Attention by hashing (lsh.h) has maps of its own: own, w_q for queries that are keys too, w_v and
+ * w_o without bias, Glorot uniform; pure, q, k and v as type says, q and k replaced by their mean.
+ *
  * multconv may share one convolution for q and k, and let v see x beside u: for each module
  * (fixed), or u and then x in a row, which mixes modules up (original, kept to compare).
  */
 #ifndef NN_ATTENTION_H
 #define NN_ATTENTION_H
 
+#include "layers/lsh.h"
 #include "layers/qkv.h"
 
 typedef enum nn_v_concat { NN_CONCAT_NONE, NN_CONCAT_FIXED, NN_CONCAT_ORIGINAL } nn_v_concat;
@@ -40,6 +44,7 @@ typedef struct nn_attention_config {
     bool    own_output;              /* sparse: the output is `output`, not what the type has */
     nn_map_kind output;
     nn_v_concat v_concat;
+    nn_lsh_config lsh;               /* causal is set here, length by the model */
 } nn_attention_config;
 
 typedef struct nn_attention {
@@ -48,6 +53,7 @@ typedef struct nn_attention {
     nn_mult    mult;                 /* multconv */
     nn_map     q, k, v;              /* sparse */
     nn_map     out;
+    nn_lsh     lsh;
     nn_dropout drop;
     uint32_t   site;                 /* of dropout on the attention weights */
 } nn_attention;

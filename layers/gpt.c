@@ -45,6 +45,7 @@ nn_gpt_config nn_gpt_filled(const nn_gpt_config *config)
     a->d_v = c.d_v;
     a->bias = c.bias;
     a->dropout = c.dropout;
+    a->lsh.length = c.context;
     c.sru.d_model = c.d_model;
     c.sru.bias = c.bias;
     c.sru.norm_eps = c.norm_eps;

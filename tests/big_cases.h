@@ -32,6 +32,14 @@
     BIG(module_conv, -1, 1, IN(S3(2, t, modules * p), S2(o, taps * span * p), S1(o)),              \
         .attr.module_conv = { modules, taps, span, past })
 
+#define LSH(n, r, dk, dv, size, past, next, c, mask, dup, p, f0, f1)                               \
+    BIG(lsh_attend, -1.5, 1.5,                                                                     \
+        IN(S3(2, n, 2 * dk), S3(2, n, 2 * dv), { 4, { r, 2, 2, n } }, S1(2)),                      \
+        .int_hi = f0 * f1 + 1, .absent = mask ? 0 : 8,                                             \
+        .attr.lsh = { { .heads = 2, .d_qk = dk, .d_v = dv, .rounds = r, .factor = { f0, f1 },      \
+                        .chunk = size, .before = past, .after = next, .causal = c,                 \
+                        .bucket_mask = mask, .correct = dup, .drop = p, .drop_site = 6 },          \
+                      NULL, 0 })
 #define CHOOSE(g, size, t, p, every)                                                               \
     BIG(choose, -1, 1, IN(S2(401, 24), S2(24, 5 * size), S1(5 * size)),                            \
         .surrogate = g != AG_GATE_P,                                                               \
@@ -121,6 +129,13 @@ static const struct big { const ag_op *op; ag_sample s; } big[] = {
     BIG(strip, -1, 1, IN(S3(5, 201, 65), S1(5)), .int_hi = 132, .attr.strip = { 70 }),
     BIG(columns, -1, 1, IN(S2(65, 700)), .int_hi = 1000, .attr.columns = { 131, 515 }),
     BIG(count_tokens, -1, 1, IN(S2(65, 700)), .int_hi = 2, .attr.columns = { 0, 515 }),
+    LSH(131, 3, 24, 17, 64, 1, 0, true, false, false, 0, 2, 1),
+    LSH(300, 2, 32, 40, 64, 1, 1, false, false, false, 0.2, 8, 4),
+    LSH(257, 4, 8, 8, 33, 1, 0, true, true, true, 0.1, 4, 2),
+    LSH(200, 1, 300, 16, 300, 1, 0, true, false, false, 0, 2, 1),    /* one chunk, a wide head */
+    BIG(lsh_hash, -1.5, 1.5, IN(S3(2, 201, 3 * 24), S1(2)), .int_hi = 201,
+        .attr.lsh = { { .heads = 3, .d_qk = 24, .d_v = 1, .rounds = 3, .factor = { 32, 18 },
+                        .chunk = 64, .site = 5 }, NULL, 0 }),
     BIG(module_concat, -1, 1, IN(S2(301, 9 * 33), S2(301, 9 * 17)), .attr.module_concat = { 9 }),
 };
 enum { N_BIG = sizeof big / sizeof *big };

@@ -150,7 +150,7 @@ static bool is_sum_of_products(const ag_op *op)
                                 &ag_op_attend_cached, &ag_op_cross_entropy, &ag_op_softmax,
                                 &ag_op_log_softmax,   &ag_op_control,       &ag_op_choose,
                                 &ag_op_argmax,        &ag_op_sru,           &ag_op_sru_cached,
-                                &ag_op_attend_source };
+                                &ag_op_attend_source, &ag_op_lsh_attend,    &ag_op_lsh_cached };
     for (size_t i = 0; i < sizeof no / sizeof *no; i++)
         if (no[i] == op) return false;
     return !is_unary(op);
@@ -161,7 +161,7 @@ static bool is_sum_of_products(const ag_op *op)
 static bool cancels(const ag_op *op)
 {
     return op == &ag_op_layernorm || op == &ag_op_attend || op == &ag_op_attend_qkv ||
-           op == &ag_op_choose;
+           op == &ag_op_choose || op == &ag_op_lsh_attend;
 }
 
 static double largest(int64_t n, const double *x)
@@ -219,6 +219,8 @@ static double least_scale(const op_case *c, int i)
     if (op == &ag_op_attend || op == &ag_op_attend_qkv || op == &ag_op_attend_cached ||
         op == &ag_op_attend_source)
         return grad ? (double)c->s.attr.attention.d_v : 1.5;
+    if (op == &ag_op_lsh_attend || op == &ag_op_lsh_cached)
+        return grad ? (double)c->s.attr.lsh.o.d_v : 1.5;
     if (op == &ag_op_control && c->s.attr.control.relaxed && c->s.attr.control.temperature > 0)
         return 8 / c->s.attr.control.temperature;      /* (z + g) / T goes into exp */
     if (op == &ag_op_cross_entropy) return grad ? 1 / (double)ag_shape_size(&c->s.in[1]) : 3;
@@ -233,7 +235,7 @@ static double allowance(const ag_op *op)
     const bool product = op == &ag_op_matmul || op == &ag_op_linear ||
                          op == &ag_op_multiplicative || op == &ag_op_module_conv ||
                          op == &ag_op_module_linear || op == &ag_op_live_ff ||
-                         op == &ag_op_choose;
+                         op == &ag_op_choose || op == &ag_op_lsh_attend;
     return product ? 24 : is_sum_of_products(op) ? 4 : 8;
 }
 
@@ -362,7 +364,8 @@ static void every_op_has_a_large_case(void **state)
     for (int o = 0; o < ag_op_count; o++) {
         op_case c;
         const ag_op *op = ag_op_table[o];        /* test_decode, test_qkv; no kernel */
-        bool found = op == &ag_op_attend_cached || op == &ag_op_recall || op->alias;
+        bool found = op == &ag_op_attend_cached || op == &ag_op_recall ||
+                     op == &ag_op_lsh_cached || op->alias;
         for (int i = 0; i < N_BIG; i++) found |= big_at(ag_op_table[o], i, &c);
         if (!found) fail_msg("%s has no large case", ag_op_table[o]->name);
     }

@@ -39,13 +39,29 @@ static nn_ff_config ff_config(const train_config *c)
     };
 }
 
+static nn_lsh_config lsh_config(const train_config *c)
+{
+    const int type = c->model.attention.type;
+    return (nn_lsh_config){
+        .kind = type == TRAIN_ATTENTION_LSH        ? NN_LSH_OWN
+                : type == TRAIN_ATTENTION_PURE_LSH ? NN_LSH_PURE
+                                                   : NN_LSH_NONE,
+        .chunk = c->model.attention.lsh.chunk, .buckets = c->model.attention.lsh.buckets,
+        .rounds = c->model.attention.lsh.hashes,
+        .std_length = c->model.attention.lsh.std_length,
+        .bucket_mask = c->model.attention.lsh.bucket_mask,
+        .correct = c->model.attention.lsh.correct_duplicates,
+    };
+}
+
 static nn_attention_config attention_config(const train_config *c)
 {
     static const nn_map_kind types[] = {
         [TRAIN_ATTENTION_DENSE] = NN_MAP_DENSE, [TRAIN_ATTENTION_MULT] = NN_MAP_MULT,
         [TRAIN_ATTENTION_CONV] = NN_MAP_CONV, [TRAIN_ATTENTION_MULTCONV] = NN_MAP_MULTCONV,
         [TRAIN_ATTENTION_MODULAR] = NN_MAP_MODULAR, [TRAIN_ATTENTION_MULTMOD] = NN_MAP_MULTMOD,
-        [TRAIN_ATTENTION_LOWRANK] = NN_MAP_LOWRANK,
+        [TRAIN_ATTENTION_LOWRANK] = NN_MAP_LOWRANK, [TRAIN_ATTENTION_LSH] = NN_MAP_DENSE,
+        [TRAIN_ATTENTION_PURE_LSH] = NN_MAP_DENSE,
     };
     static const nn_map_kind outputs[] = {
         [TRAIN_OUTPUT_AUTO] = NN_MAP_NONE, [TRAIN_OUTPUT_NONE] = NN_MAP_NONE,
@@ -57,7 +73,11 @@ static nn_attention_config attention_config(const train_config *c)
         [TRAIN_CONCAT_ORIGINAL] = NN_CONCAT_ORIGINAL,
     };
     return (nn_attention_config){
-        .type = types[c->model.attention.type], .modules = c->model.attention.modules,
+        .type = train_config_sparse_attention(c) &&
+                        c->model.attention.type == TRAIN_ATTENTION_PURE_LSH
+                    ? NN_MAP_MULTCONV
+                    : types[c->model.attention.type],
+        .lsh = lsh_config(c), .modules = c->model.attention.modules,
         .taps = c->model.attention.kernel, .span = c->model.attention.kernel_modules,
         .rank = c->model.attention.d_lowrank, .share_qk = c->model.attention.share_qk,
         .fan = c->model.attention.conv_init == TRAIN_CONV_INIT_FAN,

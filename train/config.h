@@ -114,5 +114,7 @@ bool train_config_has_images(const train_config *c);
 bool train_config_has_source(const train_config *c);
 /* Tokens that the model predicts of a sample: its context, or the longest target. */
 int64_t train_config_context(const train_config *c);
+/* Are q, k and v made by sparse maps of modules? */
+bool train_config_sparse_attention(const train_config *c);
 
 #endif

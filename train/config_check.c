@@ -60,6 +60,17 @@ static bool has_pairs(int source)
     }
 }
 
+bool train_config_sparse_attention(const train_config *c)
+{
+    switch (c->model.attention.type) {
+    case TRAIN_ATTENTION_DENSE:
+    case TRAIN_ATTENTION_LSH:      return false;
+    case TRAIN_ATTENTION_PURE_LSH:
+        return c->model.attention.lsh.projections == TRAIN_PROJECTIONS_MULTCONV;
+    default:                       return true;
+    }
+}
+
 static bool may_be_images(int source)
 {
     switch (source) {
@@ -156,7 +167,8 @@ static void check_kernel_modules(checker *k, int64_t modules, const char *module
     const train_config *c = k->c;
     const int type = c->model.attention.type;
     const int64_t own = c->model.attention.kernel_modules;
-    const int64_t span = own ? own : type == TRAIN_ATTENTION_MULTCONV ? 3 : 1;
+    const bool multconv = type == TRAIN_ATTENTION_MULTCONV || type == TRAIN_ATTENTION_PURE_LSH;
+    const int64_t span = own ? own : multconv ? 3 : 1;
     const bool ring = type == TRAIN_ATTENTION_MODULAR || type == TRAIN_ATTENTION_MULTMOD;
     const int64_t most = ring ? modules : 2 * modules - 1;
     char note[80];
@@ -174,9 +186,9 @@ static void check_sparse_parts(checker *k)
 {
     const train_config *c = k->c;
     const bool gpt = !train_config_has_images(c);
-    const bool attention = c->model.attention.type != TRAIN_ATTENTION_DENSE;
+    const bool attention = train_config_sparse_attention(c);
     const int64_t own = c->model.attention.modules, modules = own ? own : c->model.n_heads;
-    if (!gpt && attention)
+    if (!gpt && c->model.attention.type != TRAIN_ATTENTION_DENSE)
         clash(k, "model.attention.type", "needs attention, which only a gpt has, but", "model.type",
               "");
     else if (attention && c->model.d_model % modules)
@@ -186,7 +198,8 @@ static void check_sparse_parts(checker *k)
     else if (attention)
         check_kernel_modules(k, modules, own ? "model.attention.modules" : "model.n_heads");
     if (c->model.attention.v_concat != TRAIN_CONCAT_NONE &&
-        c->model.attention.type != TRAIN_ATTENTION_MULTCONV)
+        c->model.attention.type != TRAIN_ATTENTION_MULTCONV &&
+        !(c->model.attention.type == TRAIN_ATTENTION_PURE_LSH && attention))
         clash(k, "model.attention.v_concat", "needs multconv, but", "model.attention.type", "");
     if (gpt && attention && c->model.d_qk)
         clash(k, "model.d_qk", "needs dense projections, but", "model.attention.type",
@@ -211,6 +224,21 @@ static void check_sparse_parts(checker *k)
     if (c->model.match == TRAIN_MATCH_TOUCHED && c->model.ff.type != TRAIN_FF_DENSE)
         clash(k, "model.match", "needs a dense feed-forward to choose d_ff for, but",
               "model.ff.type", "");
+}
+
+/* Attention by hashing. */
+static void check_lsh(checker *k)
+{
+    const train_config *c = k->c;
+    const int type = c->model.attention.type;
+    if (type != TRAIN_ATTENTION_LSH && type != TRAIN_ATTENTION_PURE_LSH) return;
+    if (train_config_has_source(c))
+        clash(k, "model.attention.type", "needs a gpt, but", "model.type", "");
+    if (c->model.attention.lsh.buckets % 2)
+        clash(k, "model.attention.lsh.buckets", "must be even, for", "model.attention.type", "");
+    if (strcmp(c->model.attention.pattern, "dense"))
+        clash(k, "model.attention.pattern", "needs attention that sees all keys, but",
+              "model.attention.type", "");
 }
 
 /* A sparse feed-forward, or one that a dense one is measured by. */
@@ -282,6 +310,7 @@ static void check_model(checker *k)
         clash(k, "model.d_model", "must be a multiple of", "model.n_heads",
               "or set model.d_qk and model.d_v");
     check_sparse_parts(k);
+    check_lsh(k);
     check_pattern(k);
     if (c->model.ff.type != TRAIN_FF_DENSE || c->model.match == TRAIN_MATCH_TOUCHED) check_ff(k);
     if (gpt) check_position(k);

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "autograd/cpu/choose.h"
+#include "autograd/cpu/lsh.h"
 #include "autograd/kernels.h"
 
 extern const ag_kernels ag_kernels_ref_f32, ag_kernels_ref_f64;
@@ -26,6 +27,16 @@ size_t ag_choose_scratch(const ag_chooser *c, ag_dtype dtype)
     const int64_t ref = (4 + c->c.blocks) * c->c.n, fast = choose_scratch_numbers(c);
     return dtype == AG_F64 ? (size_t)ref * sizeof(double)
         : (size_t)(fast > ref ? fast : ref) * sizeof(float);
+}
+
+size_t ag_lsh_scratch(const ag_lsh *a, ag_dtype dtype)
+{
+    return (size_t)(a->batch * a->heads) * lsh_pair_bytes(a, ag_dtype_size(dtype));
+}
+
+size_t ag_lsh_decode_scratch(const ag_lsh_decode *a, ag_dtype dtype)
+{
+    return (size_t)(a->batch * a->heads) * lsh_decode_bytes(a, ag_dtype_size(dtype));
 }
 
 const ag_kernels *ag_kernels_ref(ag_dtype dtype)

@@ -77,6 +77,11 @@ void AG_NAME(sru_fwd)(int64_t batch, int64_t t, int64_t n, const void *z, const 
                       const void *c0, void *c, void *h);
 void AG_NAME(sru_bwd)(int64_t batch, int64_t t, int64_t n, const void *z, const void *x,
                       const void *c, const void *dh, void *dz, bool acc_z, void *dx, bool acc_x);
+void AG_NAME(normal)(int64_t m, int64_t n, const ag_noise *z, void *y);
+void AG_NAME(lsh_hash)(const ag_lsh *a, const void *r, bool shared);
+void AG_NAME(lsh_fwd)(const ag_lsh *a);
+void AG_NAME(lsh_bwd)(const ag_lsh *a, const void *do_, void *dq, void *dv);
+void AG_NAME(lsh_decode)(const ag_lsh_decode *a);
 void AG_NAME(controller_fwd)(const ag_controller *c, const void *z, void *mask, int32_t *choice,
                              void *p);
 void AG_NAME(controller_bwd)(const ag_controller *c, const void *p, const void *dmask, void *dz,

@@ -457,6 +457,7 @@ static void controller_bwd(const ag_controller *c, const void *pp, const void *p
 #include "autograd/cpu/ref_live_tmpl.h"
 #include "autograd/cpu/ref_modules_tmpl.h"
 #include "autograd/cpu/ref_scan_tmpl.h"
+#include "autograd/cpu/ref_lsh_tmpl.h"
 
 extern const ag_kernels TABLE;
 
@@ -482,6 +483,8 @@ const ag_kernels TABLE = {
     .argmax = argmax, .dropout_fwd = dropout_fwd, .dropout_bwd = dropout_bwd,
     .attention_fwd = attention_fwd, .attention_bwd = attention_bwd,
     .sru_fwd = sru_fwd, .sru_bwd = sru_bwd,
+    .normal = normal, .lsh_hash = lsh_hash, .lsh_fwd = lsh_fwd, .lsh_bwd = lsh_bwd,
+    .lsh_decode = lsh_decode,
     .xent_fwd = xent_fwd, .xent_bwd = xent_bwd,
     .controller_fwd = controller_fwd, .controller_bwd = controller_bwd,
     .choose_fwd = choose_fwd, .choose_bwd = choose_bwd,

@@ -1,7 +1,7 @@
 /*
  * table_tmpl.c -- the f32 table of one instruction set, ag_kernels_<isa>_f32; the kernels are in
- * gemm_tmpl.c, attention_tmpl.c, map_tmpl.c, rows_tmpl.c, modules_tmpl.c, scan_tmpl.c, live_tmpl.c
- * and choose_tmpl.c, compiled with the same -DAG_ISA.
+ * gemm_tmpl.c, attention_tmpl.c, map_tmpl.c, rows_tmpl.c, modules_tmpl.c, scan_tmpl.c, lsh_tmpl.c,
+ * lsh_grad_tmpl.c, lsh_hash_tmpl.c, live_tmpl.c and choose_tmpl.c, compiled with the same -DAG_ISA.
  */
 #include "autograd/cpu/fast.h"
 
@@ -28,7 +28,7 @@ const ag_kernels TABLE = {
     K(embedding_fwd), K(embedding_bwd), K(gather_fwd), K(gather_bwd), K(pick_fwd), K(pick_bwd),
     K(copy_rows), K(outer_fwd), K(outer_bwd),
     K(argmax), K(dropout_fwd), K(dropout_bwd), K(attention_fwd), K(attention_bwd),
-    K(sru_fwd), K(sru_bwd),
+    K(sru_fwd), K(sru_bwd), K(normal), K(lsh_hash), K(lsh_fwd), K(lsh_bwd), K(lsh_decode),
     K(xent_fwd), K(xent_bwd), K(controller_fwd), K(controller_bwd),
     K(choose_fwd), K(choose_bwd), K(live_dot), K(live_sum), K(live_grad), K(gate_fwd), K(gate_bwd),
 };

@@ -61,12 +61,32 @@ int ag_kv_cache_source(ag_kv_cache *c, int64_t length)
     return c->source && c->source_lengths ? AG_OK : AG_ENOMEM;
 }
 
+int ag_kv_cache_keep_buckets(ag_kv_cache *c, int64_t rounds, int64_t heads, int64_t rotations)
+{
+    assert(!c->bucket);
+    const int64_t n = ag_shape_size(&AG_SHAPE(c->layers * c->batch, heads, rounds, c->capacity));
+    const int64_t m = ag_shape_size(&AG_SHAPE(c->layers, heads, rotations));
+    if (n > INT64_MAX / 16 || m > INT64_MAX / 16) return AG_ENOMEM;
+    c->rounds = rounds;
+    c->heads = heads;
+    c->rotations = rotations;
+    const size_t first = ((size_t)n * sizeof(int32_t) + 63) / 64 * 64;
+    c->hash_bytes = first + (size_t)m * ag_dtype_size(c->dtype);
+    if (c->hash_bytes == 0) return AG_OK;
+    char *p = ag_block_alloc(c->hash_bytes);
+    if (!p) return AG_ENOMEM;
+    c->bucket = (int32_t *)p;
+    c->rotation = p + first;
+    return AG_OK;
+}
+
 void ag_kv_cache_free(ag_kv_cache *c)
 {
     if (!c) return;
     ag_block_free(c->k, c->bytes);
     ag_block_free(c->source, c->source_bytes);
     free(c->source_lengths);
+    ag_block_free(c->bucket, c->hash_bytes);
     ag_block_free(c->past.side[0], c->past.bytes);
     ag_block_free(c->state.side[0], c->state.bytes);
     free(c);

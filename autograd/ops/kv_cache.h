@@ -28,6 +28,12 @@ struct ag_kv_cache {
         char   *side[2];             /* [layers, slots, batch, rows, width] */
     } past,                          /* the last rows that went into convolutions over time */
       state;                         /* of recurrent layers; rows is 1 */
+
+    /* Of attention by hashing. */
+    int64_t  rounds, heads, rotations;
+    size_t   hash_bytes;
+    int32_t *bucket;                 /* [layers, batch, heads, rounds, capacity] */
+    char    *rotation;               /* [layers, heads, rotations], made by the first step */
 };
 
 #endif
