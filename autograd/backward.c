@@ -117,13 +117,13 @@ static int reserve_grads(ag_tape *t, ag_call *c)
 
 static void run_backward(ag_tape *t, ag_call *c)
 {
-    if (c->op->nested) {             /* it puts the memory in order itself */
-        c->op->backward(c);
-        return;
-    }
+    if (c->op->forgets) ag_arena_rewind(&t->data, c->before);
     const ag_mark scratch = ag_arena_mark(&t->data);
-    if (t->plan) ag_plan_backward(c);
+    ag_tensor *made = ag_make_for_backward(c);
+    if (t->error) return;
+    if (t->plan && !c->op->nested) ag_plan_backward(c);
     else c->op->backward(c);
+    ag_unmake(made);
     ag_arena_rewind(&t->data, scratch);
 }
 

@@ -62,6 +62,7 @@ typedef struct ag_call {             /* one call of an op: one record on the tap
     ag_attr    attr;
     void      *saved;                /* what forward leaves for backward; [saved_bytes] */
     unsigned   given;                /* bit i: the integers of output i are there (ag_op.recalls) */
+    bool       made;                 /* its output was made again (remake.c) */
     bool       skip;                 /* run again (segment.c): nothing reads what it makes */
     ag_tape   *tape;
     const ag_kernels *k;
@@ -80,6 +81,8 @@ typedef struct ag_sample {           /* inputs on which every test runs the op *
                                       * (straight-through) */
 } ag_sample;
 
+typedef void ag_call_run(ag_call *c);
+
 typedef struct ag_op {
     const char *name;
     const char *doc;                 /* one line for the op page: formula, shapes */
@@ -90,16 +93,22 @@ typedef struct ag_op {
     unsigned passes;                 /* bit i: input i gets the gradient of out[0] as it is
                                       * (ag_grad_pass) */
     bool     nested;                 /* it runs calls of its own: also on a tape that plans */
+    bool     forgets;                /* backward reads no output, and what was computed after it
+                                      * goes before that: it works in its memory */
     bool     alias;                  /* out[0] shares the data of in[0]; there is no forward */
     /* Set out[0 .. n_out-1], or return ag_fail() on inputs that do not fit. */
     int  (*shape)(ag_call *c, ag_shape *out);
-    void (*forward)(ag_call *c);     /* the bytes of out are garbage before; may ag_fail() on bad
+    ag_call_run *forward;            /* the bytes of out are garbage before; may ag_fail() on bad
                                       * indices */
     void (*backward)(ag_call *c);    /* out[i]->grad is there; writes through ag_grad_of() and its
                                       * like */
     /* Inputs and outputs whose numbers backward does not read (AG_UNREAD_IN, AG_UNREAD_OUT): what
      * is run again need not make them.  NULL: it may read all. */
     unsigned (*unread)(const ag_call *c);
+    /* What makes out[0] again at little cost: forward, where that is cheap, or a function that
+     * reads what forward saved (forward then finds out[0]->data NULL and makes that alone).  NULL,
+     * or returns NULL: nothing does. */
+    ag_call_run *(*cheap)(const ag_call *c);
     const char *nondiff;             /* why there is no backward; NULL if there is one */
     size_t (*saved_bytes)(const ag_call *c);   /* NULL: none */
     /* All that forward, or backward, takes with ag_scratch; each is rounded (ag_scratch_size).
@@ -130,6 +139,8 @@ ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN],
 /* For ag_op.unread: backward reads neither inputs nor outputs; not the output. */
 unsigned ag_unread_all(const ag_call *c);
 unsigned ag_unread_out(const ag_call *c);
+/* For ag_op.cheap: forward. */
+ag_call_run *ag_cheap_forward(const ag_call *c);
 
 /* Multiply-adds and such of forward, times 2 for a multiply-add. */
 int64_t ag_call_flops(const ag_call *c);

@@ -147,7 +147,6 @@ void ag_segment_grad(ag_call *c, int i, ag_tensor *y)
 static void recompute_backward(ag_call *c)
 {
     ag_tape *t = c->tape;
-    ag_arena_rewind(&t->data, c->before);
     const ag_visit v = ag_visit_begin(t, c);
     t->no_grad = false;
     t->lazy = true;
@@ -166,6 +165,7 @@ static int64_t recompute_flops(const ag_call *c) { return c->attr.segment.flops;
 const ag_op ag_op_recompute = {
     .name = "recompute", .doc = "a part of the model that is run again in backward",
     .n_in = AG_SEGMENT_IN, .n_out = 1, .optional = (1u << AG_SEGMENT_IN) - 1, .nested = true,
+    .forgets = true,
     .shape = recompute_shape, .forward = recompute_forward, .backward = recompute_backward,
     .unread = ag_unread_out, .flops = recompute_flops,
 };

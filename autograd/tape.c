@@ -42,6 +42,8 @@ void ag_tape_reset(ag_tape *t)
     ag_arena_reset(&t->grads);
     t->n = t->n_spare = 0;
     t->flops = 0;
+    t->moved = 0;
+    t->keep = AG_KEEP_ALL;
     t->inverse = (ag_inverse){ 0 };
     t->scope = NULL;
     t->error = AG_OK;
@@ -51,16 +53,25 @@ void ag_tape_reset(ag_tape *t)
 const ag_kernels *ag_tape_kernels(const ag_tape *t) { return t->k; }
 ag_dtype ag_tape_dtype(const ag_tape *t) { return t->k->dtype; }
 void ag_tape_noise(ag_tape *t, const ag_noise_key *key) { t->noise = *key; }
+ag_noise_key ag_tape_noise_key(const ag_tape *t) { return t->noise; }
 bool ag_tape_no_grad(ag_tape *t, bool on)
 {
     const bool was = t->no_grad;
     t->no_grad = on;
     return was;
 }
+bool ag_tape_is_no_grad(const ag_tape *t) { return t->no_grad; }
 void ag_tape_watch(ag_tape *t, bool on) { t->watch = on; }
 void ag_tape_verify(ag_tape *t, bool on) { t->verify = on; }
 ag_inverse ag_tape_inverse(const ag_tape *t) { return t->inverse; }
 void ag_tape_plan(ag_tape *t, bool on) { t->plan = on; }
+ag_keep ag_tape_keep(ag_tape *t, ag_keep keep)
+{
+    const ag_keep was = t->keep;
+    t->keep = keep;
+    return was;
+}
+ag_keep ag_tape_kept(const ag_tape *t) { return t->keep; }
 int ag_error(const ag_tape *t) { return t->error; }
 const char *ag_error_message(const ag_tape *t) { return t->message; }
 int ag_tape_calls(const ag_tape *t) { return t->n; }
@@ -73,9 +84,12 @@ int ag_tape_status(const ag_tape *t, ag_err *err)
 
 ag_tape_memory ag_tape_bytes(const ag_tape *t)
 {
-    return (ag_tape_memory){ t->data.used + t->grads.used, t->data.peak + t->grads.peak,
-                             ag_arena_reserved(&t->data) + ag_arena_reserved(&t->grads) +
-                             ag_arena_reserved(&t->meta), t->flops };
+    return (ag_tape_memory){ .used = t->data.used + t->grads.used,
+                             .peak = t->data.peak + t->grads.peak, .grads = t->grads.peak,
+                             .reserved = ag_arena_reserved(&t->data) +
+                                         ag_arena_reserved(&t->grads) +
+                                         ag_arena_reserved(&t->meta),
+                             .flops = t->flops, .work = (double)t->flops + 16 * t->moved };
 }
 
 /* --- scope and errors ------------------------------------------------------------------------- */
@@ -158,23 +172,31 @@ void *ag_tape_alloc(ag_tape *t, ag_arena *where, int64_t n, ag_dtype dtype)
     return p;
 }
 
-static ag_tensor *tensor_new(ag_tape *t, const ag_shape *shape, ag_dtype dtype, void *data)
+static ag_tensor *tensor_new(ag_tape *t, const ag_shape *shape, ag_dtype dtype)
 {
     ag_tensor *x = ag_tape_meta(t, sizeof *x);
-    if (!x) return NULL;
-    const int64_t size = ag_shape_size(shape);
-    if (!data) data = ag_tape_alloc(t, &t->data, size, dtype);
-    if (!data) return NULL;
-    *x = (ag_tensor){ .shape = *shape, .size = size, .dtype = dtype, .data = data };
+    if (x) *x = (ag_tensor){ .shape = *shape, .size = ag_shape_size(shape), .dtype = dtype };
     return x;
+}
+
+static bool tensor_data(ag_tape *t, ag_tensor *x)
+{
+    return (x->data = ag_tape_alloc(t, &t->data, x->size, x->dtype));
 }
 
 static ag_tensor *leaf_new(ag_tape *t, const ag_shape *shape, ag_dtype dtype, bool needs_grad)
 {
     if (t->error) return NULL;
-    ag_tensor *x = tensor_new(t, shape, dtype, NULL);
-    if (x) x->needs_grad = x->grad_kept = needs_grad;
+    ag_tensor *x = tensor_new(t, shape, dtype);
+    if (!x || !tensor_data(t, x)) return NULL;
+    x->needs_grad = x->grad_kept = needs_grad;
     return x;
+}
+
+ag_tensor *ag_input_blank(ag_tape *t, ag_shape shape, bool needs_grad)
+{
+    ag_tensor *x = leaf_new(t, &shape, t->k->dtype, needs_grad);
+    return x ? x : poison(t);
 }
 
 ag_tensor *ag_input(ag_tape *t, ag_shape shape, const float *src, bool needs_grad)
@@ -257,10 +279,12 @@ static int make_outputs(ag_tape *t, ag_call *c, bool needs_grad)
     if (r < 0) return r;
     for (int i = 0; i < c->op->n_out; i++) {
         const bool integer = c->op->integer_out >> i & 1;
-        c->out[i] = tensor_new(t, &shape[i], integer ? AG_I32 : t->k->dtype,
-                               c->op->alias ? c->in[0]->data : NULL);
-        if (!c->out[i]) return t->error;
-        c->out[i]->needs_grad = needs_grad && !integer;
+        ag_tensor *y = c->out[i] = tensor_new(t, &shape[i], integer ? AG_I32 : t->k->dtype);
+        if (!y) return t->error;
+        y->needs_grad = needs_grad && !integer;
+        if (i == 0 && ag_is_remade(c)) y->maker = c;
+        else if (c->op->alias) y->data = c->in[0]->data;
+        else if (!tensor_data(t, y)) return t->error;
     }
     if (c->op->saved_bytes) {
         c->saved = ag_arena_alloc(&t->data, 1, c->op->saved_bytes(c));
@@ -272,17 +296,29 @@ static int make_outputs(ag_tape *t, ag_call *c, bool needs_grad)
 /* Were all its outputs given? */
 static bool has_all(const ag_call *c) { return c->given == (1u << c->op->n_out) - 1; }
 
+static void count(ag_tape *t, const ag_call *c)
+{
+    t->flops += ag_call_flops(c);
+    for (int i = 0; i < c->op->n_in; i++)
+        if (c->in[i] && !c->op->alias) t->moved += (double)ag_tensor_bytes(c->in[i]);
+    for (int i = 0; i < c->op->n_out; i++)
+        if (!c->op->alias) t->moved += (double)ag_tensor_bytes(c->out[i]);
+}
+
 void ag_call_forward(ag_tape *t, ag_call *c)
 {
+    if (ag_makes_later(c)) return;
     const ag_mark scratch = ag_arena_mark(&t->data);
+    ag_tensor *made = ag_make_inputs(c, 0);
     if (t->memo) ag_memo_before(t, c);
-    if (!c->op->nested) t->flops += ag_call_flops(c);
+    if (!c->op->nested) count(t, c);
     if (t->plan && !c->op->nested) ag_plan_workspace(c, false);
     else if (c->op->forward && !t->error && !(t->plan && t->segment) && !has_all(c))
         c->op->forward(c);
-    ag_arena_rewind(&t->data, scratch);
     if (t->memo) ag_memo_after(t, c);
     if (t->watch && !t->plan && !t->error) ag_watch_forward(t, c);
+    ag_unmake(made);
+    ag_arena_rewind(&t->data, scratch);
 }
 
 int64_t ag_call_flops(const ag_call *c)
@@ -337,6 +373,13 @@ void ag_tape_rewind(ag_tape *t, const ag_tape_mark *m)
     ag_arena_rewind(&t->grads, at.grads);
     t->n = at.n;
     t->scope = at.scope;
+}
+
+void ag_tape_rewind_into(ag_tape *t, const ag_tape_mark *m, const ag_tensor *y, ag_tensor *x)
+{
+    if (!t->error && !t->plan && y != x)
+        memcpy(x->data, y->data, (size_t)x->size * ag_dtype_size(x->dtype));
+    ag_tape_rewind(t, m);
 }
 
 ag_noise ag_noise_for(const ag_tape *t, uint32_t site, int64_t rows)

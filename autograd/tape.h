@@ -36,6 +36,7 @@ typedef struct ag_noise_key {
     int64_t  sample0, n_samples;
 } ag_noise_key;
 void ag_tape_noise(ag_tape *t, const ag_noise_key *key);
+ag_noise_key ag_tape_noise_key(const ag_tape *t);
 
 /* Copies of src on the tape, in its number type.  (They copy, rather than hand out memory to be
  * filled: on a tape with an error there is no memory, and the caller need not look.) */
@@ -43,15 +44,19 @@ ag_tensor *ag_input(ag_tape *t, ag_shape shape, const float *src, bool needs_gra
 ag_tensor *ag_input_f64(ag_tape *t, ag_shape shape, const double *src, bool needs_grad);
 ag_tensor *ag_input_i32(ag_tape *t, ag_shape shape, const int32_t *src);
 
+/* One whose numbers are garbage, for a tape that plans. */
+ag_tensor *ag_input_blank(ag_tape *t, ag_shape shape, bool needs_grad);
+
 /* dloss/dx, times scale, into x->grad of every leaf x that needs it (parameters: added).  Returns
  * the tape's error.  The gradients of what was computed on the way are not kept. */
 int ag_backward(ag_tape *t, ag_tensor *loss, double scale);
 /* The same for a y of any shape, from dy[y->size] in the number type of the tape: a vector-Jacobian
- * product. */
+ * product.  NULL: ones. */
 int ag_backward_from(ag_tape *t, ag_tensor *y, const void *dy);
 
 /* While on, ops run without being recorded (evaluation, decoding). */
 bool ag_tape_no_grad(ag_tape *t, bool on);   /* returns what it was */
+bool ag_tape_is_no_grad(const ag_tape *t);
 
 /* Everything computed since the mark is forgotten; what was computed before stays.  For evaluation
  * in parts and for decoding; also recorded calls are dropped. */
@@ -59,6 +64,19 @@ typedef struct ag_tape_mark ag_tape_mark;
 const ag_tape_mark *ag_tape_mark_here(ag_tape *t);       /* lives on the tape; NULL on a tape with
                                                           * an error */
 void ag_tape_rewind(ag_tape *t, const ag_tape_mark *m);
+/* The same, but the numbers of y, made since, become those of x, made before and of its shape. */
+void ag_tape_rewind_into(ag_tape *t, const ag_tape_mark *m, const ag_tensor *y, ag_tensor *x);
+
+/*
+ * How much of what is computed from now on is kept for backward; gradients are the same bits.
+ * AG_KEEP_PRODUCTS: outputs of cheap ops (layer norm, activations) are not, they are made again
+ * for each call that reads them.  AG_KEEP_BRANCHES: nor what layers then put into segments of their
+ * own (segment.h): attention up to its output projection.  Of the model's tensors only those that
+ * are kept have data.
+ */
+typedef enum ag_keep { AG_KEEP_ALL, AG_KEEP_PRODUCTS, AG_KEEP_BRANCHES, AG_KEEPS } ag_keep;
+ag_keep ag_tape_keep(ag_tape *t, ag_keep keep);          /* returns what it was */
+ag_keep ag_tape_kept(const ag_tape *t);
 
 /* Where in the model we are, for messages: ag_scope(t, "block", 3) ... ag_scope_end(t).  name must
  * be a literal or outlive the step; index < 0: none. */
@@ -82,9 +100,16 @@ int ag_tape_status(const ag_tape *t, ag_err *err);
 /* For ops: keep the first error, return its code.  The scope is added to the message. */
 int ag_fail(ag_tape *t, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
-/* Bytes of numbers in use now, at most since ag_tape_new, and reserved from the system; flops of
- * the forward calls since the reset, those of calls that ran again too. */
-typedef struct ag_tape_memory { size_t used, peak, reserved; int64_t flops; } ag_tape_memory;
+/* What numbers take, in bytes, and the work of the forward calls since the reset, those of calls
+ * that ran again too. */
+typedef struct ag_tape_memory {
+    size_t used, peak;               /* now, and at most since ag_tape_new */
+    size_t grads;                    /* the peak's part that is gradients */
+    size_t reserved;                 /* from the system */
+    int64_t flops;
+    double work;                     /* flops, and 16 for each byte that is read or written: about
+                                      * what a processor computes in the time of one */
+} ag_tape_memory;
 ag_tape_memory ag_tape_bytes(const ag_tape *t);
 
 /* The recorded calls, oldest first, for `show ops` and `show memory`. */

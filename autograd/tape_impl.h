@@ -31,9 +31,11 @@ struct ag_tape {
     const struct ag_scope_node *scope;
     int  error;                      /* the first one; 0 while all is well */
     bool no_grad, watch, plan;
+    ag_keep keep;
     bool lazy;                       /* calls are recorded and do not run yet (segment.c) */
     const struct ag_open_segment *segment;       /* being planned; NULL: none */
     int64_t flops;                   /* of the forward calls since the reset */
+    double moved;                    /* bytes that they read and wrote */
     struct ag_memo *memo;            /* the integers of a reversible segment; NULL: none */
     bool verify;
     ag_inverse inverse;
@@ -52,6 +54,14 @@ void ag_call_forward(ag_tape *t, ag_call *c);                    /* run, and wat
 int ag_tape_replay(ag_tape *t, int first);       /* backward of the calls from `first` on */
 void *ag_grad_alloc(ag_tape *t, const ag_tensor *x);
 void ag_spares_below(ag_tape *t, ag_mark m);     /* forgets the spares that lie beyond the mark */
+
+/* remake.c: is the output of c, whose inputs are set, not to be kept?  Does c run only when its
+ * output is read?  What c reads, made for the time that it runs: a list for ag_unmake. */
+bool ag_is_remade(const ag_call *c);
+bool ag_makes_later(const ag_call *c);
+ag_tensor *ag_make_inputs(ag_call *c, unsigned unread);
+ag_tensor *ag_make_for_backward(ag_call *c);
+void ag_unmake(ag_tensor *made);
 
 /* segment.c: a call that runs calls of its own, whose memory goes when it is done. */
 typedef struct ag_visit {

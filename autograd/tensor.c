@@ -43,3 +43,5 @@ int64_t ag_rows(const ag_tensor *x)
     for (int i = 0; i + 1 < x->shape.ndim; i++) n *= x->shape.dim[i];
     return n;
 }
+
+size_t ag_tensor_bytes(const ag_tensor *x) { return (size_t)x->size * ag_dtype_size(x->dtype); }

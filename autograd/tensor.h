@@ -33,6 +33,9 @@ typedef struct ag_tensor {
     bool     grad_written;           /* grad holds a sum already; else its bytes are garbage */
     bool     grad_kept;              /* grad outlives the backward of its producer (leaf,
                                       * parameter) */
+    struct ag_call *maker;           /* data is not kept, this call makes it again (remake.c); NULL:
+                                      * it is */
+    struct ag_tensor *next_made;     /* of those with data for the moment (remake.c) */
     bool     wanted;                 /* its numbers are read by what comes behind (segment.c) */
     const char *name;                /* of a parameter: "blocks.0.attn.qkv.weight"; else NULL */
 } ag_tensor;
@@ -48,6 +51,7 @@ const char *ag_shape_text(const ag_shape *s, char buf[96]);
 #define AG_SHAPE(...)                                                                   \
     ((ag_shape){ (int)(sizeof((int64_t[]){ __VA_ARGS__ }) / sizeof(int64_t)), { __VA_ARGS__ } })
 
+size_t  ag_tensor_bytes(const ag_tensor *x);             /* of its numbers */
 /* size of the last dimension (1 for a scalar), and how many such rows there are */
 int64_t ag_cols(const ag_tensor *x);
 int64_t ag_rows(const ag_tensor *x);

@@ -30,7 +30,7 @@ static void watch_fail(ag_tape *t, const ag_call *c, const ag_tensor *x, const c
     int n = 0;
     for (int i = 0; i < c->op->n_in; i++) {
         const ag_tensor *in = c->in[i];
-        if (!in || in->dtype == AG_I32) continue;
+        if (!in || in->dtype == AG_I32 || !in->data) continue;
         const range r = range_of(in, in->data);
         n += snprintf(text + n, sizeof text - (size_t)n, "; input %d%s%s %s in [%.3g, %.3g]%s", i,
                       in->name ? " " : "", in->name ? in->name : "",
@@ -45,7 +45,7 @@ static void watch_fail(ag_tape *t, const ag_call *c, const ag_tensor *x, const c
 void ag_watch_forward(ag_tape *t, const ag_call *c)
 {
     for (int i = 0; i < c->op->n_out; i++) {
-        if (c->out[i]->dtype == AG_I32) continue;
+        if (c->out[i]->dtype == AG_I32 || !c->out[i]->data) continue;
         const range r = range_of(c->out[i], c->out[i]->data);
         if (r.bad) watch_fail(t, c, c->out[i], "its output", r.bad);
     }

@@ -1,5 +1,7 @@
 #include "layers/attention.h"
 
+#include "autograd/segment.h"
+
 enum { SLOT_U, SLOT_X, SLOT_OUT, SLOTS };        /* what is recalled when decoding */
 
 static bool is_dense(const nn_attention_config *c)
@@ -212,13 +214,39 @@ static ag_attention_options options(const nn_attention *l, nn_mode mode)
     };
 }
 
+typedef struct attention_run {
+    const nn_attention *l;
+    ag_attention_options o;
+    nn_mode mode;
+} attention_run;
+
+/* All but the output projection. */
+static ag_tensor *attend(const void *arg, ag_tape *t, ag_tensor *const *x)
+{
+    const attention_run *r = arg;
+    return is_dense(&r->l->config) ? dense_attend(r->l, t, x[0], &r->o, NULL, 0)
+                                   : sparse_attend(r->l, t, x[0], &r->o, r->mode, NULL, 0);
+}
+
+/* As a segment where little is kept; when decoding nothing is. */
+static ag_tensor *heads(const nn_attention *l, ag_tape *t, ag_tensor *x,
+                        const ag_attention_options *o, ag_kv_cache *cache, int layer)
+{
+    const attention_run r = { l, *o };
+    if (cache)
+        return is_dense(&l->config) ? dense_attend(l, t, x, o, cache, layer)
+                                    : sparse_attend(l, t, x, o, mode, cache, layer);
+    if (ag_tape_is_no_grad(t) || ag_tape_kept(t) < AG_KEEP_BRANCHES) return attend(&r, t, &x);
+    return ag_recompute(t, attend, &r, sizeof r, &x, 1);
+}
+
 ag_tensor *nn_attention_encode(const nn_attention *l, ag_tape *t, ag_tensor *x, ag_tensor *lengths,
                                ag_tensor *residual, nn_mode mode)
 {
     ag_attention_options o = options(l, mode);
     o.lengths = lengths;
     ag_scope(t, "attention", -1);
-    ag_tensor *a = dense_attend(l, t, x, &o, NULL, 0);
+    ag_tensor *a = heads(l, t, x, &o, mode, NULL, 0);
     ag_tensor *y = nn_branch_end(&l->out.out, &l->drop, t, a, residual, mode);
     ag_scope_end(t);
     return y;
@@ -230,8 +258,7 @@ ag_tensor *nn_attention_forward(const nn_attention *l, ag_tape *t, ag_tensor *x,
     const nn_attention_config *c = &l->config;
     const ag_attention_options o = options(l, mode);
     ag_scope(t, "attention", -1);
-    ag_tensor *a = is_dense(c) ? dense_attend(l, t, x, &o, cache, layer)
-                               : sparse_attend(l, t, x, &o, mode, cache, layer);
+    ag_tensor *a = heads(l, t, x, &o, mode, cache, layer);
     ag_tensor *y = c->output == NN_MAP_DENSE
                        ? nn_branch_end(&l->out.out, &l->drop, t, a, residual, mode)
                        : sparse_end(l, t, a, residual, mode, cache, layer);

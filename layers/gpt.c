@@ -112,6 +112,14 @@ int nn_gpt_check(const nn_gpt_config *c, ag_err *err)
     return r ? r : nn_ff_check(&c->ff, c->d_model, err);
 }
 
+typedef struct run { const nn_gpt *gpt; ag_kv_cache *cache; nn_mode mode; } run;
+
+static ag_tensor *run_block(const void *arg, ag_tape *t, ag_tensor *const *x, int i)
+{
+    const run *r = arg;
+    return nn_block_forward(&r->gpt->block[i], t, x[0], NULL, r->mode, r->cache, i);
+}
+
 static ag_tensor *gpt_logits(const nn_model *m, ag_tape *t, ag_tensor *ids, nn_mode mode,
                              ag_kv_cache *cache)
 {
@@ -121,8 +129,9 @@ static ag_tensor *gpt_logits(const nn_model *m, ag_tape *t, ag_tensor *ids, nn_m
         nn_embedding_forward(&g->embedding, t, ids, cache ? ag_kv_cache_length(cache) : 0);
     x = nn_dropout_forward(&g->drop, t, x, mode);
     ag_scope_end(t);
-    for (int i = 0; i < (int)g->config.n_layers; i++)
-        x = nn_block_forward(&g->block[i], t, x, NULL, mode, cache, i);
+    const run r = { g, cache, mode };
+    x = nn_stack_forward(&(nn_stack){ run_block, &r, sizeof r, (int)g->config.n_layers, 1 }, t, &x,
+                         m->recompute);
     return nn_head_forward(&g->head, t, nn_norm_forward(&g->norm, t, x), mode);
 }
 

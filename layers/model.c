@@ -6,6 +6,7 @@ void nn_model_free(nn_model *m)
 {
     if (!m) return;
     m->release(m);
+    nn_recompute_free(m->recompute);
     nn_params_free(m->params);
     free(m);
 }

@@ -1,11 +1,13 @@
 /* cmd_show.c -- tulle show ops, show memory: a step's calls as the tape recorded them, and its
  * bytes. */
 #include "train/command.h"
+#include "train/recompute.h"
 #include "train/session.h"
 
 #include "autograd/op.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,7 +61,7 @@ static double megabytes(double bytes) { return 1e-6 * bytes; }
 static size_t call_bytes(const ag_call *c)
 {
     size_t n = c->op->saved_bytes ? c->op->saved_bytes(c) : 0;
-    for (int i = 0; i < c->op->n_out && !c->op->alias; i++)
+    for (int i = 0; i < c->op->n_out && !c->op->alias && !c->out[0]->maker; i++)
         n += (size_t)c->out[i]->size * ag_dtype_size(c->out[i]->dtype);
     return n;
 }
@@ -128,6 +130,34 @@ static void print_bytes(const char *what, double bytes)
     printf("%-30s %10.2f MB\n", what, megabytes(bytes));
 }
 
+/* What a step takes under each word of train.recompute, in groups of about sqrt(layers) too, and
+ * under the plan for train.memory_budget. */
+static int print_strategies(train_session *s, ag_err *err)
+{
+    static const struct { const char *name; int word; } rows[] = {
+        { "none", TRAIN_RECOMPUTE_NONE }, { "cheap", TRAIN_RECOMPUTE_CHEAP },
+        { "attention", TRAIN_RECOMPUTE_ATTENTION }, { "block", TRAIN_RECOMPUTE_BLOCK },
+        { "block, groups of sqrt", TRAIN_RECOMPUTE_BLOCK }, { "auto", TRAIN_RECOMPUTE_AUTO },
+    };
+    const double bytes = train_bytes(s->config.train.memory_budget);
+    double base = 0;
+    printf("\n%-24s %12s %12s %14s\n", "train.recompute", "step", "all", "more forward");
+    for (int i = 0; i < (int)(sizeof rows / sizeof *rows); i++) {
+        nn_recompute *plan = NULL;
+        train_step_plan p;
+        const int64_t group = i == 4 ? (int64_t)ceil(sqrt((double)s->config.model.n_layers)) : 1;
+        if (rows[i].word == TRAIN_RECOMPUTE_AUTO && !(bytes > 0)) continue;
+        int r = train_recompute_new(s, rows[i].word, group, bytes, &plan, err);
+        if (r == AG_OK) r = train_plan_step(s, plan, &p, err);
+        nn_recompute_free(plan);
+        if (r < 0) return r;
+        if (i == 0) base = p.flops;
+        printf("%-24s %9.2f MB %9.2f MB %12.1f %%\n", rows[i].name, megabytes(p.peak),
+               megabytes(p.fixed + p.peak), 100 * (p.flops / base - 1));
+    }
+    return AG_OK;
+}
+
 /* Of a step that is taken or, on a tape that plans, is not. */
 static int show_memory(train_session *s, bool plan, ag_err *err)
 {
@@ -158,9 +188,8 @@ static int show_memory(train_session *s, bool plan, ag_err *err)
     print_bytes(plan ? "their gradients" : "their gradients, workspace", peak - forward);
     print_bytes(plan ? "all, at the peak of a step (*)" : "all, at the peak of a step",
                 2 * params + (double)opt_bytes(s->opt) + peak + patterns);
-    if (plan)
-        puts("(*) planned, without the workspace of single ops; --run takes a step");
-    return AG_OK;
+    if (plan) puts("(*) planned; --run takes a step");
+    return s->d_in ? AG_OK : print_strategies(s, err);
 }
 
 /* The vocabulary as far as the configuration tells it; 0: only the data do. */

@@ -108,6 +108,8 @@ int64_t train_config_d_ff(const train_config *c);
 int64_t train_config_d_lowrank(const train_config *c);
 /* The least scale of the loss, the same. */
 double train_config_loss_scale_floor(const train_config *c);
+/* Bytes of "500MB", "2GiB" or "1e9"; -1: that is none. */
+double train_bytes(const char *text);
 /* Whether the model sees whole images, not tokens. */
 bool train_config_has_images(const train_config *c);
 /* Whether it reads a source apart from the target that it writes. */

@@ -5,6 +5,7 @@
 #include "train/schema.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct checker {
@@ -12,6 +13,21 @@ typedef struct checker {
     char   text[1800];               /* faults, one a line */
     size_t used;
 } checker;
+
+double train_bytes(const char *text)
+{
+    static const struct { const char *unit; double bytes; } units[] = {
+        { "", 1 }, { "B", 1 }, { "kB", 1e3 }, { "KB", 1e3 }, { "MB", 1e6 }, { "GB", 1e9 },
+        { "KiB", 0x1p10 }, { "MiB", 0x1p20 }, { "GiB", 0x1p30 },
+    };
+    char *end;
+    const double n = strtod(text, &end);
+    if (end == text || !(n >= 0 && n < 0x1p60)) return -1;
+    end += strspn(end, " ");
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+        if (!strcmp(end, units[i].unit)) return n * units[i].bytes;
+    return -1;
+}
 
 int64_t train_config_d_ff(const train_config *c)
 {
@@ -337,6 +353,21 @@ static void check_optimizer(checker *k)
         clash(k, "train.loss_scale_init", "is below", "train.loss_scale_floor", note);
 }
 
+static void check_recompute(checker *k)
+{
+    const train_config *c = k->c;
+    const double bytes = train_bytes(c->train.memory_budget);
+    const bool planned = c->train.recompute == TRAIN_RECOMPUTE_AUTO;
+    if (!(bytes >= 0))
+        clash(k, "train.memory_budget", "is not a number of bytes for", "train.recompute",
+              "write 500MB or 2GiB");
+    else if (planned != (bytes > 0))
+        clash(k, "train.recompute", "goes with", "train.memory_budget",
+              "auto needs a budget, and a budget needs auto");
+    if (c->train.recompute != TRAIN_RECOMPUTE_NONE && c->model.type != TRAIN_MODEL_GPT)
+        clash(k, "train.recompute", "needs a gpt, but", "model.type", "");
+}
+
 static void check_training(checker *k)
 {
     const train_config *c = k->c;
@@ -358,6 +389,7 @@ static void check_training(checker *k)
         clash(k, "train.eval_last", "is for the whole split, but", "train.eval_batches",
               "set train.eval_batches: 0");
     check_optimizer(k);
+    check_recompute(k);
 }
 
 int train_config_check(const train_config *c, ag_err *err)

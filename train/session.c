@@ -2,6 +2,7 @@
 
 #include "autograd/base/hash.h"
 #include "train/build.h"
+#include "train/recompute.h"
 #include "train/optimizer.h"
 
 #include <inttypes.h>
@@ -156,6 +157,7 @@ int train_session_new(const train_config *c, const train_open *what, train_sessi
     if (r == AG_OK) r = build_model(s, what, err);
     if (r == AG_OK && what->optimizer) r = train_optimizer_new(s, what->plan, err);
     if (r == AG_OK) r = build_buffers(s, what, err);
+    if (r == AG_OK && s->opt && c->model.type == TRAIN_MODEL_GPT) r = train_recompute_apply(s, err);
     if (r == AG_OK && s->opt && s->data) r = train_probe_new(s, &s->probe, err);
     if (r < 0) {
         train_session_free(s);

@@ -338,6 +338,11 @@ static void describe(run *r)
     train_status_line(&r->status, "run     %s, %s kernels, %d threads, batch %lld in parts of %lld",
                       r->dir.dir, ag_tape_kernels(s->tape)->name, train_threads(),
                       (long long)s->config.train.batch, (long long)s->config.train.micro_batch);
+    char plan[512];
+    if (s->model->recompute)
+        train_status_line(&r->status, "        recompute %s: layers %s",
+                          train_choice_word(s->config.train.recompute),
+                          nn_recompute_text(s->model->recompute, plan, sizeof plan));
     if (s->scaler.type != OPT_SCALING_NONE)
         train_status_line(&r->status, "        loss scale %g, %s; a step whose gradient overflows "
                           "is skipped", s->scaler.scale,

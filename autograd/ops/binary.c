@@ -36,7 +36,13 @@ static void binary_backward(ag_call *c)
 static unsigned binary_unread(const ag_call *c)
 {
     const bool sum = c->op->id == AG_BINARY_add || c->op->id == AG_BINARY_sub;
-    return sum ? ag_unread_all(c) : 0;
+    return sum ? ag_unread_all(c) : c->op->id == AG_BINARY_relu_mask ? ag_unread_out(c) : 0;
+}
+
+/* An activation. */
+static ag_call_run *binary_cheap(const ag_call *c)
+{
+    return c->op->id == AG_BINARY_relu_mask ? c->op->forward : NULL;
 }
 
 static bool binary_sample(int64_t i, ag_sample *s, double lo, double hi, double gap)
@@ -58,7 +64,7 @@ static bool binary_sample(int64_t i, ag_sample *s, double lo, double hi, double 
     const ag_op ag_op_##n = {                                                                    \
         .name = #n, .doc = "y = " #f, .n_in = 2, .n_out = 1, .id = AG_BINARY_##n,                \
         .shape = binary_shape, .forward = binary_forward, .backward = binary_backward,           \
-        .unread = binary_unread,                                                                 \
+        .unread = binary_unread, .cheap = binary_cheap,                                          \
         .sample = n##_sample };                                                                  \
     ag_tensor *ag_##n(ag_tape *t, ag_tensor *a, ag_tensor *b)                                    \
     { return ag_apply(t, &ag_op_##n, (ag_tensor *[AG_MAX_IN]){ a, b }, NULL, NULL); }

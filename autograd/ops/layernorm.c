@@ -75,7 +75,8 @@ const ag_op ag_op_layernorm = {
     .name = "layernorm", .doc = "y[..,n] = (x - mean) / sqrt(var + eps) * gain[n] + bias[n]",
     .n_in = 3, .n_out = 1, .optional = 1u << GAIN | 1u << BIAS,
     .shape = layernorm_shape, .saved_bytes = layernorm_saved, .forward = layernorm_forward,
-    .backward = layernorm_backward, .flops = layernorm_flops, .unread = ag_unread_out,
+    .backward = layernorm_backward,
+    .cheap = ag_cheap_forward, .flops = layernorm_flops, .unread = ag_unread_out,
     .sample = layernorm_sample,
 };
 

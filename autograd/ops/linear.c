@@ -57,9 +57,36 @@ static size_t linear_saved(const ag_call *c)
     return keeps_pre(c) ? (size_t)(s.m * s.n) * ag_real_size(c) : 0;
 }
 
+/* The output is a cheap function of what is saved: the way out of a product that has no terms. */
+static void linear_again(ag_call *c)
+{
+    const int64_t n = c->out[0]->size;
+    c->k->gemm(&(ag_gemm){ .tb = true, .m = 1, .n = n, .c = c->out[0]->data, .ldc = n,
+                           .bias = c->saved, .act = c->attr.linear.act });
+}
+
+static ag_call_run *linear_cheap(const ag_call *c)
+{
+    return keeps_pre(c) && !c->in[R] ? linear_again : NULL;
+}
+
+/* s alone, where y is made again */
+static void product_forward(ag_call *c)
+{
+    const mnk s = sizes(c);
+    c->k->gemm(&(ag_gemm){
+        .tb = !c->attr.linear.in_out, .m = s.m, .n = s.n, .k = s.k, .a = c->in[X]->data,
+        .lda = s.k, .b = c->in[W]->data, .ldb = c->attr.linear.in_out ? s.n : s.k,
+        .c = c->saved, .ldc = s.n, .bias = c->in[B] ? c->in[B]->data : NULL });
+}
+
 static void linear_forward(ag_call *c)
 {
     const mnk s = sizes(c);
+    if (!c->out[0]->data) {
+        product_forward(c);
+        return;
+    }
     c->k->gemm(&(ag_gemm){
         .tb = !c->attr.linear.in_out, .m = s.m, .n = s.n, .k = s.k, .a = c->in[X]->data,
         .lda = s.k, .b = c->in[W]->data, .ldb = c->attr.linear.in_out ? s.n : s.k,
@@ -170,6 +197,7 @@ const ag_op ag_op_linear = {
     .n_in = 4, .n_out = 1, .optional = 1u << B | 1u << R, .passes = 1u << R,
     .shape = linear_shape, .saved_bytes = linear_saved, .forward = linear_forward,
     .backward = linear_backward, .workspace = linear_workspace, .unread = linear_unread,
+    .cheap = linear_cheap,
     .flops = linear_flops, .sample = linear_sample,
 };
 

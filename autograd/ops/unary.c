@@ -37,7 +37,7 @@ static bool unary_sample(int64_t i, ag_sample *s, double lo, double hi, double g
     const ag_op ag_op_##n = {                                                                   \
         .name = #n, .doc = "y = " #f, .n_in = 1, .n_out = 1, .id = AG_UNARY_##n,                \
         .shape = unary_shape, .forward = unary_forward, .backward = unary_backward,             \
-        .sample = n##_sample };                                                                 \
+        .cheap = ag_cheap_forward, .sample = n##_sample };                                       \
     ag_tensor *ag_##n(ag_tape *t, ag_tensor *x)                                                 \
     { return ag_apply(t, &ag_op_##n, (ag_tensor *[AG_MAX_IN]){ x }, NULL, NULL); }
 #include "../unary.def"
