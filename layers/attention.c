@@ -230,9 +230,9 @@ static ag_tensor *attend(const void *arg, ag_tape *t, ag_tensor *const *x)
 
 /* As a segment where little is kept; when decoding nothing is. */
 static ag_tensor *heads(const nn_attention *l, ag_tape *t, ag_tensor *x,
-                        const ag_attention_options *o, ag_kv_cache *cache, int layer)
+                        const ag_attention_options *o, nn_mode mode, ag_kv_cache *cache, int layer)
 {
-    const attention_run r = { l, *o };
+    const attention_run r = { l, *o, mode };
     if (cache)
         return is_dense(&l->config) ? dense_attend(l, t, x, o, cache, layer)
                                     : sparse_attend(l, t, x, o, mode, cache, layer);

@@ -102,15 +102,28 @@ static int hash_shape(ag_call *c, ag_shape *out)
     return r;
 }
 
+/* Of rotations: for each head, or, where they are not fixed, for each sequence too. */
+static int64_t hash_rows(const ag_call *c)
+{
+    const ag_lsh_options *o = &c->attr.lsh.o;
+    return o->fixed ? o->heads : c->in[Q]->shape.dim[0] * o->heads;
+}
+
+static size_t hash_workspace(const ag_call *c, bool back)
+{
+    (void)back;
+    return (size_t)(hash_rows(c) * ag_lsh_rotations(&c->attr.lsh.o)) * ag_real_size(c);
+}
+
 static void hash_forward(ag_call *c)
 {
     const ag_lsh_options *o = &c->attr.lsh.o;
-    const int64_t *q = c->in[Q]->shape.dim, rows = o->fixed ? o->heads : q[0] * o->heads;
+    const int64_t *q = c->in[Q]->shape.dim, rows = hash_rows(c);
     const ag_tensor *lengths = c->in[HASH_LENGTHS];
     if (lengths && ag_check_index(c, HASH_LENGTHS, 0, INT32_MAX) < 0) return;
     const ag_noise z = o->fixed ? ag_lsh_fixed_noise(o) : ag_noise_for(c->tape, o->site, rows);
     const int64_t n = ag_lsh_rotations(o);
-    void *rotation = ag_scratch(c->tape, (size_t)(rows * n) * ag_real_size(c));
+    void *rotation = ag_scratch(c->tape, hash_workspace(c, false));
     if (!rotation) return;
     ag_lsh a = ag_lsh_setup(c, q[0], q[1]);
     a.q = c->in[Q]->data;
@@ -168,6 +181,7 @@ const ag_op ag_op_lsh_hash = {
     .doc = "bucket[r,b,h,t] = argmax of [q R, -q R] for random rotations R; q [b,t,h*d_qk]",
     .n_in = 2, .n_out = 1, .optional = 1u << HASH_LENGTHS, .integer_in = 1u << HASH_LENGTHS,
     .integer_out = 1u, .shape = hash_shape, .forward = hash_forward,
+    .workspace = hash_workspace,
     .nondiff = "buckets are whole numbers", .flops = hash_flops, .sample = hash_sample,
 };
 
@@ -214,8 +228,21 @@ static ag_lsh setup(const ag_call *c)
     a.lengths = c->in[LENGTHS] ? c->in[LENGTHS]->data : NULL;
     a.o = c->out[0]->data;
     a.lse = c->saved;
-    a.scratch = ag_scratch(c->tape, ag_lsh_scratch(&a, c->k->dtype));
     return a;
+}
+
+static void *scratch_of(const ag_call *c, const ag_lsh *a)
+{
+    return ag_scratch(c->tape, ag_lsh_scratch(a, c->k->dtype));
+}
+
+static size_t attend_workspace(const ag_call *c, bool back)
+{
+    const ag_lsh a = setup(c);
+    size_t sum = ag_scratch_size(ag_lsh_scratch(&a, c->k->dtype));
+    for (int i = Q; back && i <= V; i++)
+        if (!c->in[i]->needs_grad) sum += ag_scratch_size(ag_tensor_bytes(c->in[i]));
+    return sum;
 }
 
 static void attend_forward(ag_call *c)
@@ -223,7 +250,8 @@ static void attend_forward(ag_call *c)
     const ag_lsh_options *o = &c->attr.lsh.o;
     if (ag_check_index(c, BUCKET, 0, o->factor[0] * o->factor[1] + 1) < 0) return;
     if (c->in[LENGTHS] && ag_check_index(c, LENGTHS, 0, INT32_MAX) < 0) return;
-    const ag_lsh a = setup(c);
+    ag_lsh a = setup(c);
+    a.scratch = scratch_of(c, &a);
     if (a.scratch) c->k->lsh_fwd(&a);
 }
 
@@ -236,7 +264,8 @@ static void attend_backward(ag_call *c)
         if (!dx[i]) dx[i] = ag_scratch(c->tape, (size_t)c->in[i]->size * ag_real_size(c));
         if (!dx[i]) return;
     }
-    const ag_lsh a = setup(c);
+    ag_lsh a = setup(c);
+    a.scratch = scratch_of(c, &a);
     if (a.scratch) c->k->lsh_bwd(&a, c->out[0]->grad, dx[Q], dx[V]);
 }
 
@@ -275,7 +304,8 @@ const ag_op ag_op_lsh_attend = {
            "bucket[r,b,h,t]",
     .n_in = 4, .n_out = 1, .optional = 1u << LENGTHS, .integer_in = 1u << BUCKET | 1u << LENGTHS,
     .shape = attend_shape, .saved_bytes = attend_saved, .forward = attend_forward,
-    .backward = attend_backward, .flops = attend_flops, .sample = attend_sample,
+    .backward = attend_backward, .workspace = attend_workspace, .flops = attend_flops,
+    .sample = attend_sample,
 };
 
 ag_tensor *ag_lsh_attend(ag_tape *t, ag_tensor *q, ag_tensor *v, ag_tensor *bucket,

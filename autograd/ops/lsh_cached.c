@@ -106,17 +106,39 @@ static bool store(ag_call *c, const place *p)
     return true;
 }
 
-static void cached_forward(ag_call *c)
+static ag_lsh_decode setup(const ag_call *c, const place *p)
 {
     const ag_lsh_options *o = &c->attr.lsh.o;
     const int64_t *q = c->in[Q]->shape.dim;
+    ag_lsh_decode a = { .batch = q[0], .heads = o->heads, .past = p->past, .t = q[1],
+                        .capacity = p->capacity, .d_qk = o->d_qk, .d_v = o->d_v,
+                        .rounds = o->rounds, .most = o->rounds * o->chunk * (1 + o->before),
+                        .bucket = p->bucket, .k = p->k, .v = p->v, .o = c->out[0]->data };
+    a.most = a.most < p->capacity ? a.most : p->capacity;
+    return a;
+}
+
+static size_t cached_workspace(const ag_call *c, bool back)
+{
+    const ag_kv_cache *kv = c->attr.lsh.cache;
+    const ag_lsh_options *o = &c->attr.lsh.o;
+    const int64_t *q = c->in[Q]->shape.dim;
+    const place p = { .past = kv ? kv->length : 0, .capacity = kv ? kv->capacity : q[1] };
+    const ag_lsh_decode a = setup(c, &p);
+    const size_t buckets = ag_scratch_size((size_t)(o->rounds * q[0] * o->heads * q[1]) * 4),
+        turns = (size_t)(o->heads * ag_lsh_rotations(o)) * ag_real_size(c),
+        sum = buckets + ag_scratch_size(ag_lsh_decode_scratch(&a, c->k->dtype));
+    (void)back;
+    if (kv) return sum;
+    return sum + buckets + ag_scratch_size(ag_tensor_bytes(c->in[Q])) +
+           ag_scratch_size(ag_tensor_bytes(c->in[V])) + ag_scratch_size(turns);
+}
+
+static void cached_forward(ag_call *c)
+{
     place p;
     if (!place_of(c, &p) || !store(c, &p)) return;
-    ag_lsh_decode a = { .batch = q[0], .heads = o->heads, .past = p.past, .t = q[1],
-                        .capacity = p.capacity, .d_qk = o->d_qk, .d_v = o->d_v,
-                        .rounds = o->rounds, .most = o->rounds * o->chunk * (1 + o->before),
-                        .bucket = p.bucket, .k = p.k, .v = p.v, .o = c->out[0]->data };
-    a.most = a.most < p.capacity ? a.most : p.capacity;
+    ag_lsh_decode a = setup(c, &p);
     a.scratch = ag_scratch(c->tape, ag_lsh_decode_scratch(&a, c->k->dtype));
     if (a.scratch) c->k->lsh_decode(&a);
 }
@@ -137,6 +159,7 @@ static bool cached_sample(int64_t i, ag_sample *s)
 const ag_op ag_op_lsh_cached = {
     .name = "lsh_cached", .doc = "attention by hashing of new positions over a cache", .n_in = 2,
     .n_out = 1, .shape = cached_shape, .forward = cached_forward,
+    .workspace = cached_workspace,
     .nondiff = "it is for decoding: the cache holds no gradient", .sample = cached_sample,
 };
 
