@@ -159,6 +159,9 @@ void ag_grad_pass(ag_call *c, int i);
  * none. */
 void *ag_scratch(ag_tape *t, size_t bytes);
 size_t ag_scratch_size(size_t bytes);            /* of arena memory that it takes */
+/* Memory of the host that lives as long as the tensors made now; NULL (and an error) if there is
+ * none. */
+void *ag_tape_meta(ag_tape *t, size_t bytes);
 
 /* The noise of a matrix of `rows` rows at a site, for this part of the batch. */
 ag_noise ag_noise_for(const ag_tape *t, uint32_t site, int64_t rows);

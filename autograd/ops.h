@@ -70,6 +70,12 @@ int     ag_kv_cache_source(ag_kv_cache *c, int64_t length);
 /* Room for the buckets of each position in `rounds` rounds and `heads` heads, and for `rotations`
  * numbers of a head (ag_lsh_cached).  AG_ENOMEM. */
 int     ag_kv_cache_keep_buckets(ag_kv_cache *c, int64_t rounds, int64_t heads, int64_t rotations);
+/* The source of up to `length` positions comes first in the row itself, and padding behind its
+ * target (ag_merge): the first call has source, target and padding, ag_kv_cache_length counts those
+ * of the target alone, and `capacity` is of both.  Before the first call: how long the sources are,
+ * lengths[batch].  AG_ENOMEM. */
+int     ag_kv_cache_source_in_row(ag_kv_cache *c, int64_t length);
+void    ag_kv_cache_source_lengths(ag_kv_cache *c, const int32_t *lengths);
 void    ag_kv_cache_free(ag_kv_cache *c);
 void    ag_kv_cache_reset(ag_kv_cache *c, int64_t length);   /* keep the first `length` positions */
 /* Sequence i becomes what sequence row[i] [batch] was: keys, values and what else is kept of its

@@ -72,6 +72,7 @@ ag_keep ag_tape_keep(ag_tape *t, ag_keep keep)
     return was;
 }
 ag_keep ag_tape_kept(const ag_tape *t) { return t->keep; }
+bool ag_tape_runs(const ag_tape *t) { return !t->error && !t->plan && !t->lazy; }
 int ag_error(const ag_tape *t) { return t->error; }
 const char *ag_error_message(const ag_tape *t) { return t->message; }
 int ag_tape_calls(const ag_tape *t) { return t->n; }

@@ -92,6 +92,8 @@ void ag_tape_watch(ag_tape *t, bool on);
  * calls, shapes, flops and bytes of a step without its time.  Numbers are not touched, so the
  * memory costs address space alone. */
 void ag_tape_plan(ag_tape *t, bool on);
+/* Do ops run at once?  Only then may model code read numbers that it has just made. */
+bool ag_tape_runs(const ag_tape *t);
 
 int         ag_error(const ag_tape *t);
 const char *ag_error_message(const ag_tape *t);

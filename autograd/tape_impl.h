@@ -47,7 +47,6 @@ struct ag_tape {
 /* tape.c */
 /* Numbers in one of the two arenas for them; NULL: error set. */
 void *ag_tape_alloc(ag_tape *t, ag_arena *where, int64_t n, ag_dtype dtype);
-void *ag_tape_meta(ag_tape *t, size_t bytes);                    /* a struct, likewise */
 void ag_call_forward(ag_tape *t, ag_call *c);                    /* run, and watched */
 
 /* backward.c */

@@ -49,7 +49,7 @@ nn_gpt_config nn_gpt_filled(const nn_gpt_config *config)
     c.sru.d_model = c.d_model;
     c.sru.bias = c.bias;
     c.sru.norm_eps = c.norm_eps;
-    c.head.d_model = c.d_model;
+    c.head.d_model = c.streams.concatenate ? 2 * c.d_model : c.d_model;
     c.head.vocab = c.vocab;
     c.embedding.vocab = c.vocab;
     c.embedding.context = c.context;
@@ -104,6 +104,11 @@ int nn_gpt_check(const nn_gpt_config *c, ag_err *err)
     if (c->head.zero && (c->tied || c->head.type != NN_HEAD_DENSE))
         return ag_err_set(err, AG_ECONFIG, "gpt: head.zero is for a dense head with weights of its "
                           "own: set tied_embeddings = false and head.type = dense");
+    if (c->streams.concatenate && (c->tied || c->streams.kind == NN_STREAMS_ONE))
+        return ag_err_set(err, AG_ECONFIG, "gpt: two streams side by side need an output layer of "
+                          "their own: set tied_embeddings = false, or reversible_output = average");
+    r = nn_streams_check(&c->streams, err);
+    if (r) return r;
     const nn_gpt_config f = nn_gpt_filled(c);
     r = nn_embedding_check(&f.embedding, err);
     if (!r) r = nn_attention_check(&f.attention, err);
@@ -120,6 +125,21 @@ static ag_tensor *run_block(const void *arg, ag_tape *t, ag_tensor *const *x, in
     return nn_block_forward(&r->gpt->block[i], t, x[0], NULL, r->mode, r->cache, i);
 }
 
+/* Both streams begin as x (ReformerLM of the released code, which concatenates them at the end). */
+static ag_tensor *two_streams(const nn_gpt *g, ag_tape *t, ag_tensor *x, nn_mode mode,
+                              ag_kv_cache *cache)
+{
+    const nn_streams_config *c = &g->config.streams;
+    const nn_reversible r = { .block = g->block, .n = (int)g->config.n_layers, .streams = *c };
+    ag_tensor *b, *a =
+        nn_reversible_forward(&r, t, &(nn_pass){ .mode = mode, .cache = cache }, x, x, &b);
+    ag_tensor *y = c->concatenate ? ag_module_concat(t, a, b, 1)
+                                  : ag_scale(t, ag_add(t, a, b), 0.5);
+    y = nn_norm_forward(&g->norm, t, y);
+    if (c->concatenate) y = nn_dropout_forward(&g->drop_out, t, y, mode);
+    return nn_head_forward(&g->head, t, y, mode);
+}
+
 static ag_tensor *gpt_logits(const nn_model *m, ag_tape *t, ag_tensor *ids, nn_mode mode,
                              ag_kv_cache *cache)
 {
@@ -129,6 +149,7 @@ static ag_tensor *gpt_logits(const nn_model *m, ag_tape *t, ag_tensor *ids, nn_m
         nn_embedding_forward(&g->embedding, t, ids, cache ? ag_kv_cache_length(cache) : 0);
     x = nn_dropout_forward(&g->drop, t, x, mode);
     ag_scope_end(t);
+    if (g->config.streams.kind != NN_STREAMS_ONE) return two_streams(g, t, x, mode, cache);
     const run r = { g, cache, mode };
     x = nn_stack_forward(&(nn_stack){ run_block, &r, sizeof r, (int)g->config.n_layers, 1 }, t, &x,
                          m->recompute);
@@ -169,7 +190,6 @@ static const ag_pattern *pattern_of(const nn_gpt *g, int64_t i)
 static void gpt_build(nn_gpt *g, nn_params *p)
 {
     const nn_gpt_config *c = &g->config;
-    const int64_t d = c->d_model;
     nn_embedding_build(&g->embedding, p, "embedding", &c->embedding);
     nn_dropout_build(&g->drop, p, c->embedding_dropout);
     for (int i = 0; i < (int)c->n_layers; i++) {
@@ -179,7 +199,8 @@ static void gpt_build(nn_gpt *g, nn_params *p)
         nn_block_build(&g->block[i], p, &block);
         nn_pop(p, at);
     }
-    nn_norm_build(&g->norm, p, "norm", d, c->bias, c->final_norm_eps);
+    nn_norm_build(&g->norm, p, "norm", c->head.d_model, c->bias, c->final_norm_eps);
+    if (c->streams.concatenate) nn_dropout_build(&g->drop_out, p, c->dropout);
     nn_head_build(&g->head, p, "head", &c->head, c->tied ? g->embedding.token : NULL);
 }
 

@@ -5,6 +5,9 @@
  *     x = block(x)                                            n_layers times, as block.h
  *     logits = norm(x) head^T                                 head = token where tied
  *
+ * With two streams both begin as x, blocks go as reversible.h says, and norm sees their average or
+ * both side by side.
+ *
  * Initial weights: normal of init_std (Glorot if 0) or as `init` says, the two projections onto the
  * residual stream divided by sqrt(2 n_layers), biases 0; the sparse feed-forward starts as
  * layers/ff.h says.
@@ -17,6 +20,7 @@
 #include "layers/head.h"
 #include "layers/model.h"
 #include "layers/pattern.h"
+#include "layers/reversible.h"
 
 typedef struct nn_gpt_config {
     int64_t vocab, context;          /* tokens */
@@ -37,6 +41,7 @@ typedef struct nn_gpt_config {
     const char *pattern;             /* as pattern.h; NULL or "dense": queries see all earlier keys;
                                       * read while the model is made */
     nn_head_config head;             /* its sizes and init are set here; tied needs a dense one */
+    nn_streams_config streams;       /* residual streams; tied needs their average */
 } nn_gpt_config;
 
 typedef struct nn_gpt {
@@ -46,6 +51,7 @@ typedef struct nn_gpt {
     nn_dropout    drop;
     nn_block     *block;             /* [n_layers] */
     nn_norm       norm;
+    nn_dropout    drop_out;          /* of two streams side by side */
     nn_head       head;
     nn_patterns  *patterns;          /* NULL: all layers are dense */
 } nn_gpt;

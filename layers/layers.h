@@ -5,6 +5,7 @@
 #include "layers/gpt.h"
 #include "layers/match.h"
 #include "layers/mlp.h"
+#include "layers/terraformer.h"
 #include "layers/transformer.h"
 
 #endif

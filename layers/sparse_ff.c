@@ -191,7 +191,7 @@ static ag_tensor *hard_forward(const nn_ff *l, ag_tape *t, ag_tensor *x, ag_tens
         gate = ag_choose(t, controller_low(l, t, x), l->c2.weight, l->c2.bias, &o, &choice);
     }
     if (mode == NN_EVAL && o.gate == AG_GATE_ONE) gate = NULL;
-    if (mode == NN_EVAL && l->probe) probe_see(l, t, x, choice);
+    if (mode == NN_EVAL && l->probe && ag_tape_runs(t)) probe_see(l, t, x, choice);
     return ag_live_ff(t, x, &w, gate, choice, residual,
                       &(ag_live_options){ c->block, l->width, o.picks, o.all });
 }

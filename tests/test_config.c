@@ -311,7 +311,8 @@ static void test_dump(void **state)
     assert_non_null(strstr(text, "  # Highest learning rate.\n"
         "  # number in (0, 100]; default 0.001; from: command line\n  lr: 0.0003\n"));
     assert_non_null(strstr(text, "  # Architecture.\n"
-        "  # one of: gpt, transformer, mlp; default gpt; from: default\n  type: gpt\n"));
+        "  # one of: gpt, transformer, terraformer, mlp; default gpt; from: default\n"
+        "  type: gpt\n"));
     free(text);
 }
 

@@ -144,6 +144,20 @@ static int match_touched(const train_config *c, int64_t d_model, nn_ff_config *f
     return nn_match_touched(ff, &like, d_model, err);
 }
 
+static nn_streams_config streams_config(const train_config *c)
+{
+    static const nn_streams_kind kinds[] = {
+        [TRAIN_REVERSIBLE_OFF] = NN_STREAMS_ONE, [TRAIN_REVERSIBLE_STORED] = NN_STREAMS_STORED,
+        [TRAIN_REVERSIBLE_FP32] = NN_STREAMS_REBUILT, [TRAIN_REVERSIBLE_FIXED] = NN_STREAMS_REBUILT,
+    };
+    const bool fixed = c->model.reversible == TRAIN_REVERSIBLE_FIXED;
+    return (nn_streams_config){
+        .kind = kinds[c->model.reversible], .point = fixed ? (int)c->model.reversible_bits : 0,
+        .two_swaps = c->model.type == TRAIN_MODEL_GPT || c->model.two_swaps,
+        .concatenate = c->model.reversible_output == TRAIN_JOIN_CONCATENATE,
+    };
+}
+
 static int gpt_config(const train_config *c, int64_t vocab, nn_gpt_config *ret_g, ag_err *err)
 {
     nn_gpt_config g = {
@@ -158,7 +172,7 @@ static int gpt_config(const train_config *c, int64_t vocab, nn_gpt_config *ret_g
         .embedding = embedding_config(c), .ff = ff_config(c),
         .sru = { .layers = c->model.ff.sru_layers, .units = c->model.ff.sru_units },
         .attention = attention_config(c), .pattern = c->model.attention.pattern,
-        .head = head_config(c),
+        .head = head_config(c), .streams = streams_config(c),
     };
     const int r = c->model.match == TRAIN_MATCH_PARAMS  ? match_params(c, &g, err)
                 : c->model.match == TRAIN_MATCH_TOUCHED ? match_touched(c, g.d_model, &g.ff, err)
@@ -185,6 +199,20 @@ static int build_transformer(const train_config *c, int64_t vocab, bool plan, nn
                 : nn_transformer_new(&x, AG_F32, (uint64_t)c->run.seed, ret_model, err);
 }
 
+static int build_terraformer(const train_config *c, int64_t vocab, bool plan, nn_model **ret_model,
+                             ag_err *err)
+{
+    nn_terraformer_config x = { .n_encoder_layers = c->model.n_encoder_layers,
+                                .source = c->data.source_length, .target = c->data.target_length,
+                                .attentions = c->model.n_attention_layers,
+                                .one_stream = !c->model.reversible_encoder };
+    const int r = gpt_config(c, vocab, &x.decoder, err);
+    if (r < 0) return r;
+    x.decoder.context = c->model.context;
+    return plan ? nn_terraformer_plan(&x, AG_F32, ret_model, err)
+                : nn_terraformer_new(&x, AG_F32, (uint64_t)c->run.seed, ret_model, err);
+}
+
 static int build_gpt(const train_config *c, int64_t vocab, bool plan, nn_model **ret_model,
                      ag_err *err)
 {
@@ -198,9 +226,11 @@ static int build_gpt(const train_config *c, int64_t vocab, bool plan, nn_model *
 static int build_tokens(const train_config *c, int64_t vocab, bool plan, nn_model **ret_model,
                         ag_err *err)
 {
-    return c->model.type == TRAIN_MODEL_TRANSFORMER ? build_transformer(c, vocab, plan, ret_model,
-                                                                        err)
-                                                    : build_gpt(c, vocab, plan, ret_model, err);
+    switch (c->model.type) {
+    case TRAIN_MODEL_TRANSFORMER: return build_transformer(c, vocab, plan, ret_model, err);
+    case TRAIN_MODEL_TERRAFORMER: return build_terraformer(c, vocab, plan, ret_model, err);
+    default:                      return build_gpt(c, vocab, plan, ret_model, err);
+    }
 }
 
 int train_build_tokens(const train_config *c, int64_t vocab, nn_model **ret_model, ag_err *err)

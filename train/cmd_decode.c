@@ -2,8 +2,9 @@
  * cmd_decode.c -- tulle bench decode: how long a token takes, for one or several sequences.
  *
  * The rows are one of three.  A configuration: its sizes on random weights, dense and with each
- * sparse part.  An ablation: each of its arms, on random weights.  A run: the trained model, which
- * reads its validation data; its choices are not those of random weights.
+ * sparse part; a model with a source as it is.  An ablation: each of its arms, on random weights.
+ * A run: the trained model, which reads its validation data; its choices are not those of random
+ * weights.
  */
 #include "train/ablation.h"
 #include "train/command.h"
@@ -19,6 +20,7 @@
 #include <sys/stat.h>
 
 enum { MAX_BATCHES = 16, BATCH_MOST = 4096 };
+enum { SOURCE_PROMPT = 4 };          /* tokens of a target before those that are timed */
 
 typedef struct options {
     int64_t tokens, prompt, vocab;
@@ -105,25 +107,29 @@ static void fill_text(const train_session *s, const train_decode_plan *p, int32_
             memcpy(p->text + b * n, window, (size_t)n * sizeof *window);
             continue;
         }
-        for (int64_t i = 0; i < n; i++)
-            p->text[b * n + i] = (int32_t)(ag_noise_bits(1, (uint32_t)i, 0, (uint64_t)b) %
-                                           (uint32_t)s->model->classes);
+        for (int64_t i = 0; i < n; i++) {
+            const uint32_t from = i < s->source;         /* 0 is padding there */
+            const uint32_t choices = (uint32_t)s->model->classes - from;
+            p->text[b * n + i] =
+                (int32_t)(from + ag_noise_bits(1, (uint32_t)i, 0, (uint64_t)b) % choices);
+        }
     }
 }
 
 static int measure(train_session *s, const options *o, int64_t batch, train_decode_time *ret,
                    ag_err *err)
 {
-    train_decode_plan p = { .batch = batch, .prompt = o->prompt, .tokens = o->tokens };
-    const size_t context = (size_t)s->context * sizeof(int32_t);
-    int32_t *window = s->data ? malloc(2 * context) : NULL;
+    train_decode_plan p = { .batch = batch, .tokens = o->tokens,
+                            .prompt = s->source ? s->source + SOURCE_PROMPT : o->prompt };
+    const int64_t row = s->source + s->context;
+    int32_t *window = s->data ? malloc((size_t)(row + s->context) * sizeof *window) : NULL;
     p.text = malloc((size_t)(batch * (p.prompt + p.tokens)) * sizeof *p.text);
     p.seconds = malloc((size_t)p.tokens * sizeof *p.seconds);
     int r = AG_OK;
     if (!p.text || !p.seconds || (s->data && !window)) {
         r = ag_err_set(err, AG_ENOMEM, "out of memory for the tokens");
     } else {
-        fill_text(s, &p, window, window ? window + s->context : NULL);
+        fill_text(s, &p, window, window ? window + row : NULL);
         r = train_decode_measure(s, &p, ret, err);
     }
     free(window);
@@ -154,8 +160,13 @@ static int run_model(train_session *s, const char *name, const options *o, table
 
 static int check_context(const train_config *c, const options *o, ag_err *err)
 {
-    if (c->model.type != TRAIN_MODEL_GPT)
-        return ag_err_set(err, AG_ECONFIG, "bench decode: model.type must be gpt");
+    if (train_config_has_images(c))
+        return ag_err_set(err, AG_ECONFIG, "bench decode: an mlp makes no tokens");
+    if (train_config_has_source(c) && SOURCE_PROMPT + o->tokens > c->data.target_length)
+        return ag_err_set(err, AG_ECONFIG, "bench decode: %d tokens and %" PRId64 " more do not "
+                          "fit data.target_length = %" PRId64 "; give --tokens", SOURCE_PROMPT,
+                          o->tokens, c->data.target_length);
+    if (train_config_has_source(c)) return AG_OK;
     if (o->prompt + o->tokens <= c->model.context) return AG_OK;
     return ag_err_set(err, AG_ECONFIG, "bench decode: a prompt of %" PRId64 " and %" PRId64
                       " tokens do not fit model.context = %" PRId64 "; give --prompt, --tokens "
@@ -164,12 +175,14 @@ static int check_context(const train_config *c, const options *o, ag_err *err)
 
 /* --- which rows ------------------------------------------------------------------------------- */
 
-static void print_head(const options *o)
+static void print_head(const options *o, const train_config *c)
 {
     if (o->json) return;
     printf("one token for each of the sequences (%" PRId64, o->batch[0]);
     for (int i = 1; i < o->batches; i++) printf(", %" PRId64, o->batch[i]);
-    printf("), after a prompt of %" PRId64 ", %d threads; medians of %" PRId64 "\n", o->prompt,
+    const bool source = train_config_has_source(c);
+    printf("), after a %s of %" PRId64 ", %d threads; medians of %" PRId64 "\n",
+           source ? "source" : "prompt", source ? c->data.source_length : o->prompt,
            train_threads(), o->tokens);
 }
 
@@ -218,10 +231,13 @@ static int run_file(int argc, char **argv, const options *o, ag_err *err)
     for (int i = 2; i < argc && r == AG_OK; i++) r = train_config_override(&c, argv[i], err);
     if (r == AG_OK && !a->n_arms) r = train_config_check(&c, err);
     if (r == AG_OK) r = train_threads_set(c.train.threads, err);
-    if (r == AG_OK) print_head(o);
-    const int rows = a->n_arms ? a->n_arms : N_VARIANTS;
+    if (r == AG_OK) print_head(o, &c);
+    const bool alone = !a->n_arms && train_config_has_source(&c);
+    const int rows = alone ? 1 : a->n_arms ? a->n_arms : N_VARIANTS;
     for (int i = 0; i < rows && r == AG_OK; i++)
-        r = a->n_arms ? run_arm(&c, &a->arm[i], o, &t, err) : run_variant(&c, i, o, &t, err);
+        r = a->n_arms ? run_arm(&c, &a->arm[i], o, &t, err)
+            : alone   ? run_config(&c, c.run.name, o, &t, err)
+                      : run_variant(&c, i, o, &t, err);
     if (r == AG_OK && a->n_arms && o->batches == 1 && !o->json) print_law(&t);
     free(a);
     return r;
@@ -235,7 +251,7 @@ static int run_trained(const char *path, const options *o, ag_err *err)
     int r = train_open_arg(path, false, &what, &s, err);
     if (r == AG_OK) r = check_context(&s->config, o, err);
     if (r == AG_OK) {
-        print_head(o);
+        print_head(o, &s->config);
         r = run_model(s, "trained", o, &t, err);
     }
     train_session_free(s);

@@ -285,7 +285,9 @@ static void check_ff(checker *k)
 static void check_position(checker *k)
 {
     const train_config *c = k->c;
-    const int64_t context = train_config_context(c), stride = c->model.position.stride;
+    const int64_t context = c->model.type == TRAIN_MODEL_TRANSFORMER ? train_config_context(c)
+                                                                     : c->model.context;
+    const int64_t stride = c->model.position.stride;
     const int64_t row = c->model.position.width * c->model.position.channels;
     if (c->model.position.type == TRAIN_POSITION_GRID && (stride < 1 || stride > context))
         clash(k, "model.position.stride", "must be from 1 to", "model.context",
@@ -318,6 +320,34 @@ static void check_pattern(checker *k)
     }
 }
 
+/* Two residual streams, and who has them. */
+static void check_streams(checker *k)
+{
+    const train_config *c = k->c;
+    const int type = c->model.type;
+    const bool off = c->model.reversible == TRAIN_REVERSIBLE_OFF,
+        side_by_side = c->model.reversible_output == TRAIN_JOIN_CONCATENATE;
+    if (!off && type != TRAIN_MODEL_GPT && type != TRAIN_MODEL_TERRAFORMER)
+        clash(k, "model.reversible", "is for a gpt or a terraformer, but", "model.type", "");
+    if (off && type == TRAIN_MODEL_TERRAFORMER)
+        clash(k, "model.type", "has two streams, but", "model.reversible",
+              "set fp32, fixed or stored");
+    if (side_by_side && type == TRAIN_MODEL_TERRAFORMER)
+        clash(k, "model.reversible_output", "is for a gpt, but", "model.type", "");
+    else if (side_by_side && off)
+        clash(k, "model.reversible_output", "needs two streams, but", "model.reversible", "");
+    else if (side_by_side && c->model.tied_embeddings)
+        clash(k, "model.reversible_output", "needs an output layer of its own, but",
+              "model.tied_embeddings", "set model.tied_embeddings: false");
+    if (!off && c->train.recompute != TRAIN_RECOMPUTE_NONE)
+        clash(k, "train.recompute", "is for one residual stream, but", "model.reversible", "");
+    if (type != TRAIN_MODEL_TERRAFORMER) return;
+    if (c->data.source_length > c->model.context)
+        clash(k, "data.source_length", "is more than the positions,", "model.context", "");
+    if (c->data.target_length > c->model.context)
+        clash(k, "data.target_length", "is more than the positions,", "model.context", "");
+}
+
 static void check_model(checker *k)
 {
     const train_config *c = k->c;
@@ -330,6 +360,7 @@ static void check_model(checker *k)
     check_pattern(k);
     if (c->model.ff.type != TRAIN_FF_DENSE || c->model.match == TRAIN_MATCH_TOUCHED) check_ff(k);
     if (gpt) check_position(k);
+    check_streams(k);
     if (train_config_has_source(c) && c->model.start_vector)
         clash(k, "model.start_vector", "is for a gpt, but", "model.type",
               "a target begins with token 0");

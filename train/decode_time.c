@@ -110,6 +110,7 @@ static void add_layer(tally *c, const nn_ff *l, int64_t batch)
     int64_t used = 0;
     for (int64_t i = 0; i < choices; i++) used += l->probe->used[i] > 0;
     memset(l->probe->used, 0, (size_t)choices * sizeof *l->probe->used);
+    if (!used) return;               /* of an encoder: it saw no token of these */
     c->touched += (used - l->blocks) * l->width * matrices * l->d_model;
     c->used += (double)(used * l->width);
     c->all += (double)l->config.d_ff;

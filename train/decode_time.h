@@ -13,7 +13,8 @@
 
 typedef struct train_decode_plan {
     int64_t batch;                   /* sequences, one token of each at a time */
-    int64_t prompt, tokens;          /* of each sequence, together at most the context */
+    int64_t prompt, tokens;          /* of each sequence, together at most source and context; of a
+                                      * model with a source the prompt is it and 4 tokens */
     int32_t *text;                   /* [batch, prompt + tokens], what they read */
     double  *seconds;                /* [tokens], scratch */
 } train_decode_plan;

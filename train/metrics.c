@@ -19,15 +19,29 @@ static const char *scale(const opt_scaler *s, char buf[96])
     return buf;
 }
 
+/* What reversible stacks did, if there are some. */
+static const char *inverse(const train_session *s, char buf[128])
+{
+    const ag_inverse *v = &s->inverse;
+    int n = 0;
+    buf[0] = '\0';
+    if (v->stacks && s->config.train.verify_reversible)
+        n = snprintf(buf, 128, "\"rebuild_error\":%.3g,\"stream_scale\":%.4g,", v->error,
+                     v->scale);
+    if (v->stacks && v->headroom > 0)
+        snprintf(buf + n, 128 - (size_t)n, "\"headroom\":%.4g,", v->headroom);
+    return buf;
+}
+
 void train_metrics_step(const train_session *s, const train_step_metrics *m,
                         char ret_line[TRAIN_METRICS_MAX])
 {
-    char loss[32], norm[32], scaled[96];
+    char loss[32], norm[32], scaled[96], rebuilt[128];
     snprintf(ret_line, TRAIN_METRICS_MAX,
-             "{\"step\":%" PRId64 ",\"loss\":%s,\"lr\":%.9g,\"grad_norm\":%s,%s\"samples\":%" PRId64
-             ",\"seconds\":%.3f,\"%s_per_second\":%.1f,\"memory\":%zu}", s->step,
+             "{\"step\":%" PRId64 ",\"loss\":%s,\"lr\":%.9g,\"grad_norm\":%s,%s%s\"samples\":%"
+             PRId64 ",\"seconds\":%.3f,\"%s_per_second\":%.1f,\"memory\":%zu}", s->step,
              number(m->loss, loss), m->lr, number(m->norm, norm), scale(&s->scaler, scaled),
-             s->samples_seen, m->seconds, m->unit, m->per_second, m->memory);
+             inverse(s, rebuilt), s->samples_seen, m->seconds, m->unit, m->per_second, m->memory);
 }
 
 const char *train_bits_json(const train_session *s, const char *prefix, double loss, char buf[64])

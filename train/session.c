@@ -228,6 +228,17 @@ static int64_t scored_in(train_session *s, const data_draw *w)
     return scored;
 }
 
+/* What the stacks of a part of the batch did joins what those before it did. */
+static void see_inverse(train_session *s)
+{
+    const ag_inverse v = ag_tape_inverse(s->tape);
+    ag_inverse *all = &s->inverse;
+    all->error = fmax(all->error, v.error);
+    all->scale = fmax(all->scale, v.scale);
+    if (!(all->headroom > 0) || v.headroom < all->headroom) all->headroom = v.headroom;
+    all->stacks += v.stacks;
+}
+
 /* Forward and backward of the whole batch; the gradients are added up in the parameters.  A part
  * weighs as much as it has samples, of pairs as it has targets, which differ: so the loss is the
  * mean over the batch, however it is cut. */
@@ -240,6 +251,8 @@ static int run_batch(train_session *s, double *ret_loss, ag_err *err)
     const bool pairs = !s->d_in && s->data->pairs;
     const int64_t all = pairs ? scored_in(s, &w) : batch;
     double loss = 0;
+    s->inverse = (ag_inverse){ 0 };
+    ag_tape_verify(s->tape, s->config.train.verify_reversible);
     for (int64_t i = 0; i < batch; i += micro) {
         const int64_t n = batch - i < micro ? batch - i : micro;
         ag_tensor *x, *targets;
@@ -253,6 +266,7 @@ static int run_batch(train_session *s, double *ret_loss, ag_err *err)
         ag_backward(s->tape, part, share * s->scaler.scale);
         const int r = ag_tape_status(s->tape, err);
         if (r < 0) return r;
+        see_inverse(s);
     }
     *ret_loss = loss;
     return AG_OK;

@@ -64,6 +64,8 @@ typedef struct train_session {
     int32_t     *ids, *targets;      /* [micro_batch, source + context], [micro_batch, context] */
     float       *pixels;             /* [micro_batch, d_in]; NULL: tokens */
     train_probe *probe;              /* of its sparse layers; NULL: none, or no optimizer */
+    ag_inverse   inverse;            /* of the reversible stacks of the last step; its error where
+                                      * train.verify_reversible is set */
 } train_session;
 
 typedef struct train_open {          /* what a session needs */

@@ -47,7 +47,24 @@ static void store(const ag_call *c, const char *from, int64_t row, int64_t batch
     for (int64_t b = 0; b < kv->batch; b++)
         for (int64_t i = 0; i < t; i++)
             c->k->scale(width, 1, from + (size_t)(b * batch + i * row) * one,
-                        to + (size_t)((b * kv->capacity + kv->length + i) * width) * one, false);
+                        to + (size_t)((b * kv->capacity + ag_kv_cache_next(kv, b) + i) * width) *
+                        one, false);
+}
+
+/* Item b, whose positions are its own. */
+static void attend_one(const ag_call *c, const ag_attention *a, int64_t b)
+{
+    const size_t one = ag_real_size(c);
+    ag_attention x = *a;
+    x.batch = 1;
+    x.q = (const char *)a->q + (size_t)(b * a->q_batch) * one;
+    x.k = (const char *)a->k + (size_t)(b * a->k_batch) * one;
+    x.v = (const char *)a->v + (size_t)(b * a->v_batch) * one;
+    x.o = (char *)a->o + (size_t)(b * a->o_batch) * one;
+    x.lse = (char *)a->lse + (size_t)(b * a->heads * a->tq) * one;
+    x.q_pos0 = ag_kv_cache_next(c->attr.attention.cache, b);
+    x.tk = x.q_pos0 + a->tq;
+    c->k->attention_fwd(&x);
 }
 
 static void cached_forward(ag_call *c)
@@ -62,9 +79,12 @@ static void cached_forward(ag_call *c)
         store(c, a.v, a.v_row, a.v_batch, v, kv->d_v, kv, a.tq);
         a.k = k, a.k_row = kv->d_k, a.k_batch = kv->capacity * kv->d_k;
         a.v = v, a.v_row = kv->d_v, a.v_batch = kv->capacity * kv->d_v;
-        a.tk = kv->length + a.tq;
-        a.q_pos0 = kv->length;
     }
+    if (kv && kv->source_in_row) {
+        for (int64_t b = 0; b < kv->batch; b++) attend_one(c, &a, b);
+        return;
+    }
+    if (kv) a.tk = (a.q_pos0 = kv->length) + a.tq;
     c->k->attention_fwd(&a);
 }
 

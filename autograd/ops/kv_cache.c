@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 
 ag_kv_cache *ag_kv_cache_new(ag_dtype dtype, int layers, int64_t batch, int64_t capacity,
                              int64_t d_k, int64_t d_v)
@@ -78,6 +79,32 @@ int ag_kv_cache_keep_buckets(ag_kv_cache *c, int64_t rounds, int64_t heads, int6
     c->bucket = (int32_t *)p;
     c->rotation = p + first;
     return AG_OK;
+}
+
+int ag_kv_cache_source_in_row(ag_kv_cache *c, int64_t length)
+{
+    assert(!c->source_lengths && length >= 1 && length <= c->capacity);
+    c->source_in_row = true;
+    c->source_length = length;
+    c->source_lengths = calloc((size_t)c->batch, sizeof *c->source_lengths);
+    return c->source_lengths ? AG_OK : AG_ENOMEM;
+}
+
+void ag_kv_cache_source_lengths(ag_kv_cache *c, const int32_t *lengths)
+{
+    assert(c->source_in_row && c->length == 0);
+    memcpy(c->source_lengths, lengths, (size_t)c->batch * sizeof *lengths);
+}
+
+int64_t ag_kv_cache_next(const ag_kv_cache *c, int64_t b)
+{
+    return c->length && c->source_in_row ? c->length + c->source_lengths[b] : c->length;
+}
+
+int64_t ag_kv_cache_new_rows(const ag_kv_cache *c, int64_t b, int64_t t)
+{
+    const bool padded = c->length == 0 && c->source_in_row;
+    return padded ? t - (c->source_length - c->source_lengths[b]) : t;
 }
 
 void ag_kv_cache_free(ag_kv_cache *c)

@@ -17,6 +17,9 @@ struct ag_kv_cache {
     char    *source;                 /* [layers, batch, source_length, d_k], then [.., d_v]; or
                                       * NULL */
     int32_t *source_lengths;         /* [batch] */
+    bool     source_in_row;          /* it is no source apart: it came before the positions that
+                                      * `length` counts, in the first call and up to its own length,
+                                      * and capacity is of both */
 
     /* What layers hand on from one step to the next.  A step reads one side and writes the other;
      * they change places when it is over, so a step that fails leaves no trace. */
@@ -35,5 +38,9 @@ struct ag_kv_cache {
     int32_t *bucket;                 /* [layers, batch, heads, rounds, capacity] */
     char    *rotation;               /* [layers, heads, rotations], made by the first step */
 };
+
+/* Where the next position of item b lies, and how many of `t` new ones are no padding. */
+int64_t ag_kv_cache_next(const ag_kv_cache *c, int64_t b);
+int64_t ag_kv_cache_new_rows(const ag_kv_cache *c, int64_t b, int64_t t);
 
 #endif

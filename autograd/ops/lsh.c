@@ -176,12 +176,18 @@ static bool hash_sample(int64_t i, ag_sample *s)
     return i < 4;
 }
 
+static unsigned hash_recalls(const ag_call *c)
+{
+    (void)c;
+    return 1;
+}
+
 const ag_op ag_op_lsh_hash = {
     .name = "lsh_hash",
     .doc = "bucket[r,b,h,t] = argmax of [q R, -q R] for random rotations R; q [b,t,h*d_qk]",
     .n_in = 2, .n_out = 1, .optional = 1u << HASH_LENGTHS, .integer_in = 1u << HASH_LENGTHS,
     .integer_out = 1u, .shape = hash_shape, .forward = hash_forward,
-    .workspace = hash_workspace,
+    .recalls = hash_recalls, .workspace = hash_workspace,
     .nondiff = "buckets are whole numbers", .flops = hash_flops, .sample = hash_sample,
 };
 

@@ -50,7 +50,8 @@ static void recall_forward(ag_call *c)
         const char *before = kv->past.side[kv->side] + skip;
         char *after = kv->past.side[!kv->side] + skip;
         if (kv->length > 0) c->k->copy_rows(rows, d, before, d, y, d, false);
-        c->k->copy_rows(rows, d, at(c, y, x[1] * d), d, after, d, false);
+        c->k->copy_rows(rows, d, at(c, y, ag_kv_cache_new_rows(kv, b, x[1]) * d), d, after, d,
+                        false);
     }
 }
 

@@ -103,8 +103,12 @@ static void cached_forward(ag_call *c)
     char *after = kv->state.side[!kv->side] + (size_t)(place * kv->batch) * row;
     c->k->sru_fwd(x[0], x[1], x[2], c->in[Z]->data, c->in[X]->data, kv->length ? before : NULL,
                   c->saved, c->out[0]->data);
-    const char *last = x[1] ? (char *)c->saved + (size_t)(x[1] - 1) * row : before;
-    c->k->copy_rows(x[0], x[2], last, x[1] ? x[1] * x[2] : x[2], after, x[2], false);
+    for (int64_t b = 0; b < x[0]; b++) {
+        const int64_t seen = ag_kv_cache_new_rows(kv, b, x[1]);
+        const char *last = seen ? (char *)c->saved + (size_t)(b * x[1] + seen - 1) * row
+                                : before + (size_t)b * row;
+        c->k->copy_rows(1, x[2], last, x[2], after + (size_t)b * row, x[2], false);
+    }
 }
 
 const ag_op ag_op_sru_cached = {
