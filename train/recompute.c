@@ -43,8 +43,9 @@ int train_plan_step(train_session *s, nn_recompute *r, train_step_plan *ret_p, a
     nn_model *m = s->model;
     nn_recompute *was = m->recompute;
     ag_tape *t = ag_tape_new(ag_tape_kernels(s->tape));
-    const int64_t layers = s->config.model.n_layers;
-    coins *c = malloc((size_t)layers * sizeof *c);
+    int layers = 0;
+    while (m->ff_layer(m, layers)) layers++;
+    coins *c = malloc((size_t)layers * sizeof *c + 1);
     int code = t && c ? AG_OK : ag_err_set(err, AG_ENOMEM, "out of memory for a plan");
     if (code == AG_OK) {
         m->recompute = r;
