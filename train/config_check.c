@@ -248,8 +248,8 @@ static void check_lsh(checker *k)
     const train_config *c = k->c;
     const int type = c->model.attention.type;
     if (type != TRAIN_ATTENTION_LSH && type != TRAIN_ATTENTION_PURE_LSH) return;
-    if (train_config_has_source(c))
-        clash(k, "model.attention.type", "needs a gpt, but", "model.type", "");
+    if (c->model.type == TRAIN_MODEL_TRANSFORMER)
+        clash(k, "model.attention.type", "needs a gpt or a terraformer, but", "model.type", "");
     if (c->model.attention.lsh.buckets % 2)
         clash(k, "model.attention.lsh.buckets", "must be even, for", "model.attention.type", "");
     if (strcmp(c->model.attention.pattern, "dense"))
