@@ -23,12 +23,12 @@ static void fill_init(nn_gpt_config *c)
 {
     const double gain = 1 / sqrt(2 * (double)c->n_layers);
     const double std = nn_rule_std(c->init, c->init_std, c->d_model);
-    const int axes = nn_position_axes(c->embedding.position);
+    const int axes = nn_position_axes(c->embedding.position.type);
     c->attention.init_std = c->ff.init_std = c->head.init_std = std;
     c->attention.out_gain = gain * init_ratio(c, c->n_heads * c->d_v);
     c->ff.out_gain = gain * init_ratio(c, c->ff.d_ff);
     c->embedding.token_std = nn_rule_embedding_std(c->init, c->init_std, c->d_model, 1);
-    c->embedding.position_std =
+    c->embedding.position.std =
         nn_rule_embedding_std(c->init, c->init_std, c->d_model, axes ? axes : 1);
 }
 
@@ -52,8 +52,9 @@ nn_gpt_config nn_gpt_filled(const nn_gpt_config *config)
     c.head.d_model = c.streams.concatenate ? 2 * c.d_model : c.d_model;
     c.head.vocab = c.vocab;
     c.embedding.vocab = c.vocab;
-    c.embedding.context = c.context;
     c.embedding.d_model = c.d_model;
+    c.embedding.position.context = c.context;
+    c.embedding.position.d_model = c.d_model;
     fill_init(&c);
     return c;
 }
@@ -145,8 +146,8 @@ static ag_tensor *gpt_logits(const nn_model *m, ag_tape *t, ag_tensor *ids, nn_m
 {
     const nn_gpt *g = (const nn_gpt *)m;
     ag_scope(t, "embedding", -1);
-    ag_tensor *x =
-        nn_embedding_forward(&g->embedding, t, ids, cache ? ag_kv_cache_length(cache) : 0);
+    ag_tensor *x = nn_embedding_forward(&g->embedding, t, ids,
+                                        cache ? ag_kv_cache_length(cache) : 0, mode);
     x = nn_dropout_forward(&g->drop, t, x, mode);
     ag_scope_end(t);
     if (g->config.streams.kind != NN_STREAMS_ONE) return two_streams(g, t, x, mode, cache);
@@ -225,6 +226,7 @@ static nn_cost cost_of(const nn_gpt *g)
     const nn_block *b = &g->block[0];
     const double products = (double)(c->n_layers * nn_block_products(b)) +
                             (double)nn_head_products(&g->head) +
+                            (double)nn_embedding_products(&g->embedding) +
                             (double)(c->d_qk + c->d_v) * keys_per_query(g);
     const int64_t ff = c->n_layers * nn_ff_params(&b->ff),
         live = c->n_layers * nn_ff_touched(&b->ff);

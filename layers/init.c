@@ -126,10 +126,31 @@ static void store(ag_tensor *x, int64_t first, int64_t n, float scale, const flo
         else ((float *)x->data)[first + i] = scale * v[i];
 }
 
+double nn_wave_frequency(int64_t j, int64_t n)
+{
+    return pow(10000, -2 * (double)j / (double)n);
+}
+
+static void waves_fill(ag_tensor *x)
+{
+    const int64_t half = x->shape.dim[1] / 2;
+    #pragma omp parallel for schedule(static) if (x->size > 65536)
+    for (int64_t i = 0; i < x->shape.dim[0]; i++)
+        for (int64_t j = 0; j < half; j++) {
+            const double angle = (double)i * nn_wave_frequency(j, 2 * half);
+            const float v[2] = { (float)sin(angle), (float)cos(angle) };
+            store(x, 2 * (i * half + j), 2, 1, v);
+        }
+}
+
 void nn_init_fill(const nn_init *init, uint64_t seed, uint32_t site, ag_tensor *x)
 {
     const int64_t groups = (x->size + GROUP - 1) / GROUP;
     if (init->kind == NN_CONSTANT && init->scale == 0) return;
+    if (init->kind == NN_WAVES) {
+        waves_fill(x);
+        return;
+    }
     #pragma omp parallel for schedule(static) if (groups > 256)
     for (int64_t g = 0; g < groups; g++) {
         const int64_t left = x->size - g * GROUP;

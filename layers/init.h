@@ -8,13 +8,17 @@
 
 /* Initial values of a parameter, a function of (seed, site, element). */
 typedef struct nn_init {
-    enum { NN_CONSTANT, NN_NORMAL, NN_UNIFORM } kind;
+    enum { NN_CONSTANT, NN_NORMAL, NN_UNIFORM, NN_WAVES } kind;
     double scale;                    /* the constant; the standard deviation; the limit */
 } nn_init;
 
 static inline nn_init nn_constant(double value) { return (nn_init){ NN_CONSTANT, value }; }
 static inline nn_init nn_normal(double std) { return (nn_init){ NN_NORMAL, std }; }
 static inline nn_init nn_uniform(double limit) { return (nn_init){ NN_UNIFORM, limit }; }
+/* A table [rows,n], n even, of the positions that its rows are: elements 2j and 2j + 1 of row i are
+ * the sine and the cosine of i times nn_wave_frequency(j, n) (1706.03762 section 3.5). */
+static inline nn_init nn_waves(void) { return (nn_init){ NN_WAVES, 1 }; }
+double nn_wave_frequency(int64_t j, int64_t n);      /* 10000^(-2j/n), radians a position */
 /* gain * U(-l, l), l = sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010) */
 nn_init nn_glorot(int64_t fan_in, int64_t fan_out, double gain);
 /* For the weights of a matrix: normal of gain * std, or Glorot where std is 0. */

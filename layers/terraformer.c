@@ -61,7 +61,8 @@ static ag_tensor *embedded(const nn_embedding *l, const nn_dropout *drop, const 
                            ag_tape *t, ag_tensor *ids, int64_t column0, nn_mode mode)
 {
     ag_scope(t, scope, -1);
-    ag_tensor *x = nn_dropout_forward(drop, t, nn_embedding_forward(l, t, ids, column0), mode);
+    ag_tensor *x = nn_dropout_forward(drop, t, nn_embedding_forward(l, t, ids, column0, mode),
+                                      mode);
     ag_scope_end(t);
     return x;
 }

@@ -52,7 +52,8 @@ static ag_tensor *embedded(const nn_embedding *l, const nn_dropout *drop, const 
                            ag_tape *t, ag_tensor *ids, int64_t column0, nn_mode mode)
 {
     ag_scope(t, scope, -1);
-    ag_tensor *x = nn_dropout_forward(drop, t, nn_embedding_forward(l, t, ids, column0), mode);
+    ag_tensor *x = nn_dropout_forward(drop, t, nn_embedding_forward(l, t, ids, column0, mode),
+                                      mode);
     ag_scope_end(t);
     return x;
 }
@@ -180,8 +181,10 @@ static nn_cost cost_of(const nn_transformer *m)
     const nn_block *e = &m->encoder[0], *d = &m->decoder[0];
     const int64_t n_e = m->config.n_encoder_layers, n_d = c->n_layers,
         kept = n_d * nn_cross_source_products(&d->cross);
-    const double of_source = (double)(n_e * nn_block_products(e) + kept),
-        of_target = (double)(n_d * nn_block_products(d) + nn_head_products(&m->head)),
+    const double of_source = (double)(n_e * nn_block_products(e) + kept +
+                                      nn_embedding_products(&m->source)),
+        of_target = (double)(n_d * nn_block_products(d) + nn_head_products(&m->head) +
+                             nn_embedding_products(&m->embedding)),
         s = (double)m->config.source, t = (double)c->context;
     const int64_t ff = n_d * nn_ff_params(&d->ff), live = n_d * nn_ff_touched(&d->ff);
     const int64_t unread = nn_embedding_unread(&m->embedding, c->tied) + nn_head_beside(&m->head) +

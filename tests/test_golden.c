@@ -95,8 +95,9 @@ static nn_gpt_config gpt_of(const golden *g)
     c.init = NN_INIT_RELEASED;
     c.final_norm_eps = 1e-3;
     c.embedding = (nn_embedding_config){
-        .position = grid ? NN_POSITION_GRID : NN_POSITION_IMAGE, .stride = 3, .width = 2,
-        .channels = 2, .start = true,
+        .position = { .type = grid ? NN_POSITION_GRID : NN_POSITION_IMAGE, .stride = 3,
+                      .width = 2, .channels = 2 },
+        .start = true,
     };
     c.head.zero = true;
     return c;

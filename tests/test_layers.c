@@ -32,7 +32,7 @@ static ag_tensor *norm_forward(const void *l, ag_tape *t, ag_tensor *x)
 
 static ag_tensor *embedding_forward(const void *l, ag_tape *t, ag_tensor *x)
 {
-    return nn_embedding_forward(l, t, x, 2);
+    return nn_embedding_forward(l, t, x, 2, NN_EVAL);
 }
 
 static void simple_layers(void **state)
@@ -57,9 +57,9 @@ static void simple_layers(void **state)
         nn_embedding embedding;
         nn_embedding_build(&embedding, p, "embedding",
                            &(nn_embedding_config){
-                               .vocab = 7, .context = 6, .d_model = 5, .token_std = 0.5,
-                               .position = bias ? NN_POSITION_TABLE : NN_POSITION_NONE,
-                               .position_std = 0.5 });
+                               .vocab = 7, .d_model = 5, .token_std = 0.5,
+                               .position = { .type = bias ? NN_POSITION_TABLE : NN_POSITION_NONE,
+                                             .context = 6, .d_model = 5, .std = 0.5 } });
         params_ready(p);
         check_subject(&(subject){ p, &embedding, embedding_forward, AG_SHAPE(2, 4), 7 });
         nn_params_free(p);

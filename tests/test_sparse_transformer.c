@@ -19,15 +19,16 @@
 enum { D = 5, VOCAB = 7, CONTEXT = 12 };
 
 static const nn_embedding_config POSITIONS[] = {
-#define POSITION(kind, ...)                                                                       \
-    { .vocab = VOCAB, .context = CONTEXT, .d_model = D, .token_std = 0.5, .position_std = 0.5,    \
-      .position = NN_POSITION_##kind, __VA_ARGS__ }
-    POSITION(TABLE, .start = false),           POSITION(NONE, .start = false),
-    POSITION(GRID, .stride = 3),               POSITION(GRID, .stride = 5),
-    POSITION(IMAGE, .width = 2, .channels = 3), POSITION(IMAGE, .width = 5, .channels = 1),
-    POSITION(TABLE, .start = true),            POSITION(NONE, .start = true),
-    POSITION(GRID, .stride = 5, .start = true),
-    POSITION(IMAGE, .width = 2, .channels = 2, .start = true),
+#define POSITION(kind, begins, ...)                                                               \
+    { .vocab = VOCAB, .d_model = D, .token_std = 0.5, .start = begins,                            \
+      .position = { .type = NN_POSITION_##kind, .context = CONTEXT, .d_model = D, .std = 0.5,     \
+                    __VA_ARGS__ } }
+    POSITION(TABLE, false, .width = 0), POSITION(TABLE, true, .width = 0),
+    POSITION(NONE, false, .width = 0),  POSITION(NONE, true, .width = 0),
+    POSITION(GRID, false, .stride = 3), POSITION(GRID, true, .stride = 5),
+    POSITION(GRID, false, .stride = 5), POSITION(IMAGE, false, .width = 2, .channels = 3),
+    POSITION(IMAGE, false, .width = 5, .channels = 1),
+    POSITION(IMAGE, true, .width = 2, .channels = 2),
 };
 enum { N_POSITIONS = sizeof POSITIONS / sizeof *POSITIONS };
 
@@ -46,7 +47,7 @@ static ag_tensor *shifted(ag_tape *t, const ag_tensor *ids, int32_t start)
 static ag_tensor *whole(const void *layer, ag_tape *t, ag_tensor *ids)
 {
     const nn_embedding *l = layer;
-    return nn_embedding_forward(l, t, l->start ? shifted(t, ids, VOCAB) : ids, 0);
+    return nn_embedding_forward(l, t, l->start ? shifted(t, ids, VOCAB) : ids, 0, NN_TRAIN);
 }
 
 static void gradients_of_embeddings(void **state)
@@ -71,9 +72,9 @@ static double weight(const nn_params *p, const char *name, int64_t row, int64_t 
 }
 
 /* What is added at position i: 1904.10509 section 5.3, written out. */
-static double position_of(const nn_params *p, const nn_embedding_config *c, int64_t i, int64_t j)
+static double position_of(const nn_params *p, const nn_position_config *c, int64_t i, int64_t j)
 {
-    switch (c->position) {
+    switch (c->type) {
     case NN_POSITION_TABLE: return weight(p, "e/position", i, j);
     case NN_POSITION_GRID:
         return weight(p, "e/row", i / c->stride, j) + weight(p, "e/column", i % c->stride, j);
@@ -105,13 +106,13 @@ static void embeddings_are_their_formula(void **state)
             for (int64_t e = 0; e < 2 * n; e++) ids[e] = (int32_t)(e * e % VOCAB);
             for (int b = 0; b < 2 && c->start && from == 0; b++) ids[b * n] = VOCAB;
             const ag_tensor *y =
-                nn_embedding_forward(&l, t, ag_input_i32(t, AG_SHAPE(2, n), ids), from);
+                nn_embedding_forward(&l, t, ag_input_i32(t, AG_SHAPE(2, n), ids), from, NN_TRAIN);
             tape_ok(t);
             for (int64_t e = 0; e < y->size; e++) {
                 const int64_t row = e / D, j = e % D, at = first + row % n;
                 const double want = at < 0 ? weight(p, "e/start", 0, j)
                                            : weight(p, "e/token", ids[row], j) +
-                                                 position_of(p, c, at, j);
+                                                 position_of(p, &c->position, at, j);
                 assert_true(fabs(((double *)y->data)[e] - want) <= 1e-14);
             }
             ag_tape_free(t);
@@ -123,16 +124,17 @@ static void positions_end_with_the_context(void **state)
 {
     (void)state;
     for (int i = 0; i < N_POSITIONS; i++) {
-        if (POSITIONS[i].position == NN_POSITION_NONE) continue;
+        if (POSITIONS[i].position.type == NN_POSITION_NONE) continue;
         nn_params *p = nn_params_new(AG_F64);
         nn_embedding l;
         nn_embedding_build(&l, p, "e", &POSITIONS[i]);
         params_ready(p);
         ag_tape *t = tape_new();
         const int64_t end = CONTEXT + (POSITIONS[i].start ? 1 : 0);
-        nn_embedding_forward(&l, t, ag_input_i32(t, AG_SHAPE(1, 2), (int32_t[2]){ 0 }), end - 2);
+        ag_tensor *ids = ag_input_i32(t, AG_SHAPE(1, 2), (int32_t[2]){ 0 });
+        nn_embedding_forward(&l, t, ids, end - 2, NN_EVAL);
         tape_ok(t);
-        nn_embedding_forward(&l, t, ag_input_i32(t, AG_SHAPE(1, 2), (int32_t[2]){ 0 }), end - 1);
+        nn_embedding_forward(&l, t, ids, end - 1, NN_EVAL);
         assert_int_equal(ag_error(t), AG_ERANGE);
         ag_tape_free(t);
         nn_params_free(p);
@@ -147,7 +149,7 @@ static nn_gpt_config small(void)
     return (nn_gpt_config){
         .vocab = VOCAB, .context = CONTEXT, .n_layers = 2, .n_heads = 2, .d_model = 8, .d_qk = 2,
         .bias = true, .init = NN_INIT_RELEASED, .norm_eps = 1e-5, .final_norm_eps = 1e-6,
-        .embedding = { .position = NN_POSITION_GRID, .stride = 5, .start = true },
+        .embedding = { .position = { .type = NN_POSITION_GRID, .stride = 5 }, .start = true },
         .ff = { .d_ff = 16, .bias_in = true, .bias_out = true, .act = AG_ACT_GELU_QUICK },
         .attention = { .keep_weights = true }, .head = { .zero = true },
     };
@@ -171,9 +173,9 @@ static void gradients_of_the_model(void **state)
     (void)state;
     for (int i = 0; i < 4; i++) {
         nn_gpt_config c = small();
-        c.embedding.position = i & 1 ? NN_POSITION_IMAGE : NN_POSITION_GRID;
-        c.embedding.width = 2;
-        c.embedding.channels = 3;
+        c.embedding.position.type = i & 1 ? NN_POSITION_IMAGE : NN_POSITION_GRID;
+        c.embedding.position.width = 2;
+        c.embedding.position.channels = 3;
         c.dropout = c.ff.dropout = i & 2 ? 0.3 : 0;
         c.embedding_dropout = i & 2 ? 0.2 : 0;
         nn_model *m = model_new(&c, AG_F64);
@@ -246,7 +248,7 @@ static void initial_weights(void **state)
         c.d_model = 64;
         c.d_qk = c.d_v = 16;
         c.ff.d_ff = 256;
-        c.embedding.stride = 8;
+        c.embedding.position.stride = 8;
         c.head.zero = false;
         nn_model *m = model_new(&c, AG_F64);
         const double branch = 1 / sqrt(2 * 2);           /* 2 layers */
@@ -398,27 +400,25 @@ static void dropout_at_branch_ends_only(void **state)
 static void published_sizes(void **state)
 {
     (void)state;
+#define IMAGE(w) { .type = NN_POSITION_IMAGE, .width = w, .channels = 3 }
+#define GRID(s)  { .type = NN_POSITION_GRID, .stride = s }
     static const struct {
         int64_t layers, heads, d, d_qk, d_ff, context;
-        nn_embedding_config e;
+        nn_position_config position;
         int64_t params;
     } MODELS[] = {
-        { 128, 2, 256, 64, 512, 3072,
-          { .position = NN_POSITION_IMAGE, .width = 32, .channels = 3, .start = true }, 59196928 },
-        { 32, 2, 256, 64, 512, 3072,
-          { .position = NN_POSITION_IMAGE, .width = 32, .channels = 3, .start = true }, 14910976 },
-        { 30, 8, 512, 64, 2048, 12288,
-          { .position = NN_POSITION_GRID, .stride = 128, .start = true }, 94949888 },
-        { 48, 16, 512, 32, 2048, 12288,
-          { .position = NN_POSITION_IMAGE, .width = 64, .channels = 3, .start = true }, 151645184 },
-        { 96, 16, 512, 32, 2048, 12288,
-          { .position = NN_POSITION_IMAGE, .width = 64, .channels = 3, .start = true }, 302959616 },
+        { 128, 2, 256, 64, 512, 3072, IMAGE(32), 59196928 },
+        { 32, 2, 256, 64, 512, 3072, IMAGE(32), 14910976 },
+        { 30, 8, 512, 64, 2048, 12288, GRID(128), 94949888 },
+        { 48, 16, 512, 32, 2048, 12288, IMAGE(64), 151645184 },
+        { 96, 16, 512, 32, 2048, 12288, IMAGE(64), 302959616 },
     };
     for (int i = 0; i < 5; i++) {
         const nn_gpt_config c = {
             .vocab = 256, .context = MODELS[i].context, .n_layers = MODELS[i].layers,
             .n_heads = MODELS[i].heads, .d_model = MODELS[i].d, .d_qk = MODELS[i].d_qk,
-            .bias = true, .init = NN_INIT_RELEASED, .norm_eps = 1e-5, .embedding = MODELS[i].e,
+            .bias = true, .init = NN_INIT_RELEASED, .norm_eps = 1e-5,
+            .embedding = { .position = MODELS[i].position, .start = true },
             .ff = { .d_ff = MODELS[i].d_ff, .bias_in = true, .bias_out = true },
             .head = { .zero = true },
         };
@@ -475,9 +475,9 @@ static void bad_configurations_are_named(void **state)
     const nn_gpt_config good = small();
     nn_gpt_config c;
 #define REFUSED(field, value, a, b) c = good, c.field = value, refused(&c, a, b)
-    REFUSED(embedding.stride, 0, "position.stride = 0", "context = 12");
-    REFUSED(embedding.stride, 13, "position.stride = 13", "context = 12");
-    REFUSED(embedding.position, NN_POSITION_IMAGE, "position.width = 0", "position.channels = 0");
+    REFUSED(embedding.position.stride, 0, "position.stride = 0", "context = 12");
+    REFUSED(embedding.position.stride, 13, "position.stride = 13", "context = 12");
+    REFUSED(embedding.position.type, NN_POSITION_IMAGE, "width = 0", "position.channels = 0");
     REFUSED(tied, true, "head.zero", "tied_embeddings");
     REFUSED(head.type, NN_HEAD_MULT, "head.zero", "head.type");
     REFUSED(embedding_dropout, 1, "embedding_dropout", "1");

@@ -102,15 +102,23 @@ static nn_head_config head_config(const train_config *c)
 
 static nn_embedding_config embedding_config(const train_config *c)
 {
-    static const nn_position positions[] = {
+    static const nn_position_type types[] = {
         [TRAIN_POSITION_TABLE] = NN_POSITION_TABLE, [TRAIN_POSITION_NONE] = NN_POSITION_NONE,
         [TRAIN_POSITION_GRID] = NN_POSITION_GRID, [TRAIN_POSITION_IMAGE] = NN_POSITION_IMAGE,
+        [TRAIN_POSITION_SIN_COS] = NN_POSITION_SIN_COS,
+        [TRAIN_POSITION_FIXED_BASE] = NN_POSITION_FIXED_BASE,
+        [TRAIN_POSITION_AXIAL] = NN_POSITION_AXIAL,
     };
-    return (nn_embedding_config){ .position = positions[c->model.position.type],
-                                  .stride = c->model.position.stride,
-                                  .width = c->model.position.width,
-                                  .channels = c->model.position.channels,
-                                  .start = c->model.start_vector };
+    const nn_position_config position = {
+        .type = types[c->model.position.type], .stride = c->model.position.stride,
+        .width = c->model.position.width, .channels = c->model.position.channels,
+        .rows = c->model.position.rows, .cols = c->model.position.cols,
+        .row_width = c->model.position.row_width, .features = c->model.position.features,
+        .waves = c->model.position.init == TRAIN_POSITION_INIT_SIN_COS,
+        .dropout = c->model.position.dropout, .max_offset = c->model.position.max_offset,
+        .start_from_zero_prob = c->model.position.start_from_zero_prob,
+    };
+    return (nn_embedding_config){ .position = position, .start = c->model.start_vector };
 }
 
 static nn_init_rule init_rule(const train_config *c)

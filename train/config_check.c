@@ -2,6 +2,7 @@
  * config_check.c -- what must hold between keys, and the sizes that follow from several.
  */
 #include "layers/pattern.h"
+#include "layers/position.h"
 #include "train/schema.h"
 
 #include <stdio.h>
@@ -282,19 +283,65 @@ static void check_ff(checker *k)
               "");
 }
 
-static void check_position(checker *k)
+/* The key of the longest sequence that positions are for. */
+static const char *longest_key(const train_config *c)
+{
+    if (!train_config_has_source(c)) return "model.context";
+    return c->data.source_length > c->data.target_length ? "data.source_length"
+                                                         : "data.target_length";
+}
+
+static void check_tables(checker *k)
 {
     const train_config *c = k->c;
     const int64_t context = c->model.type == TRAIN_MODEL_TRANSFORMER ? train_config_context(c)
                                                                      : c->model.context;
     const int64_t stride = c->model.position.stride;
     const int64_t row = c->model.position.width * c->model.position.channels;
+    const int64_t cells = c->model.position.rows * c->model.position.cols;
+    const bool source = train_config_has_source(c) && c->data.source_length > context;
+    const int64_t longest = source ? c->data.source_length : context;
     if (c->model.position.type == TRAIN_POSITION_GRID && (stride < 1 || stride > context))
         clash(k, "model.position.stride", "must be from 1 to", "model.context",
               "the length of a row");
     if (c->model.position.type == TRAIN_POSITION_IMAGE && (row < 1 || row > context))
         clash(k, "model.position.width", "times model.position.channels must be from 1 to",
               "model.context", "the bytes of a row of the image");
+    if (c->model.position.type != TRAIN_POSITION_AXIAL) return;
+    if (cells < longest)
+        clash(k, "model.position.rows", "times model.position.cols must be at least",
+              longest_key(c), "the longest sequence");
+    if (c->model.position.row_width < 1 || c->model.position.row_width >= c->model.d_model)
+        clash(k, "model.position.row_width", "must be at least 1 and less than", "model.d_model",
+              "");
+}
+
+static void check_position(checker *k)
+{
+    const train_config *c = k->c;
+    const int type = c->model.position.type;
+    const bool table = type == TRAIN_POSITION_TABLE, own = c->model.position.features;
+    const bool waves = c->model.position.init == TRAIN_POSITION_INIT_SIN_COS;
+    const int64_t width = own ? c->model.position.features : c->model.d_model;
+    check_tables(k);
+    if (!table && waves)
+        clash(k, "model.position.init", "needs a table, but", "model.position.type", "");
+    else if (waves && width % 2)
+        clash(k, own ? "model.position.features" : "model.d_model", "must be even for",
+              "model.position.init", "");
+    if (!table && own)
+        clash(k, "model.position.features", "needs a table, but", "model.position.type", "");
+    if (type == TRAIN_POSITION_SIN_COS && c->model.d_model % 2)
+        clash(k, "model.d_model", "must be even for", "model.position.type", "");
+    if (type == TRAIN_POSITION_FIXED_BASE && c->model.d_model % NN_POSITION_DIGITS)
+        clash(k, "model.d_model", "must be a multiple of 8 for", "model.position.type",
+              "a part for each digit");
+    if (c->model.position.max_offset > 0 && !table && type != TRAIN_POSITION_SIN_COS &&
+        type != TRAIN_POSITION_FIXED_BASE)
+        clash(k, "model.position.max_offset", "needs table, sin_cos or fixed_base, but",
+              "model.position.type", "");
+    if (c->model.position.dropout > 0 && type == TRAIN_POSITION_NONE)
+        clash(k, "model.position.dropout", "has nothing to drop:", "model.position.type", "");
 }
 
 /* The pattern is text that only layers/ can read; it says where it is wrong. */
