@@ -230,8 +230,10 @@ static nn_cost cost_of(const nn_terraformer *m)
     const nn_params *p = m->model.params;
     const int64_t n_e = m->config.n_encoder_layers, n_d = c->n_layers;
     const double s = (double)m->config.source, t = (double)m->config.target,
-        encoder = (double)(n_e * nn_block_products(&m->encoder[0])),
-        decoder = (double)(n_d * decoder_products(m)), head = (double)nn_head_products(&m->head);
+        encoder = (double)(n_e * nn_block_products(&m->encoder[0]) +
+                           nn_embedding_products(&m->source)),
+        decoder = (double)(n_d * decoder_products(m)),
+        head = (double)(nn_head_products(&m->head) + nn_embedding_products(&m->embedding));
     const int64_t ff = n_d * nn_ff_params(&m->decoder[0].ff),
         live = n_d * nn_ff_touched(&m->decoder[0].ff);
     const int64_t unread = nn_embedding_unread(&m->embedding, c->tied) + nn_head_beside(&m->head) +

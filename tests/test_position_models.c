@@ -12,7 +12,7 @@
 
 #include <cmocka.h>
 
-enum { D = 8, VOCAB = 7, CONTEXT = 12 };
+enum { D = 8, VOCAB = 7, CONTEXT = 12, S = 5 };
 
 static const nn_position_config CASES[] = {
     { .type = NN_POSITION_TABLE, .max_offset = 5 },
@@ -32,14 +32,21 @@ static nn_gpt_config model_of(int i)
     };
 }
 
-/* The transformer, or its decoder alone as a gpt. */
-static nn_model *model_new(const nn_transformer_config *c, bool source)
+enum { GPT, TRANSFORMER, TERRAFORMER, N_KINDS };
+
+/* Models that read a source have S columns of it. */
+static nn_model *model_new(int kind, const nn_gpt_config *g)
 {
+    const nn_transformer_config x = { .decoder = *g, .n_encoder_layers = 1, .source = S };
+    nn_terraformer_config r = { .decoder = *g, .n_encoder_layers = 1, .source = S,
+                                .target = CONTEXT, .attentions = 1, .one_stream = true };
+    r.decoder.streams = (nn_streams_config){ .kind = NN_STREAMS_REBUILT };
     nn_model *m = NULL;
     ag_err err = { 0 };
-    if (source ? nn_transformer_new(c, AG_F64, SEED, &m, &err)
-               : nn_gpt_new(&c->decoder, AG_F64, SEED, &m, &err))
-        fail_msg("%s", err.msg);
+    const int bad = kind == GPT         ? nn_gpt_new(g, AG_F64, SEED, &m, &err)
+                  : kind == TRANSFORMER ? nn_transformer_new(&x, AG_F64, SEED, &m, &err)
+                                        : nn_terraformer_new(&r, AG_F64, SEED, &m, &err);
+    if (bad) fail_msg("%s", err.msg);
     params_shake(m->params);
     return m;
 }
@@ -76,13 +83,12 @@ static void logits_in_pieces(const nn_model *m, ag_tape *t, int64_t s)
 static void decoding_is_the_whole_at_once(void **state)
 {
     (void)state;
-    for (int i = 0; i < 2 * N_CASES; i++) {
-        enum { S = 5 };
-        const nn_transformer_config c = { .decoder = model_of(i / 2), .n_encoder_layers = 1,
-                                          .source = S };
-        nn_model *m = model_new(&c, i % 2);
+    for (int i = 0; i < N_KINDS * N_CASES; i++) {
+        const int kind = i % N_KINDS;
+        const nn_gpt_config g = model_of(i / N_KINDS);
+        nn_model *m = model_new(kind, &g);
         ag_tape *t = tape_new();
-        logits_in_pieces(m, t, i % 2 ? S : 0);
+        logits_in_pieces(m, t, kind == GPT ? 0 : S);
         ag_tape_free(t);
         nn_model_free(m);
     }
@@ -92,20 +98,21 @@ static void decoding_is_the_whole_at_once(void **state)
 static void models_train_from_any_start(void **state)
 {
     (void)state;
-    enum { S = 5, N = S + 3 };
-    nn_transformer_config c = { .decoder = model_of(SINES), .n_encoder_layers = 1, .source = S };
-    c.decoder.embedding.position.start_from_zero_prob = 0;
-    for (int i = 0; i < 2; i++) {
-        nn_model *m = model_new(&c, i);
+    nn_gpt_config g = model_of(SINES);
+    g.embedding.position.start_from_zero_prob = 0;
+    for (int kind = 0; kind < N_KINDS; kind++) {
+        nn_model *m = model_new(kind, &g);
         ag_tape *t = tape_new();
         noise(t, 1, 0, 2);
-        ag_tensor *ids = integers(t, AG_SHAPE(2, N), 1, VOCAB);
+        ag_tensor *ids = integers(t, AG_SHAPE(2, S + 3), 1, VOCAB);
         const ag_tensor *y = nn_model_logits(m, t, ids, NN_TRAIN),
             *z = nn_model_logits(m, t, ids, NN_EVAL);
         tape_ok(t);
         assert_memory_not_equal(y->data, z->data, (size_t)y->size * sizeof(double));
-        const nn_transformer *x = (const nn_transformer *)m;
-        if (i) assert_int_not_equal(x->source.position.site, x->embedding.position.site);
+        if (kind == TRANSFORMER) {
+            const nn_transformer *x = (const nn_transformer *)m;
+            assert_int_not_equal(x->source.position.site, x->embedding.position.site);
+        }
         ag_tape_free(t);
         nn_model_free(m);
     }
