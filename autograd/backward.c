@@ -1,4 +1,5 @@
 /* backward.c -- the gradients of a tape: where they live, and the walk back over the calls. */
+#include "convert.h"
 #include "tape_impl.h"
 #include "watch.h"
 
@@ -6,14 +7,14 @@
 
 void *ag_grad_alloc(ag_tape *t, const ag_tensor *x)
 {
-    const size_t bytes = (size_t)x->size * ag_dtype_size(x->dtype);
+    const size_t bytes = (size_t)x->size * ag_dtype_size(ag_grad_dtype(x));
     for (int i = t->n_spare - 1; i >= 0; i--)
         if (t->spares[i].bytes == bytes) {
             void *mem = t->spares[i].mem;
             t->spares[i] = t->spares[--t->n_spare];
             return mem;
         }
-    return ag_tape_alloc(t, &t->grads, x->size, x->dtype);
+    return ag_tape_alloc(t, &t->grads, x->size, ag_grad_dtype(x));
 }
 
 static void grad_release(ag_tape *t, ag_tensor *x)
@@ -26,7 +27,7 @@ static void grad_release(ag_tape *t, ag_tensor *x)
         t->spares = p;
         t->cap_spare = cap;
     }
-    t->spares[t->n_spare++] = (spare){ x->grad, (size_t)x->size * ag_dtype_size(x->dtype) };
+    t->spares[t->n_spare++] = (spare){ x->grad, (size_t)x->size * ag_dtype_size(ag_grad_dtype(x)) };
     x->grad = NULL;
     x->grad_written = false;
 }
@@ -54,15 +55,21 @@ void *ag_grad_add(ag_call *c, int i)
 {
     bool acc;
     void *g = ag_grad_of(c, i, &acc);
-    if (g && !acc) c->k->fill(c->in[i]->size, 0, g);
+    if (g && !acc) ag_kernels_of(c->k, ag_grad_dtype(c->in[i]))->fill(c->in[i]->size, 0, g);
     return g;
+}
+
+/* Can x have the memory of the gradient of y? */
+static bool can_hand_over(const ag_tensor *x, const ag_tensor *y)
+{
+    return !x->grad && !y->grad_kept && ag_grad_dtype(x) == ag_grad_dtype(y);
 }
 
 void ag_grad_pass(ag_call *c, int i)
 {
     ag_tensor *x = c->in[i], *y = c->out[0];
     if (!x || !x->needs_grad) return;
-    if (!x->grad && !y->grad_kept) {
+    if (can_hand_over(x, y)) {
         x->grad = y->grad;
         x->grad_written = true;
         y->grad = NULL;
@@ -71,7 +78,7 @@ void ag_grad_pass(ag_call *c, int i)
     }
     bool acc;
     void *g = ag_grad_of(c, i, &acc);
-    if (g) c->k->scale(x->size, 1, y->grad, g, acc);
+    if (g) ag_convert_add(c->tape, x->size, ag_grad_dtype(y), y->grad, ag_grad_dtype(x), g, acc);
 }
 
 void *ag_scratch(ag_tape *t, size_t bytes)
@@ -97,7 +104,7 @@ static bool outputs_ready(ag_tape *t, ag_call *c)
         ag_tensor *y = c->out[i];
         if (y->grad_written || y->dtype == AG_I32) continue;
         if (!y->grad && !(y->grad = ag_grad_alloc(t, y))) return false;
-        if (!t->plan) c->k->fill(y->size, 0, y->grad);
+        if (!t->plan) ag_kernels_of(t->k, ag_grad_dtype(y))->fill(y->size, 0, y->grad);
         y->grad_written = true;
     }
     return true;
@@ -109,7 +116,7 @@ static int reserve_grads(ag_tape *t, ag_call *c)
     for (int i = 0; i < c->op->n_in; i++) {
         ag_tensor *x = c->in[i];
         if (!x || !x->needs_grad || x->grad) continue;
-        if (c->op->passes >> i & 1) continue;    /* it gets the memory of out[0]->grad */
+        if (c->op->passes >> i & 1 && can_hand_over(x, c->out[0])) continue;
         if (!(x->grad = ag_grad_alloc(t, x))) return t->error;
     }
     return AG_OK;
@@ -121,8 +128,7 @@ static void run_backward(ag_tape *t, ag_call *c)
     const ag_mark scratch = ag_arena_mark(&t->data);
     ag_tensor *made = ag_make_for_backward(c);
     if (t->error) return;
-    if (t->plan && !c->op->nested) ag_plan_backward(c);
-    else c->op->backward(c);
+    ag_call_run_backward(c);
     ag_unmake(made);
     ag_arena_rewind(&t->data, scratch);
 }
@@ -147,8 +153,12 @@ static int backward(ag_tape *t, ag_tensor *y, const void *dy, double scale)
     if (!y->needs_grad)
         return ag_fail(t, AG_EGRAD, "backward: nothing that needs a gradient leads to this tensor");
     if (!y->grad && !(y->grad = ag_grad_alloc(t, y))) return t->error;
-    if (dy) t->k->scale(y->size, scale, dy, y->grad, y->grad_written);
-    else t->k->fill(y->size, scale, y->grad);
+    const ag_dtype dtype = ag_grad_dtype(y);
+    if (dy)
+        ag_convert_add(t, y->size, ag_dtype_is_half(t->k->dtype) ? AG_F32 : dtype, dy, dtype,
+                       y->grad, y->grad_written);
+    else
+        ag_kernels_of(t->k, dtype)->fill(y->size, scale, y->grad);
     y->grad_written = true;
     return ag_tape_replay(t, 0);
 }

@@ -3,9 +3,9 @@
  * instruction set, number type).
  *
  * Kernels know pointers and sizes, nothing of tensors, tapes or ops, and cannot fail.  Data
- * pointers are void: they point to the number type of the table, f32 or f64 (indices: int32_t).  A
- * parameter `acc` says how an output is written: true adds to it, false overwrites it (its bytes
- * may be garbage before).  ag_kernels_ref(dtype), textbook C in cpu/ref_tmpl.c, is the
+ * pointers are void: they point to the number type of the table, f32, f64, bf16 or f16 (indices:
+ * int32_t).  A parameter `acc` says how an output is written: true adds to it, false overwrites it
+ * (its bytes may be garbage before).  ag_kernels_ref(dtype), textbook C in cpu/ref_tmpl.c, is the
  * specification; every other table is tested against it (tests/test_kernels.c).  Results have the
  * same bits for any number of threads: parallel over outputs, reductions in fixed chunks.
  */
@@ -50,6 +50,7 @@ typedef enum ag_act { AG_ACT_NONE, AG_ACT_RELU, AG_ACT_GELU_TANH, AG_ACT_GELU_ER
  */
 typedef struct ag_gemm {
     bool    ta, tb, acc;
+    bool    c_f32;                   /* on a 16-bit table: c is f32, as the gradient of a weight */
     int64_t m, n, k;
     const void *a; int64_t lda;
     const void *b; int64_t ldb;
@@ -185,9 +186,19 @@ typedef struct ag_lsh_decode {
     void       *scratch;             /* ag_lsh_decode_scratch(a) bytes */
 } ag_lsh_decode;
 
+/*
+ * A 16-bit table has fill, scale and what pays; the other pointers are NULL, and the f32 table
+ * behind it does that work on widened numbers.  Its kernels compute in f32 and round once, to the
+ * nearest, where they store.  Gradients of weights (db of act_bwd, dgain, dbias, dtable, dpos) and
+ * what is kept of a row (mean, rstd, lse) are f32 there too.
+ */
 typedef struct ag_kernels {
     const char *name;                /* "ref", "base", "avx2", "avx512" */
     ag_dtype    dtype;
+    const struct ag_kernels *wide;   /* of a 16-bit table: the f32 one; NULL, as the next two, of
+                                      * others */
+    void (*narrow)(int64_t n, const float *x, void *y);  /* y = x rounded */
+    void (*widen)(int64_t n, const void *x, float *y);
 
     ag_unary_fwd  unary_fwd[AG_UNARY_COUNT];
     ag_unary_bwd  unary_bwd[AG_UNARY_COUNT];
@@ -335,7 +346,8 @@ const ag_kernels *ag_kernels_ref(ag_dtype dtype);
  * *ret_why set if that names an unknown or unavailable one.  f64 is always served by ref. */
 const ag_kernels *ag_kernels_best(ag_dtype dtype, const char **ret_why);
 
-/* Every f32 table that this machine can run, for tests: up to max of them.  Returns how many. */
+/* Every table of that type that this machine can run, for tests: up to max of them, ref first.
+ * Returns how many. */
 int ag_kernels_all(ag_dtype dtype, const ag_kernels **ret, int max);
 
 #endif

@@ -65,7 +65,7 @@ typedef struct ag_call {             /* one call of an op: one record on the tap
     bool       made;                 /* its output was made again (remake.c) */
     bool       skip;                 /* run again (segment.c): nothing reads what it makes */
     ag_tape   *tape;
-    const ag_kernels *k;
+    const ag_kernels *k;             /* what it runs on (convert.h) */
     const struct ag_scope_node *scope;
     ag_mark    before;               /* what is allocated behind it is of this call or later ones */
 } ag_call;
@@ -118,6 +118,11 @@ typedef struct ag_op {
      * and forward makes the rest; there is none to run where it has them all.  NULL: none. */
     unsigned (*recalls)(const ag_call *c);
     int64_t (*flops)(const ag_call *c);        /* of forward; NULL: one per element of out[0] */
+    bool     f32_out;                /* real outputs are f32 on a 16-bit tape: a loss */
+    /* May c run on k, a 16-bit table: are all kernels there?  NULL: no.  Its f32 table runs it
+     * else. */
+    bool (*half)(const ag_call *c, const ag_kernels *k);
+    unsigned weights;                /* bit i: half's kernels sum the gradient of input i in f32 */
     int      id;                     /* index into kernels.unary_* / binary_*, those families
                                       * only */
     /* Fills sample i; false: there is no i-th.  ag_digit() decodes i into choices. */

@@ -5,6 +5,7 @@
  * Such a tensor has no data but while a reader runs.  Its producer is recorded as any other call,
  * and its backward runs once, on the sum of the gradients: the same bits as if it were kept.
  */
+#include "convert.h"
 #include "tape_impl.h"
 
 ag_call_run *ag_cheap_forward(const ag_call *c) { return c->op->forward; }
@@ -36,7 +37,9 @@ static void make(ag_tape *t, ag_tensor *x, ag_tensor **made)
         x->data = ag_tape_alloc(t, &t->data, x->size, x->dtype);
         t->flops += x->size;
         t->moved += 2 * (double)ag_tensor_bytes(x);
-        if (!t->plan && x->data) cheap(c)(c);
+        const ag_mark scratch = ag_arena_mark(&t->data);
+        if (x->data) ag_call_run_forward(c, cheap(c));
+        ag_arena_rewind(&t->data, scratch);
     }
     c->made = true;
     x->next_made = *made;

@@ -171,6 +171,9 @@ static int reversible_shape(ag_call *c, ag_shape *out)
     if (!ag_shape_equal(&c->in[A]->shape, &c->in[B]->shape))
         return ag_fail(t, AG_ESHAPE, "reversible: streams %s and %s",
                        ag_shape_text(&c->in[A]->shape, x), ag_shape_text(&c->in[B]->shape, y));
+    if (ag_dtype_is_half(t->k->dtype))
+        return ag_fail(t, AG_ERANGE, "reversible: streams in %s are not rebuilt well enough; "
+                       "train.precision=fp32 does it", ag_dtype_name(t->k->dtype));
     if (c->attr.reversible.point < 0 || c->attr.reversible.point > 30)
         return ag_fail(t, AG_ERANGE, "reversible: %d binary digits after the point are not in 0 .. "
                        "30", c->attr.reversible.point);

@@ -5,6 +5,7 @@
  */
 #include "segment.h"
 
+#include "convert.h"
 #include "tape_impl.h"
 #include "watch.h"
 
@@ -100,7 +101,7 @@ static void recompute_forward(ag_call *c)
     t->lazy = false;
     const ag_tensor *y = run(c);
     if (!t->error && !t->plan)
-        memcpy(c->out[0]->data, y->data, (size_t)y->size * ag_dtype_size(y->dtype));
+        ag_convert(t->k, y->size, y->dtype, y->data, c->out[0]->dtype, c->out[0]->data);
     ag_visit_end(t, &v);
 }
 
@@ -133,8 +134,10 @@ static void run_wanted(ag_tape *t, int first)
 void ag_segment_grad(ag_call *c, int i, ag_tensor *y)
 {
     ag_tensor *out = c->out[i];
-    if (y->grad_written || y->grad) {                    /* y is an input itself, say */
-        c->k->scale(y->size, 1, out->grad, y->grad, y->grad_written);
+    const ag_dtype have = ag_grad_dtype(out), want = ag_grad_dtype(y);
+    if (y->grad_written || y->grad || have != want) {    /* y is an input itself, say */
+        if (!y->grad && !(y->grad = ag_grad_alloc(c->tape, y))) return;
+        ag_convert_add(c->tape, y->size, have, out->grad, want, y->grad, y->grad_written);
         y->grad_written = true;
         return;
     }

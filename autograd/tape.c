@@ -1,3 +1,4 @@
+#include "convert.h"
 #include "tape_impl.h"
 #include "watch.h"
 
@@ -147,8 +148,7 @@ int ag_fail(ag_tape *t, int code, const char *fmt, ...)
 
 static ag_tensor *poison(ag_tape *t)
 {
-    if (t->k->dtype == AG_F64) t->nan[0] = t->nan[1] = (double)NAN;
-    else for (int i = 0; i < 2; i++) memcpy(&t->nan[i], &(float){ NAN }, sizeof(float));
+    memset(t->nan, 0xff, sizeof t->nan);         /* NaN in every number type */
     t->poison = (ag_tensor){ .size = 1, .dtype = t->k->dtype, .data = &t->nan[0],
                              .grad = &t->nan[1] };
     return &t->poison;
@@ -205,6 +205,7 @@ ag_tensor *ag_input(ag_tape *t, ag_shape shape, const float *src, bool needs_gra
     ag_tensor *x = leaf_new(t, &shape, t->k->dtype, needs_grad);
     if (!x) return poison(t);
     if (x->dtype == AG_F32) memcpy(x->data, src, (size_t)x->size * sizeof *src);
+    else if (x->dtype != AG_F64) t->k->narrow(x->size, src, x->data);
     else for (int64_t i = 0; i < x->size; i++) ((double *)x->data)[i] = (double)src[i];
     return x;
 }
@@ -214,8 +215,20 @@ ag_tensor *ag_input_f64(ag_tape *t, ag_shape shape, const double *src, bool need
     ag_tensor *x = leaf_new(t, &shape, t->k->dtype, needs_grad);
     if (!x) return poison(t);
     if (x->dtype == AG_F64) memcpy(x->data, src, (size_t)x->size * sizeof *src);
-    else for (int64_t i = 0; i < x->size; i++) ((float *)x->data)[i] = (float)src[i];
+    else for (int64_t i = 0; i < x->size; i++) {
+        const float v = (float)src[i];
+        if (x->dtype == AG_F32) ((float *)x->data)[i] = v;
+        else t->k->narrow(1, &v, (uint16_t *)x->data + i);
+    }
     return x;
+}
+
+const float *ag_floats(ag_tape *t, const ag_tensor *x)
+{
+    if (x->dtype == AG_F32 || t->error) return x->data;
+    float *v = ag_tape_alloc(t, &t->data, x->size, AG_F32);
+    if (v) t->k->widen(x->size, x->data, v);
+    return v;
 }
 
 ag_tensor *ag_input_i32(ag_tape *t, ag_shape shape, const int32_t *src)
@@ -263,12 +276,10 @@ static int check_inputs(ag_tape *t, const ag_call *c)
                            "none of its inputs, so its gradient would be lost", op->name, i,
                            ag_shape_text(&c->in[i]->shape, s));
         }
-        const ag_dtype want = op->integer_in >> i & 1 ? AG_I32 : t->k->dtype;
-        if (c->in[i]->dtype != want)
+        const ag_dtype want = op->integer_in >> i & 1 ? AG_I32 : t->k->dtype, is = c->in[i]->dtype;
+        if (is != want && !(ag_dtype_is_half(want) && is == AG_F32))
             return ag_fail(t, AG_ESHAPE, "%s: input %d holds %s numbers, wanted %s", op->name, i,
-                           c->in[i]->dtype == AG_I32 ? "int32"
-                           : c->in[i]->dtype == AG_F64 ? "f64" : "f32",
-                           want == AG_I32 ? "int32" : want == AG_F64 ? "f64" : "f32");
+                           ag_dtype_name(is), ag_dtype_name(want));
     }
     return AG_OK;
 }
@@ -280,9 +291,11 @@ static int make_outputs(ag_tape *t, ag_call *c, bool needs_grad)
     if (r < 0) return r;
     for (int i = 0; i < c->op->n_out; i++) {
         const bool integer = c->op->integer_out >> i & 1;
-        ag_tensor *y = c->out[i] = tensor_new(t, &shape[i], integer ? AG_I32 : t->k->dtype);
+        ag_tensor *y = c->out[i] =
+            tensor_new(t, &shape[i], integer ? AG_I32 : ag_call_dtype(c));
         if (!y) return t->error;
         y->needs_grad = needs_grad && !integer;
+        if (c->op->alias) y->narrow = c->in[0]->narrow;
         if (i == 0 && ag_is_remade(c)) y->maker = c;
         else if (c->op->alias) y->data = c->in[0]->data;
         else if (!tensor_data(t, y)) return t->error;
@@ -313,9 +326,9 @@ void ag_call_forward(ag_tape *t, ag_call *c)
     ag_tensor *made = ag_make_inputs(c, 0);
     if (t->memo) ag_memo_before(t, c);
     if (!c->op->nested) count(t, c);
-    if (t->plan && !c->op->nested) ag_plan_workspace(c, false);
-    else if (c->op->forward && !t->error && !(t->plan && t->segment) && !has_all(c))
-        c->op->forward(c);
+    const bool done = t->error || (!t->plan && has_all(c));
+    if (!done && !c->op->nested) ag_call_run_forward(c, c->op->forward);
+    else if (!done && !(t->plan && t->segment)) c->op->forward(c);
     if (t->memo) ag_memo_after(t, c);
     if (t->watch && !t->plan && !t->error) ag_watch_forward(t, c);
     ag_unmake(made);
@@ -345,7 +358,9 @@ ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN],
         ag_fail(t, AG_EGRAD, "%s has no gradient: %s", op->name, op->nondiff);
         return poison(t);
     }
-    if (check_inputs(t, c) < 0 || make_outputs(t, c, needs_grad) < 0) return poison(t);
+    if (check_inputs(t, c) < 0) return poison(t);
+    c->k = ag_call_kernels(c);
+    if (make_outputs(t, c, needs_grad) < 0) return poison(t);
 
     if (!t->lazy) ag_call_forward(t, c);
     if (t->error || ((needs_grad || t->lazy) && record(t, c) < 0)) return poison(t);
@@ -379,7 +394,7 @@ void ag_tape_rewind(ag_tape *t, const ag_tape_mark *m)
 void ag_tape_rewind_into(ag_tape *t, const ag_tape_mark *m, const ag_tensor *y, ag_tensor *x)
 {
     if (!t->error && !t->plan && y != x)
-        memcpy(x->data, y->data, (size_t)x->size * ag_dtype_size(x->dtype));
+        ag_convert(t->k, x->size, y->dtype, y->data, x->dtype, x->data);
     ag_tape_rewind(t, m);
 }
 

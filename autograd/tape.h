@@ -7,8 +7,9 @@
  * no error handling at all.
  *
  * A tape has a device and a number type, those of its kernel table; its inputs are converted to it.
- * Its tensors live in two arenas, one for structs (host), one for numbers (device), until
- * ag_tape_reset().
+ * On one of 16 bits (bf16, f16) parameters, their gradients and losses are f32 all the same, and
+ * arithmetic is f32 (convert.h).  Its tensors live in two arenas, one for structs (host), one for
+ * numbers (device), until ag_tape_reset().
  */
 #ifndef AG_TAPE_H
 #define AG_TAPE_H
@@ -46,12 +47,15 @@ ag_tensor *ag_input_i32(ag_tape *t, ag_shape shape, const int32_t *src);
 
 /* One whose numbers are garbage, for a tape that plans. */
 ag_tensor *ag_input_blank(ag_tape *t, ag_shape shape, bool needs_grad);
+/* The numbers of x as floats: its data, or a copy on the tape; not on an f64 tape.  NULL: there is
+ * no memory (the tape's error). */
+const float *ag_floats(ag_tape *t, const ag_tensor *x);
 
 /* dloss/dx, times scale, into x->grad of every leaf x that needs it (parameters: added).  Returns
  * the tape's error.  The gradients of what was computed on the way are not kept. */
 int ag_backward(ag_tape *t, ag_tensor *loss, double scale);
-/* The same for a y of any shape, from dy[y->size] in the number type of the tape: a vector-Jacobian
- * product.  NULL: ones. */
+/* The same for a y of any shape, from dy[y->size] in the number type of the tape's arithmetic (f64,
+ * or f32): a vector-Jacobian product.  NULL: ones. */
 int ag_backward_from(ag_tape *t, ag_tensor *y, const void *dy);
 
 /* While on, ops run without being recorded (evaluation, decoding). */

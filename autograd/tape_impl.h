@@ -20,7 +20,7 @@ struct ag_tape_mark {
 };
 
 struct ag_tape {
-    const ag_kernels *k;
+    const ag_kernels *k;             /* of its number type; k->wide: behind one of 16 bits */
     ag_arena meta, data;             /* structs on the host; numbers on the device */
     ag_arena grads;                  /* gradients: apart, so that backward can forget numbers */
     ag_call **call;                  /* in the order they ran: a topological order */

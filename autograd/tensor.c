@@ -1,9 +1,37 @@
 #include "tensor.h"
 
+#include "base/half.h"
+
 #include <inttypes.h>
 #include <stdio.h>
 
-size_t ag_dtype_size(ag_dtype d) { return d == AG_F64 ? 8 : 4; }
+size_t ag_dtype_size(ag_dtype d) { return d == AG_F64 ? 8 : ag_dtype_is_half(d) ? 2 : 4; }
+bool ag_dtype_is_half(ag_dtype d) { return d == AG_BF16 || d == AG_F16; }
+
+const char *ag_dtype_name(ag_dtype d)
+{
+    static const char *const names[] = { [AG_F32] = "f32", [AG_F64] = "f64", [AG_I32] = "int32",
+                                         [AG_BF16] = "bf16", [AG_F16] = "f16" };
+    return names[d];
+}
+
+ag_dtype ag_grad_dtype(const ag_tensor *x)
+{
+    return x->grad_kept && ag_dtype_is_half(x->dtype) ? AG_F32 : x->dtype;
+}
+
+double ag_tensor_at(const ag_tensor *x, int64_t i) { return ag_number_at(x->dtype, x->data, i); }
+
+double ag_number_at(ag_dtype d, const void *data, int64_t i)
+{
+    switch (d) {
+    case AG_F64:  return ((const double *)data)[i];
+    case AG_I32:  return (double)((const int32_t *)data)[i];
+    case AG_BF16: return (double)ag_bf16_float(((const uint16_t *)data)[i]);
+    case AG_F16:  return (double)ag_f16_float(((const uint16_t *)data)[i]);
+    default:      return (double)((const float *)data)[i];
+    }
+}
 
 int64_t ag_shape_size(const ag_shape *s)
 {

@@ -13,7 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum ag_dtype { AG_F32, AG_F64, AG_I32 } ag_dtype;
+typedef enum ag_dtype { AG_F32, AG_F64, AG_I32, AG_BF16, AG_F16 } ag_dtype;
 
 enum { AG_MAX_DIMS = 4 };
 
@@ -27,8 +27,10 @@ typedef struct ag_tensor {
     int64_t  size;                   /* elements: product of dim[], 1 for a scalar */
     ag_dtype dtype;
     void    *data;                   /* [size], in the memory of the tape's device */
-    void    *grad;                   /* [size], dloss/dthis; NULL until backward (parameters: always
-                                      * set) */
+    void    *narrow;                 /* [size], of a parameter: the same rounded to the 16-bit type
+                                      * of the tapes that it is used on; else NULL */
+    void    *grad;                   /* [size], dloss/dthis, of ag_grad_dtype; NULL until backward
+                                      * (parameters: always set) */
     bool     needs_grad;             /* a parameter, or computed from one */
     bool     grad_written;           /* grad holds a sum already; else its bytes are garbage */
     bool     grad_kept;              /* grad outlives the backward of its producer (leaf,
@@ -41,6 +43,12 @@ typedef struct ag_tensor {
 } ag_tensor;
 
 size_t  ag_dtype_size(ag_dtype d);                       /* bytes */
+bool    ag_dtype_is_half(ag_dtype d);                    /* 16 bits */
+const char *ag_dtype_name(ag_dtype d);                   /* "f32" */
+/* What its gradient is summed in: f32 for a leaf or parameter of 16 bits, else its own type. */
+ag_dtype ag_grad_dtype(const ag_tensor *x);
+double  ag_number_at(ag_dtype d, const void *data, int64_t i);   /* on the host */
+double  ag_tensor_at(const ag_tensor *x, int64_t i);     /* element i of its data */
 int64_t ag_shape_size(const ag_shape *s);                /* INT64_MAX if that is too large, or a dim
                                                           * negative */
 bool    ag_shape_equal(const ag_shape *a, const ag_shape *b);

@@ -8,12 +8,11 @@
 
 typedef struct range { double lo, hi; int64_t bad; } range;
 
-static range range_of(const ag_tensor *x, const void *data)
+static range range_of(const ag_tensor *x, ag_dtype dtype, const void *data)
 {
     range r = { INFINITY, -INFINITY, 0 };
     for (int64_t i = 0; i < x->size; i++) {
-        const double v = x->dtype == AG_F64 ? ((const double *)data)[i]
-                                            : (double)((const float *)data)[i];
+        const double v = ag_number_at(dtype, data, i);
         if (!isfinite(v)) r.bad++;
         else {
             if (v < r.lo) r.lo = v;
@@ -31,7 +30,7 @@ static void watch_fail(ag_tape *t, const ag_call *c, const ag_tensor *x, const c
     for (int i = 0; i < c->op->n_in; i++) {
         const ag_tensor *in = c->in[i];
         if (!in || in->dtype == AG_I32 || !in->data) continue;
-        const range r = range_of(in, in->data);
+        const range r = range_of(in, in->dtype, in->data);
         n += snprintf(text + n, sizeof text - (size_t)n, "; input %d%s%s %s in [%.3g, %.3g]%s", i,
                       in->name ? " " : "", in->name ? in->name : "",
                       ag_shape_text(&in->shape, shape), r.lo, r.hi, r.bad ? " and not finite" : "");
@@ -46,7 +45,7 @@ void ag_watch_forward(ag_tape *t, const ag_call *c)
 {
     for (int i = 0; i < c->op->n_out; i++) {
         if (c->out[i]->dtype == AG_I32 || !c->out[i]->data) continue;
-        const range r = range_of(c->out[i], c->out[i]->data);
+        const range r = range_of(c->out[i], c->out[i]->dtype, c->out[i]->data);
         if (r.bad) watch_fail(t, c, c->out[i], "its output", r.bad);
     }
 }
@@ -56,7 +55,7 @@ void ag_watch_backward(ag_tape *t, const ag_call *c)
     for (int i = 0; i < c->op->n_in; i++) {
         const ag_tensor *x = c->in[i];
         if (!x || !x->grad || !x->grad_written) continue;
-        const range r = range_of(x, x->grad);
+        const range r = range_of(x, ag_grad_dtype(x), x->grad);
         if (r.bad) watch_fail(t, c, x, x->name ? x->name : "the gradient of input", r.bad);
     }
 }
@@ -70,7 +69,6 @@ void ag_plan_workspace(ag_call *c, bool back)
 void ag_plan_backward(ag_call *c)
 {
     ag_tensor *y = c->out[0];
-    ag_plan_workspace(c, true);
     for (int i = 0; i < c->op->n_in; i++) {
         ag_tensor *x = c->in[i];
         bool acc;

@@ -22,6 +22,7 @@ void nn_params_free(nn_params *p)
     const size_t bytes = (size_t)p->n * ag_dtype_size(p->dtype);
     ag_block_free(p->weights, bytes);
     ag_block_free(p->grads, bytes);
+    ag_block_free(p->narrow, (size_t)p->n * sizeof *p->narrow);
     ag_arena_release(&p->memory);
     free(p->items);
     free(p);
@@ -155,4 +156,21 @@ int64_t nn_params_below(const nn_params *p, const char *prefix)
     for (int i = 0; i < p->n_items; i++)
         if (!strncmp(p->items[i].name, prefix, strlen(prefix))) n += p->items[i].count;
     return n;
+}
+
+int nn_params_narrow(nn_params *p, ag_err *err)
+{
+    const size_t bytes = (size_t)p->n * sizeof *p->narrow;
+    p->narrow = ag_block_alloc(bytes);
+    if (!p->narrow)
+        return ag_err_set(err, AG_ENOMEM, "out of memory for the 16-bit copy of %lld parameters: "
+                          "%.1f MB", (long long)p->n_used, 1e-6 * (double)bytes);
+    for (int i = 0; i < p->n_items; i++)
+        p->items[i].tensor->narrow = p->narrow + p->items[i].offset;
+    return AG_OK;
+}
+
+void nn_params_round(nn_params *p, const ag_kernels *k)
+{
+    if (p->narrow) k->narrow(p->n, p->weights, p->narrow);
 }

@@ -14,6 +14,7 @@
 
 #include "autograd/base/arena.h"
 #include "autograd/base/error.h"
+#include "autograd/kernels.h"
 #include "autograd/tensor.h"
 #include "layers/init.h"
 
@@ -34,6 +35,8 @@ typedef struct nn_params {
     int64_t  n;                      /* elements of the flat arrays, padding included */
     int64_t  n_used;                 /* the same without padding: the number of parameters */
     void    *weights, *grads;        /* [n]; NULL until nn_params_alloc */
+    uint16_t *narrow;                /* [n], weights rounded to 16 bits (nn_params_round), or
+                                      * NULL */
     ag_arena memory;                 /* names and tensors */
     uint32_t n_sites;
     char     path[NN_NAME_MAX];      /* put in front of names while building: "blocks/0/" */
@@ -58,6 +61,11 @@ int nn_params_alloc(nn_params *p, uint64_t seed, ag_err *err);
 /* The same without initial values: all is zero, and large parts are not touched. */
 int nn_params_layout(nn_params *p, ag_err *err);
 void nn_params_zero_grad(nn_params *p);
+/* Room for a copy of f32 weights in 16 bits, which tapes of that type then read.  AG_ENOMEM. */
+int  nn_params_narrow(nn_params *p, ag_err *err);
+/* Rounds the weights to the copy, where there is one: after they changed, before a 16-bit tape of
+ * table k reads them. */
+void nn_params_round(nn_params *p, const ag_kernels *k);
 const nn_item *nn_params_find(const nn_params *p, const char *name); /* NULL: none of that name */
 /* Numbers in the parameters whose names begin so. */
 int64_t nn_params_below(const nn_params *p, const char *prefix);

@@ -145,11 +145,6 @@ static ag_tensor *choose_largest(const nn_ff *l, ag_tape *t, ag_tensor *x)
     return choice;
 }
 
-static double number(const ag_tensor *x, int64_t i)
-{
-    return x->dtype == AG_F64 ? ((const double *)x->data)[i] : (double)((const float *)x->data)[i];
-}
-
 static void probe_see(const nn_ff *l, ag_tape *t, ag_tensor *x, const ag_tensor *choice)
 {
     nn_ff_probe *probe = l->probe;
@@ -169,7 +164,7 @@ static void probe_see(const nn_ff *l, ag_tape *t, ag_tensor *x, const ag_tensor 
                                     AG_ACT_NONE, NULL);
     const ag_tensor *p = ag_control(t, z, &o, NULL);
     for (int64_t i = 0; !ag_error(t) && i < p->size; i++) {
-        const double v = number(p, i);
+        const double v = ag_tensor_at(p, i);
         probe->entropy -= v > 0 ? v * log(v) : 0;
     }
     ag_tape_no_grad(t, was);

@@ -68,6 +68,22 @@ double *uniform_new(int64_t n, double lo, double hi, uint64_t seed)
     return x;
 }
 
+static ag_dtype rounding = AG_F32;
+
+void case_round_to(ag_dtype dtype) { rounding = dtype; }
+
+static void round_all(int64_t n, double *x)
+{
+    if (!ag_dtype_is_half(rounding)) return;
+    const ag_kernels *k = ag_kernels_ref(rounding);
+    for (int64_t i = 0; i < n; i++) {
+        const float v = (float)x[i];
+        uint16_t h;
+        k->narrow(1, &v, &h);
+        x[i] = ag_number_at(rounding, &h, 0);
+    }
+}
+
 enum { SEED_INPUT = 1, SEED_DIRECTION = 2, SEED_COTANGENT = 3 };
 
 static uint64_t seed_of(const op_case *c, int what, int i)
@@ -84,7 +100,9 @@ double *case_direction(const op_case *c, int i)
 
 double *case_cotangent(const op_case *c, int64_t n)
 {
-    return uniform_new(n, -1, 1, seed_of(c, SEED_COTANGENT, 0));
+    double *dy = uniform_new(n, -1, 1, seed_of(c, SEED_COTANGENT, 0));
+    round_all(n, dy);
+    return dy;
 }
 
 static ag_tensor *case_input(ag_tape *t, const op_case *c, int i, bool needs_grad, double step)
@@ -101,6 +119,7 @@ static ag_tensor *case_input(ag_tape *t, const op_case *c, int i, bool needs_gra
     }
     double *v = uniform_new(n, 0, 0, 0), *u = case_direction(c, i);
     uniform(v, n, c->s.lo, c->s.hi, c->s.gap, seed_of(c, SEED_INPUT, i));
+    round_all(n, v);
     for (int64_t j = 0; j < n; j++) v[j] += step * u[j];
     ag_tensor *x = ag_input_f64(t, *shape, v, needs_grad);
     free(u);
@@ -126,7 +145,7 @@ ag_tensor *case_apply(ag_tape *t, const op_case *c, ag_tensor *const in[AG_MAX_I
 int case_backward(ag_tape *t, const op_case *c, ag_tensor *y)
 {
     double *dy = case_cotangent(c, y->size);
-    if (ag_tape_dtype(t) == AG_F32)      /* in place: an f32 is not longer than an f64 */
+    if (ag_tape_dtype(t) != AG_F64)      /* in place: an f32 is not longer than an f64 */
         for (int64_t i = 0; i < y->size; i++) {
             const float v = (float)dy[i];
             memcpy((char *)dy + (size_t)i * sizeof v, &v, sizeof v);
@@ -138,8 +157,7 @@ int case_backward(ag_tape *t, const op_case *c, ag_tensor *y)
 
 double real_at(const void *data, ag_dtype dtype, int64_t i)
 {
-    return dtype == AG_F64 ? ((const double *)data)[i]
-         : dtype == AG_F32 ? (double)((const float *)data)[i] : (double)((const int32_t *)data)[i];
+    return ag_number_at(dtype, data, i);
 }
 
 double *copy_of(const ag_tensor *x, bool grad)
@@ -148,7 +166,8 @@ double *copy_of(const ag_tensor *x, bool grad)
     double *v = calloc((size_t)x->size + 1, sizeof *v);
     assert_non_null(v);
     if (x->size) assert_non_null(data);
-    for (int64_t i = 0; i < x->size; i++) v[i] = real_at(data, x->dtype, i);
+    const ag_dtype dtype = grad ? ag_grad_dtype(x) : x->dtype;
+    for (int64_t i = 0; i < x->size; i++) v[i] = ag_number_at(dtype, data, i);
     return v;
 }
 

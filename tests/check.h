@@ -42,6 +42,8 @@ double *uniform_new(int64_t n, double lo, double hi, uint64_t seed);     /* free
  * not 0, input i in `along` is moved by step times its random direction (case_direction). */
 void case_inputs(ag_tape *t, const op_case *c, unsigned needs_grad, double step, unsigned along,
                  ag_tensor *ret_in[AG_MAX_IN]);
+/* From now on inputs and cotangents are rounded to that 16-bit type as well; AG_F32: no more. */
+void case_round_to(ag_dtype dtype);
 double *case_direction(const op_case *c, int i);                         /* free() it */
 ag_tensor *case_apply(ag_tape *t, const op_case *c, ag_tensor *const in[AG_MAX_IN],
                       ag_tensor **ret_second);

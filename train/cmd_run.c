@@ -74,7 +74,7 @@ static int sample(train_session *s, const char *prompt, train_draw *d, ag_err *e
         r = ag_err_set(err, AG_ENOMEM, "out of memory for %" PRId64 " tokens", d->length);
     if (r == AG_OK) {
         for (int64_t i = 0; i < n; i++) print_token(s->tokenizer, ids[i]);
-        const int64_t drawn = train_generate(s->model, s->tape, s->context, d, ids, n, out,
+        const int64_t drawn = train_generate(s->model, s->decoder, s->context, d, ids, n, out,
                                              print_token, s->tokenizer, err);
         putchar('\n');
         r = drawn < 0 ? (int)drawn : train_stop_signal ? ag_err_set(err, AG_EINTR, "interrupted")

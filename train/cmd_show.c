@@ -169,6 +169,8 @@ static int show_memory(train_session *s, bool plan, ag_err *err)
     if (r < 0) return r;
     printf("%s, %s parameters\n", s->model->kind, grouped(s->model->cost.params, count));
     print_bytes("parameters", params);
+    const double narrow = s->model->params->narrow ? params / 2 : 0;
+    if (narrow > 0) print_bytes("their copy in 16 bits", narrow);
     print_bytes("gradients", params);
     print_bytes("optimizer", (double)opt_bytes(s->opt));
     const double patterns = (double)s->model->cost.pattern_bytes;
@@ -187,7 +189,7 @@ static int show_memory(train_session *s, bool plan, ag_err *err)
     const double peak = (double)ag_tape_bytes(s->tape).peak;
     print_bytes(plan ? "their gradients" : "their gradients, workspace", peak - forward);
     print_bytes(plan ? "all, at the peak of a step (*)" : "all, at the peak of a step",
-                2 * params + (double)opt_bytes(s->opt) + peak + patterns);
+                2 * params + (double)opt_bytes(s->opt) + narrow + peak + patterns);
     if (plan) puts("(*) planned; --run takes a step");
     return s->d_in ? AG_OK : print_strategies(s, err);
 }

@@ -53,13 +53,14 @@ int train_read_bandwidth(size_t bytes, double *ret, ag_err *err)
 static int feed(train_session *s, ag_kv_cache *cache, const train_decode_plan *p, int64_t at,
                 int64_t t, int32_t *ids, ag_err *err)
 {
-    ag_tape_reset(s->tape);
-    ag_tape_no_grad(s->tape, true);
-    ag_tape_noise(s->tape, &(ag_noise_key){ .step = (uint32_t)at, .n_samples = p->batch });
+    ag_tape_reset(s->decoder);
+    ag_tape_no_grad(s->decoder, true);
+    ag_tape_noise(s->decoder, &(ag_noise_key){ .step = (uint32_t)at, .n_samples = p->batch });
     for (int64_t b = 0; b < p->batch; b++)
         memcpy(ids + b * t, p->text + b * (p->prompt + p->tokens) + at, (size_t)t * sizeof *ids);
-    nn_model_decode(s->model, s->tape, ag_input_i32(s->tape, AG_SHAPE(p->batch, t), ids), cache);
-    return ag_tape_status(s->tape, err);
+    nn_model_decode(s->model, s->decoder,
+                    ag_input_i32(s->decoder, AG_SHAPE(p->batch, t), ids), cache);
+    return ag_tape_status(s->decoder, err);
 }
 
 /* The prompt but for its last `less` tokens. */

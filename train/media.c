@@ -17,7 +17,7 @@ static int draw(train_session *s, const train_draw *d, train_token *told, int32_
                 ag_err *err)
 {
     const int32_t before = s->form.rate ? DATA_SILENCE : 0;
-    const int64_t n = train_generate(s->model, s->tape, s->context, d, &before,
+    const int64_t n = train_generate(s->model, s->decoder, s->context, d, &before,
                                      s->model->start ? 0 : 1, ret_tokens, told, NULL, err);
     if (n < 0) return (int)n;
     return n < d->length ? ag_err_set(err, AG_EINTR, "interrupted in a sample") : AG_OK;

@@ -39,7 +39,9 @@ static opt_scaler scaler_of(const train_config *c)
                                          [TRAIN_LOSS_SCALE_STATIC] = OPT_SCALING_STATIC,
                                          [TRAIN_LOSS_SCALE_DYNAMIC] = OPT_SCALING_DYNAMIC,
                                          [TRAIN_LOSS_SCALE_SMOOTH] = OPT_SCALING_SMOOTH };
-    const opt_scaling type = types[c->train.loss_scale];
+    const bool fp16 = c->train.precision == TRAIN_PRECISION_FP16;
+    const opt_scaling type = c->train.loss_scale == TRAIN_LOSS_SCALE_AUTO && fp16
+                                 ? OPT_SCALING_DYNAMIC : types[c->train.loss_scale];
     return (opt_scaler){
         .type = type, .growth = c->train.loss_scale_growth,
         .backoff = c->train.loss_scale_backoff,

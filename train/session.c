@@ -105,6 +105,14 @@ static int build_model(train_session *s, const train_open *what, ag_err *err)
     return train_build_mlp(&s->config, d_in, classes, &s->model, err);
 }
 
+static ag_dtype precision_of(const train_config *c)
+{
+    static const ag_dtype types[] = { [TRAIN_PRECISION_FP32] = AG_F32,
+                                      [TRAIN_PRECISION_BF16] = AG_BF16,
+                                      [TRAIN_PRECISION_FP16] = AG_F16 };
+    return types[c->train.precision];
+}
+
 /*
  * Samples of a micro-batch, where train.micro_batch leaves it open: the largest divisor of the
  * batch for which what one layer works on fits half of the last-level cache, but enough rows
@@ -119,7 +127,8 @@ static int64_t choose_micro_batch(const train_session *s)
     long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
     if (cache <= 0) cache = 32l << 20;
     const int64_t rows = s->source + s->context;
-    const int64_t fit = cache / 2 / (width * rows * (int64_t)sizeof(float));
+    const int64_t fit =
+        cache / 2 / (width * rows * (int64_t)ag_dtype_size(precision_of(&s->config)));
     const int64_t least = (LEAST_ROWS + rows - 1) / rows;
     int64_t want = fit > least ? fit : least;
     if (want > batch) want = batch;
@@ -127,19 +136,27 @@ static int64_t choose_micro_batch(const train_session *s)
     return want;
 }
 
-static int build_buffers(train_session *s, const train_open *what, ag_err *err)
+static int build_tapes(train_session *s, const train_open *what, ag_err *err)
 {
     const char *why = NULL;
-    const ag_kernels *k = ag_kernels_best(AG_F32, &why);
-    if (!k) return ag_err_set(err, AG_ECONFIG, "%s", why);
+    const ag_dtype dtype = precision_of(&s->config);
+    const ag_kernels *k = ag_kernels_best(dtype, &why), *f32 = ag_kernels_best(AG_F32, &why);
+    if (!k || !f32) return ag_err_set(err, AG_ECONFIG, "%s", why);
     s->tape = ag_tape_new(k);
-    if (s->tape) ag_tape_plan(s->tape, what->plan);
+    s->decoder = k == f32 ? s->tape : ag_tape_new(f32);
+    if (!s->tape || !s->decoder) return ag_err_set(err, AG_ENOMEM, "out of memory for the tape");
+    ag_tape_plan(s->tape, what->plan);
+    return ag_dtype_is_half(dtype) ? nn_params_narrow(s->model->params, err) : AG_OK;
+}
+
+static int build_buffers(train_session *s, ag_err *err)
+{
     if (!s->config.train.micro_batch) s->config.train.micro_batch = choose_micro_batch(s);
     const size_t n = (size_t)s->config.train.micro_batch;
     s->ids = malloc(n * (size_t)(s->source + s->context) * sizeof *s->ids);
     s->targets = malloc(n * (size_t)s->context * sizeof *s->targets);
     if (s->d_in) s->pixels = malloc(n * (size_t)s->d_in * sizeof *s->pixels);
-    if (!s->tape || !s->ids || !s->targets || (s->d_in && !s->pixels))
+    if (!s->ids || !s->targets || (s->d_in && !s->pixels))
         return ag_err_set(err, AG_ENOMEM, "out of memory for the batches");
     return AG_OK;
 }
@@ -156,7 +173,8 @@ int train_session_new(const train_config *c, const train_open *what, train_sessi
     int r = what->data ? open_data(s, what, err) : AG_OK;
     if (r == AG_OK) r = build_model(s, what, err);
     if (r == AG_OK && what->optimizer) r = train_optimizer_new(s, what->plan, err);
-    if (r == AG_OK) r = build_buffers(s, what, err);
+    if (r == AG_OK) r = build_tapes(s, what, err);
+    if (r == AG_OK) r = build_buffers(s, err);
     if (r == AG_OK && s->opt && c->model.type == TRAIN_MODEL_GPT) r = train_recompute_apply(s, err);
     if (r == AG_OK && s->opt && s->data) r = train_probe_new(s, &s->probe, err);
     if (r < 0) {
@@ -175,6 +193,7 @@ void train_session_free(train_session *s)
     train_probe_free(s->probe);
     nn_model_free(s->model);
     opt_free(s->opt);
+    if (s->decoder != s->tape) ag_tape_free(s->decoder);
     ag_tape_free(s->tape);
     free(s->ids);
     free(s->targets);
@@ -205,8 +224,6 @@ static int64_t fetch(train_session *s, const data_draw *w, int64_t i0, int64_t n
     }
     return n;
 }
-
-static double scalar_of(const ag_tensor *x) { return (double)*(const float *)x->data; }
 
 static int64_t count_scored(const int32_t *targets, int64_t rows)
 {
@@ -251,6 +268,7 @@ static int run_batch(train_session *s, double *ret_loss, ag_err *err)
     const bool pairs = !s->d_in && s->data->pairs;
     const int64_t all = pairs ? scored_in(s, &w) : batch;
     double loss = 0;
+    nn_params_round(s->model->params, ag_tape_kernels(s->tape));
     s->inverse = (ag_inverse){ 0 };
     ag_tape_verify(s->tape, s->config.train.verify_reversible);
     for (int64_t i = 0; i < batch; i += micro) {
@@ -262,7 +280,7 @@ static int run_batch(train_session *s, double *ret_loss, ag_err *err)
         ag_tape_noise(s->tape,
                       &(ag_noise_key){ (uint64_t)s->config.run.seed, (uint32_t)s->step, i, n });
         ag_tensor *part = nn_model_loss(s->model, s->tape, x, targets, NN_TRAIN);
-        loss += share * scalar_of(part);
+        loss += share * ag_tensor_at(part, 0);
         ag_backward(s->tape, part, share * s->scaler.scale);
         const int r = ag_tape_status(s->tape, err);
         if (r < 0) return r;
@@ -376,13 +394,14 @@ static int eval_part(train_session *s, const data_draw *w, int64_t i0, int64_t n
                   &(ag_noise_key){ (uint64_t)s->config.run.seed, UINT32_MAX, i0, n });
     ag_tensor *logits = nn_model_logits(s->model, s->tape, x, mode);
     ag_tensor *part = ag_cross_entropy(s->tape, logits, targets);
+    const float *values = ag_floats(s->tape, logits);
     const int r = ag_tape_status(s->tape, err);
     if (r < 0) return r;
     const int64_t rows = s->context, scored = count_scored(s->targets, n * rows);
-    sum->loss += scalar_of(part) * (double)scored;
+    sum->loss += ag_tensor_at(part, 0) * (double)scored;
     for (int64_t i = 0; i < n; i++)
-        add_right((const float *)logits->data + i * rows * s->model->classes,
-                  s->targets + i * rows, rows, s->model->classes, sum);
+        add_right(values + i * rows * s->model->classes, s->targets + i * rows, rows,
+                  s->model->classes, sum);
     sum->count += scored;
     if (s->stop && *s->stop) return ag_err_set(err, AG_EINTR, "interrupted in an evaluation");
     return AG_OK;
@@ -396,6 +415,7 @@ static int eval_samples(train_session *s, const data_draw *w, int64_t samples, n
     sums sum = { 0 };
     int r = AG_OK;
     train_session_swap_ema(s);
+    nn_params_round(s->model->params, ag_tape_kernels(s->tape));
     ag_tape_no_grad(s->tape, true);
     for (int64_t i = 0, n = 1; i < samples && n > 0 && r == AG_OK; i += micro)
         r = eval_part(s, w, i, samples - i < micro ? samples - i : micro, mode, &sum, &n, err);

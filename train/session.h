@@ -51,7 +51,8 @@ typedef struct train_session {
     opt_state   *opt;                /* NULL: opened for evaluation */
     opt_schedule schedule;
     opt_scaler   scaler;             /* of the loss */
-    ag_tape     *tape;
+    ag_tape     *tape;               /* of train.precision: training and evaluation */
+    ag_tape     *decoder;            /* f32, for samples; the same where that is the precision */
     int64_t      context, d_in;      /* targets of a sample (1: images); features of an image
                                       * (0: tokens) */
     int64_t      source;             /* columns of the source before them; 0: there is none */

@@ -187,7 +187,7 @@ static int draw_text(run *r, ag_err *err)
     if (!tokens) return ag_err_set(err, AG_ENOMEM, "out of memory for a sample");
     memcpy(tokens, r->prompt, (size_t)r->n_prompt * sizeof *tokens);
     train_session_swap_ema(s);
-    int64_t n = train_generate(s->model, s->tape, s->context, &d, r->prompt, r->n_prompt,
+    int64_t n = train_generate(s->model, s->decoder, s->context, &d, r->prompt, r->n_prompt,
                                tokens + r->n_prompt, train_ask_to_stop, NULL, err);
     train_session_swap_ema(s);
     if (n >= 0 && n < d.length) n = ag_err_set(err, AG_EINTR, "interrupted in a sample");

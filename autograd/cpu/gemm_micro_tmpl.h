@@ -11,7 +11,7 @@
 #ifndef AG_CPU_GEMM_MICRO_TMPL_H
 #define AG_CPU_GEMM_MICRO_TMPL_H
 
-#include "autograd/cpu/simd.h"
+#include "autograd/cpu/storage.h"
 #include "autograd/kernels.h"
 
 #if defined(__AVX512F__)
@@ -155,57 +155,94 @@ ALWAYS_INLINE vf activate(ag_act act, vf x)
     }
 }
 
+/* Is c f32, so that sums may stand in it while they grow? */
+static bool sums_in_c(const ag_gemm *g)
+{
+#if defined(AG_STORAGE)
+    return g->c_f32;
+#else
+    (void)g;
+    return true;
+#endif
+}
+
 /* The way out of up to VL sums x of row i, columns j ..: bias, pre, activation, residual. */
 ALWAYS_INLINE vf finish(const ag_gemm *g, const ag_act act, int64_t i, int64_t j, int64_t lanes,
                         vf x)
 {
     if (g->bias)
-        x += vload_n((const float *)g->bias + j, lanes);
+        x += vget_n((const real *)g->bias + j, lanes);
     if (g->pre)
-        vstore_n((float *)g->pre + i * g->ldc + j, x, lanes);
+        vput_n((real *)g->pre + i * g->ldc + j, x, lanes);
     x = activate(act, x);
     if (g->residual)
-        x += vload_n((const float *)g->residual + i * g->ldc + j, lanes);
+        x += vget_n((const real *)g->residual + i * g->ldc + j, lanes);
     return x;
 }
 
-ALWAYS_INLINE void finish_all(const ag_gemm *g, const ag_act act, int64_t i0, int64_t rows,
-                              int64_t j0, int64_t cols)
+/* A block of c, rows i0 .. and columns j0 .., and its complete sums [rows, lds]. */
+typedef struct block {
+    int64_t i0, rows, j0, cols;
+    const float *sums; int64_t lds;
+} block;
+
+ALWAYS_INLINE void finish_all(const ag_gemm *g, const ag_act act, const block *b)
 {
-    for (int64_t i = i0; i < i0 + rows; i++)
-        for (int64_t j = j0; j < j0 + cols; j += VL) {
-            float *c = (float *)g->c + i * g->ldc + j;
-            const int64_t lanes = j0 + cols - j < VL ? j0 + cols - j : VL;
-            vstore_n(c, finish(g, act, i, j, lanes, vload_n(c, lanes)), lanes);
+    const bool f32 = sums_in_c(g);
+    for (int64_t r = 0; r < b->rows; r++)
+        for (int64_t v = 0; v < b->cols; v += VL) {
+            const int64_t lanes = b->cols - v < VL ? b->cols - v : VL, i = b->i0 + r, j = b->j0 + v;
+            vf x = vload_n(b->sums + r * b->lds + v, lanes);
+            if (!g->acc)
+                x = finish(g, act, i, j, lanes, x);
+            if (f32)
+                vstore_n((float *)g->c + i * g->ldc + j, x, lanes);
+            else
+                vput_n((real *)g->c + i * g->ldc + j, x, lanes);
         }
 }
 
-/* The same for the complete sums in c[i0 .. i0+rows, j0 .. j0+cols], which are still in cache. */
-static void finish_block(const ag_gemm *g, int64_t i0, int64_t rows, int64_t j0, int64_t cols)
+/* The same for a block whose sums are still in cache. */
+static void finish_block(const ag_gemm *g, const block *b)
 {
     switch (g->act) {
-    case AG_ACT_RELU:       finish_all(g, AG_ACT_RELU, i0, rows, j0, cols); break;
-    case AG_ACT_GELU_TANH:  finish_all(g, AG_ACT_GELU_TANH, i0, rows, j0, cols); break;
-    case AG_ACT_GELU_ERF:   finish_all(g, AG_ACT_GELU_ERF, i0, rows, j0, cols); break;
-    case AG_ACT_GELU_QUICK: finish_all(g, AG_ACT_GELU_QUICK, i0, rows, j0, cols); break;
-    default:                finish_all(g, AG_ACT_NONE, i0, rows, j0, cols); break;
+    case AG_ACT_RELU:       finish_all(g, AG_ACT_RELU, b); break;
+    case AG_ACT_GELU_TANH:  finish_all(g, AG_ACT_GELU_TANH, b); break;
+    case AG_ACT_GELU_ERF:   finish_all(g, AG_ACT_GELU_ERF, b); break;
+    case AG_ACT_GELU_QUICK: finish_all(g, AG_ACT_GELU_QUICK, b); break;
+    default:                finish_all(g, AG_ACT_NONE, b); break;
     }
 }
 
 static bool has_epilogue(const ag_gemm *g)
 {
-    return !g->acc && (g->bias || g->pre || g->act != AG_ACT_NONE || g->residual);
+    return !sums_in_c(g) ||
+        (!g->acc && (g->bias || g->pre || g->act != AG_ACT_NONE || g->residual));
+}
+
+/* sums[rows, lds] = c[i0 .. i0+rows, j0 .. j0+cols], where a 16-bit c is added to */
+static void widen_c(const ag_gemm *g, int64_t i0, int64_t rows, int64_t j0, int64_t cols,
+                    float *sums, int64_t lds)
+{
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t v = 0; v < cols; v += VL) {
+            const int64_t lanes = cols - v < VL ? cols - v : VL;
+            vstore_n(sums + r * lds + v,
+                     vget_n((const real *)g->c + (i0 + r) * g->ldc + j0 + v, lanes), lanes);
+        }
 }
 
 /*
  * c[i, j] (+)= dot of row i of a and row j of b (m few, a not transposed, b transposed): each
  * row of b is read once, as it lies.  A dot product has VL partial sums, added as a tree.
  */
-enum { DOT_ROWS = 4, DOT_COLS = 4 };
+enum { DOT_M = 16, DOT_ROWS = 4, DOT_COLS = 4 };        /* DOT_M rows at most */
 
-ALWAYS_INLINE void dots(const int mr, const int nr, const ag_gemm *g, int64_t i0, int64_t j0)
+/* Of rows i0 .. and columns j0 .., to c[mr, ldc] */
+ALWAYS_INLINE void dots(const int mr, const int nr, const ag_gemm *g, int64_t i0, int64_t j0,
+                        float *c, int64_t ldc)
 {
-    const float *a = (const float *)g->a + i0 * g->lda, *b = (const float *)g->b + j0 * g->ldb;
+    const real *a = (const real *)g->a + i0 * g->lda, *b = (const real *)g->b + j0 * g->ldb;
     vf sum[DOT_ROWS][DOT_COLS];
 #pragma GCC unroll 8
     for (int i = 0; i < mr; i++)
@@ -215,46 +252,59 @@ ALWAYS_INLINE void dots(const int mr, const int nr, const ag_gemm *g, int64_t i0
     for (; k + VL <= g->k; k += VL)
 #pragma GCC unroll 8
         for (int j = 0; j < nr; j++) {
-            const vf bv = vload(b + j * g->ldb + k);
+            const vf bv = vget(b + j * g->ldb + k);
 #pragma GCC unroll 8
             for (int i = 0; i < mr; i++)
-                sum[i][j] = vfma(vload(a + i * g->lda + k), bv, sum[i][j]);
+                sum[i][j] = vfma(vget(a + i * g->lda + k), bv, sum[i][j]);
         }
     if (k < g->k)
 #pragma GCC unroll 8
         for (int j = 0; j < nr; j++) {
-            const vf bv = vload_n(b + j * g->ldb + k, g->k - k);
+            const vf bv = vget_n(b + j * g->ldb + k, g->k - k);
 #pragma GCC unroll 8
             for (int i = 0; i < mr; i++)
-                sum[i][j] = vfma(vload_n(a + i * g->lda + k, g->k - k), bv, sum[i][j]);
+                sum[i][j] = vfma(vget_n(a + i * g->lda + k, g->k - k), bv, sum[i][j]);
         }
 #pragma GCC unroll 8
     for (int i = 0; i < mr; i++)
 #pragma GCC unroll 8
         for (int j = 0; j < nr; j++) {
-            float *c = (float *)g->c + (i0 + i) * g->ldc + j0 + j;
-            *c = g->acc ? *c + vsum(sum[i][j]) : vsum(sum[i][j]);
+            float *at = c + i * ldc + j;
+            *at = g->acc ? *at + vsum(sum[i][j]) : vsum(sum[i][j]);
         }
+}
+
+/* Columns j .. j+n-1, n <= DOT_COLS, of all rows to c[m, ldc] */
+static void dots_columns(const ag_gemm *g, int64_t j, int64_t n, float *c, int64_t ldc)
+{
+    int64_t i = 0;
+    for (; n == DOT_COLS && i + DOT_ROWS <= g->m; i += DOT_ROWS)
+        dots(DOT_ROWS, DOT_COLS, g, i, j, c + i * ldc, ldc);
+    for (; n == DOT_COLS && i + 2 <= g->m; i += 2)
+        dots(2, DOT_COLS, g, i, j, c + i * ldc, ldc);
+    for (; n == DOT_COLS && i < g->m; i++)
+        dots(1, DOT_COLS, g, i, j, c + i * ldc, ldc);
+    for (; i < g->m; i++)
+        for (int64_t v = 0; v < n; v++)
+            dots(1, 1, g, i, j + v, c + i * ldc + v, ldc);
 }
 
 /* Columns j0 .. j1-1 of c by dot products. */
 static void dots_range(const ag_gemm *g, int64_t j0, int64_t j1)
 {
-    int64_t j = j0;
-    for (; j + DOT_COLS <= j1; j += DOT_COLS) {
-        int64_t i = 0;
-        for (; i + DOT_ROWS <= g->m; i += DOT_ROWS)
-            dots(DOT_ROWS, DOT_COLS, g, i, j);
-        for (; i + 2 <= g->m; i += 2)
-            dots(2, DOT_COLS, g, i, j);
-        for (; i < g->m; i++)
-            dots(1, DOT_COLS, g, i, j);
+    const bool in_c = sums_in_c(g);
+    for (int64_t j = j0; j < j1; j += DOT_COLS) {
+        float some[DOT_M * DOT_COLS];
+        const int64_t n = j1 - j < DOT_COLS ? j1 - j : DOT_COLS, ldc = in_c ? g->ldc : DOT_COLS;
+        float *c = in_c ? (float *)g->c + j : some;
+        if (!in_c && g->acc)
+            widen_c(g, 0, g->m, j, n, c, ldc);
+        dots_columns(g, j, n, c, ldc);
+        if (!in_c)
+            finish_block(g, &(block){ 0, g->m, j, n, c, ldc });
     }
-    for (; j < j1; j++)
-        for (int64_t i = 0; i < g->m; i++)
-            dots(1, 1, g, i, j);
-    if (has_epilogue(g))
-        finish_block(g, 0, g->m, j0, j1 - j0);
+    if (in_c && has_epilogue(g))
+        finish_block(g, &(block){ 0, g->m, j0, j1 - j0, (float *)g->c + j0, g->ldc });
 }
 
 #endif

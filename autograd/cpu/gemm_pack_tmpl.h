@@ -23,8 +23,22 @@ ALWAYS_INLINE void transpose_to(const float *b, int64_t ldb, int64_t width, floa
         vstore(d + i * width, t[i]);
 }
 
+/* b[VL][VL] as floats: where it lies, or 16-bit numbers widened to wide */
+ALWAYS_INLINE const float *square_of(const real *b, int64_t *ldb, float *wide)
+{
+#if defined(AG_STORAGE)
+    for (int i = 0; i < VL; i++)
+        vstore(wide + i * VL, vget(b + i * *ldb));
+    *ldb = VL;
+    return wide;
+#else
+    (void)ldb, (void)wide;
+    return b;
+#endif
+}
+
 /* d[kc][width] = transpose of b[cols][kc], cols <= width */
-static void pack_b_transposed(const float *b, int64_t ldb, int64_t cols, int64_t kc, int64_t width,
+static void pack_b_transposed(const real *b, int64_t ldb, int64_t cols, int64_t kc, int64_t width,
                               float *d)
 {
     int64_t v = 0;
@@ -34,49 +48,66 @@ static void pack_b_transposed(const float *b, int64_t ldb, int64_t cols, int64_t
 #pragma GCC unroll 16
             for (int i = 0; i < VL; i++)
                 __builtin_prefetch(b + (v + i) * ldb + k + 4 * LINE);
+            float wide[VL * VL];
+            int64_t ld = ldb;
+            const float *from = square_of(b + v * ldb + k, &ld, wide);
 #pragma GCC unroll 4
             for (int q = 0; q < VL; q += 4)
-                transpose_to(b + v * ldb + k + q, ldb, width, d + (k + q) * width + v);
+                transpose_to(from + q, ld, width, d + (k + q) * width + v);
         }
         for (; k < kc; k++)
             for (int64_t i = 0; i < VL; i++)
-                d[k * width + v + i] = b[(v + i) * ldb + k];
+                d[k * width + v + i] = get(b + (v + i) * ldb + k);
     }
     if (v < width)                                      /* fewer than VL rows are left */
         for (int64_t k = 0; k < kc; k++) {
             vf x = { 0 };
             for (int64_t i = 0; i < cols - v; i++)
-                x[i] = b[(v + i) * ldb + k];
+                x[i] = get(b + (v + i) * ldb + k);
             vstore(d + k * width + v, x);
         }
 }
 
 /* d[kc][width] = b[kc][cols] */
-static void pack_b_plain(const float *b, int64_t ldb, int64_t cols, int64_t kc, int64_t width,
+static void pack_b_plain(const real *b, int64_t ldb, int64_t cols, int64_t kc, int64_t width,
                          float *d)
 {
     if (cols == NR) {
         for (int64_t k = 0; k < kc; k++)
 #pragma GCC unroll 8
             for (int v = 0; v < NV; v++)
-                vstore(d + k * NR + v * VL, vload(b + k * ldb + v * VL));
+                vstore(d + k * NR + v * VL, vget(b + k * ldb + v * VL));
         return;
     }
     for (int64_t k = 0; k < kc; k++)
         for (int64_t v = 0; v < width; v += VL)
-            vstore(d + k * width + v, vload_n(b + k * ldb + v, cols - v < VL ? cols - v : VL));
+            vstore(d + k * width + v, vget_n(b + k * ldb + v, cols - v < VL ? cols - v : VL));
 }
 
 /* Panel p of op(b)[k0 .. k0+kc, j0 ..] */
 static void pack_b(const ag_gemm *g, int64_t k0, int64_t kc, int64_t j, int64_t cols, float *d)
 {
-    const float *b = g->b;
+    const real *b = g->b;
     const int64_t width = AG_ALIGN_UP(cols, VL);
     if (g->tb)
         pack_b_transposed(b + j * g->ldb + k0, g->ldb, cols, kc, width, d);
     else
         pack_b_plain(b + k0 * g->ldb + j, g->ldb, cols, kc, width, d);
 }
+
+#if defined(AG_STORAGE)
+/* d[rows][kc] = a[rows][kc] as floats */
+static void widen_a(const real *a, int64_t lda, int64_t rows, int64_t kc, float *d)
+{
+    for (int64_t i = 0; i < rows; i++, a += lda, d += kc)
+        for (int64_t k = 0; k < kc; k += VL) {
+            if (kc - k < VL)
+                vstore_n(d + k, vget_n(a + k, kc - k), kc - k);
+            else
+                vstore(d + k, vget(a + k));
+        }
+}
+#endif
 
 /*
  * Rows i0 .. i0+rows of op(a) = transpose of a, k0 .. k0+kc, in strips of h rows:
@@ -91,17 +122,17 @@ static void pack_a(const ag_gemm *g, int64_t k0, int64_t kc, int64_t i0, int64_t
         const int64_t ke = kb + STEP < kc ? kb + STEP : kc;
         for (int64_t i = 0; i < rows; i += h) {
             const int64_t n = rows - i < h ? rows - i : h;
-            const float *a = (const float *)g->a + (k0 + kb) * g->lda + i0 + i;
+            const real *a = (const real *)g->a + (k0 + kb) * g->lda + i0 + i;
             float *strip = d + i * kc + kb * n;
             int64_t k = kb;
             if (i0 + i + PACK_WIDTH <= g->m)
                 for (; (ke - k) * n >= PACK_WIDTH; k++, a += g->lda, strip += n)
                     for (int l = 0; l < PACK_WIDTH; l += VL)
-                        vstore(strip + l, vload(a + l));
+                        vstore(strip + l, vget(a + l));
             for (; k < ke; k++, a += g->lda, strip += n)
                 for (int64_t l = 0; l < n; l += VL) {
                     const int64_t lanes = n - l < VL ? n - l : VL;
-                    vstore_n(strip + l, vload_n(a + l, lanes), lanes);
+                    vstore_n(strip + l, vget_n(a + l, lanes), lanes);
                 }
         }
     }

@@ -22,6 +22,10 @@
  * and |error| <= 4 u sum |a b| for data of mixed sign at any k; below 32 u sum |a b| where all
  * products have one sign.
  *
+ * 16-bit operands are widened while they are packed; rows of a are then copied too.  A 16-bit c
+ * gets its sums in an f32 block of rows, for which all blocks of k run one after the other, and is
+ * rounded on the way out: the bits are those of the f32 product on the same numbers, rounded once.
+ *
  * Kernels cannot fail: without memory for packing, one thread goes on with a panel and a strip
  * on its stack, with the same bits.  The same path serves a second caller while the buffers are
  * in use.
@@ -41,12 +45,16 @@ enum {
     MC = 384 / MR * MR,              /* rows of a block of a: 390 kB, a part of the L2 cache */
     NC = 3072 / NR * NR,             /* columns of a block of b: 3 MiB, shared in L3 */
     A_DIRECT_K = 128,                /* up to here, a transposed a is read where it lies */
-    DOT_M = 16,                      /* up to here, dot products beat packing */
     B_DIRECT_M = 112,                /* up to here, b is read where it lies */
     MIN_WORK = 1 << 17,              /* multiply-adds that are worth waking a thread for */
     MAX_THREADS = 256,
     TURNS = 3,                       /* blocks, at least, of a thread's rows */
-    HUGE_PAGE = 2 << 20
+    HUGE_PAGE = 2 << 20,
+#if defined(AG_STORAGE)
+    C_BLOCK = 1 << 17                /* sums of a block of rows of a 16-bit c, per thread */
+#else
+    C_BLOCK = 0
+#endif
 };
 
 /* How one call is cut. */
@@ -57,8 +65,10 @@ typedef struct plan {
     bool    b_direct;                /* full panels of b are read where they lie */
     int64_t kc;                      /* steps of a block of k, all but the last */
     int64_t mc, nc;                  /* most rows of a block of a, columns of a block of b */
-    float  *packed_b;                /* [nc * KC]: per block of k, the panels one after the other */
+    int64_t b_room;                  /* numbers in packed_b */
+    float  *packed_b;                /* per block of k, the panels one after the other */
     float  *packed_a;                /* per thread [mc * KC] */
+    float  *sums;                    /* per thread [C_BLOCK] */
     atomic_int_fast64_t *taken;      /* [threads], blocks of rows of a thread's share; or NULL */
 } plan;
 
@@ -69,7 +79,11 @@ typedef struct piece {
     int64_t k0, kc, i0, rows, j0, cols;
     float  *panels;                  /* packed, from column j0 on; or memory for one of them */
     bool    pack;                    /* pack each panel before its use */
+    float  *c; int64_t ldc;          /* its sums: in c, or a thread's own */
 } piece;
+
+/* A thread's memory. */
+typedef struct thread_space { float *packed_a, *sums; } thread_space;
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -127,9 +141,27 @@ static void tile_narrow(const operands *o, int64_t rows, int64_t cols, const flo
 }
 
 /* Where piece q of op(a) begins. */
-static const float *a_of(const ag_gemm *g, const piece *q)
+static const real *a_of(const ag_gemm *g, const piece *q)
 {
-    return (const float *)g->a + (g->ta ? q->i0 + q->k0 * g->lda : q->i0 * g->lda + q->k0);
+    return (const real *)g->a + (g->ta ? q->i0 + q->k0 * g->lda : q->i0 * g->lda + q->k0);
+}
+
+/* What the strips of piece q read, and the numbers from one row of it to the next. */
+static const float *a_ready(const ag_gemm *g, const plan *p, const piece *q, int64_t h,
+                            float *packed, int64_t *ret_row)
+{
+    *ret_row = q->kc;
+    if (p->a_packed) {
+        pack_a(g, q->k0, q->kc, q->i0, q->rows, h, packed);
+        return packed;
+    }
+#if defined(AG_STORAGE)
+    widen_a(a_of(g, q), g->lda, q->rows, q->kc, packed);
+    return packed;
+#else
+    *ret_row = g->ta ? 1 : g->lda;
+    return a_of(g, q);
+#endif
 }
 
 /* c of piece q, in strips of equal height h <= MR; each tile fetches a row of what `next` reads. */
@@ -138,39 +170,34 @@ static void multiply(const ag_gemm *g, const plan *p, const piece *q, const piec
 {
     const int64_t h = ceil_div(q->rows, ceil_div(q->rows, MR));
     const bool last = q->k0 + q->kc == g->k && has_epilogue(g);
+    int64_t per_row, rows_left = g->ta ? next->kc : next->rows;
+    const float *a = a_ready(g, p, q, h, packed_a, &per_row);
+    const real *row = a_of(g, next);
     operands o = {
-        .kc = q->kc, .ldc = g->ldc, .acc = g->acc || q->k0 > 0, .ai = g->ta ? 1 : g->lda
+        .kc = q->kc, .ldc = q->ldc, .acc = g->acc || q->k0 > 0, .ai = g->ta ? 1 : per_row
     };
-    const float *a = a_of(g, q), *row = a_of(g, next);
-    int64_t rows_left = g->ta ? next->kc : next->rows;
-    int64_t per_row = g->ta ? 1 : g->lda;               /* from strip to strip, times h */
-    if (p->a_packed) {
-        pack_a(g, q->k0, q->kc, q->i0, q->rows, h, packed_a);
-        a = packed_a;
-        per_row = q->kc;
-    }
     for (int64_t j = q->j0; j < q->j0 + q->cols; j += NR) {
         const int64_t n = min64(NR, q->j0 + q->cols - j);
         const bool direct = p->b_direct && n == NR;
         float *panel = q->panels + (q->pack ? 0 : (j - q->j0) * q->kc);
-        const float *b = direct ? (const float *)g->b + q->k0 * g->ldb + j : panel;
+        const float *b = direct ? (const float *)((const real *)g->b + q->k0 * g->ldb + j) : panel;
         const float *next_panel = q->pack ? b : panel + NR * q->kc;
         if (q->pack && !direct)
             pack_b(g, q->k0, q->kc, j, n, panel);
         o.bk = direct ? g->ldb : AG_ALIGN_UP(n, VL);
         for (int64_t i = 0; i < q->rows; i += h, rows_left--, row += g->lda) {
             const int64_t m = min64(h, q->rows - i);
-            float *top = (float *)g->c + q->i0 * g->ldc + j, *c = top + i * g->ldc;
-            const ahead f = { i + h < q->rows ? c + h * g->ldc : top + NR,
+            float *top = q->c + j - q->j0, *c = top + i * q->ldc;
+            const ahead f = { i + h < q->rows ? c + h * q->ldc : top + NR,
                               next_panel + (q->pack ? 0 : i / h * q->kc),
-                              rows_left > 0 ? row : b };
+                              rows_left > 0 ? (const void *)row : b };
             o.ak = p->a_packed ? m : g->ta ? g->lda : 1;
             if (n % VL == 0)
                 tiles[m - 1][n / VL - 1](&o, a + i * per_row, b, c, &f);
             else
                 tile_narrow(&o, m, n, a + i * per_row, b, c, &f);
             if (last)
-                finish_block(g, q->i0 + i, m, j, n);
+                finish_block(g, &(block){ q->i0 + i, m, j, n, c, q->ldc });
         }
     }
 }
@@ -195,9 +222,23 @@ static void multiply_block(const ag_gemm *g, const plan *p, range ks, piece q, i
     }
 }
 
+/* Where the sums of piece q are made. */
+static void place_sums(const ag_gemm *g, piece *q, float *own_sums)
+{
+    if (sums_in_c(g)) {
+        q->c = (float *)g->c + q->i0 * g->ldc + q->j0;
+        q->ldc = g->ldc;
+        return;
+    }
+    q->c = own_sums;
+    q->ldc = AG_ALIGN_UP(q->cols, VL);
+    if (g->acc)
+        widen_c(g, q->i0, q->rows, q->j0, q->cols, q->c, q->ldc);
+}
+
 /* The same for rows r, in blocks of at most mc; `taken` counts those that threads have taken. */
 static void multiply_rows(const ag_gemm *g, const plan *p, range ks, range r, piece q,
-                          int64_t width, float *packed_a, atomic_int_fast64_t *taken)
+                          int64_t width, const thread_space *o, atomic_int_fast64_t *taken)
 {
     const int64_t n = r.end - r.begin;
     const int64_t blocks = max64(taken ? TURNS : 1, ceil_div(n, p->mc));
@@ -207,26 +248,29 @@ static void multiply_rows(const ag_gemm *g, const plan *p, range ks, range r, pi
         if (q.i0 >= r.end)
             return;
         q.rows = min64(mc, r.end - q.i0);
-        multiply_block(g, p, ks, q, min64(mc, r.end - q.i0 - q.rows), width, packed_a);
+        place_sums(g, &q, o->sums);
+        multiply_block(g, p, ks, q, min64(mc, r.end - q.i0 - q.rows), width, o->packed_a);
     }
 }
 
 /* What thread t of `threads` does. */
 static void work(const ag_gemm *g, const plan *p, int t, int threads)
 {
-    float *packed_a = p->packed_a + t * p->mc * KC;
+    const thread_space mine = { p->packed_a + t * p->mc * KC, p->sums + t * C_BLOCK };
     for (int64_t jc = 0; jc < g->n; jc += p->nc) {
         const int64_t n = min64(p->nc, g->n - jc), width = AG_ALIGN_UP(n, VL);
         const int64_t grain = p->by_cols ? VL : NR;
         const range own = share(ceil_div(n, grain), t, threads);
         const range cols = { jc + own.begin * grain, min64(jc + n, jc + own.end * grain) };
-        const int64_t group = max64(1, p->nc * KC / (width * p->kc)) * p->kc;
+        const bool all_k = p->by_cols && !sums_in_c(g);
+        const int64_t group =
+            all_k ? max64(1, g->k) : max64(1, p->b_room / (width * p->kc)) * p->kc;
         for (int64_t kg = 0; kg == 0 || kg < g->k; kg += group) {
             const range ks = { kg, min64(g->k, kg + group) };
             if (p->by_cols) {
                 const piece q = { .j0 = cols.begin, .cols = cols.end - cols.begin, .pack = true,
                                   .panels = p->packed_b + (int64_t)t * NR * KC };
-                multiply_rows(g, p, ks, (range){ 0, g->m }, q, width, packed_a, NULL);
+                multiply_rows(g, p, ks, (range){ 0, g->m }, q, width, &mine, NULL);
                 continue;
             }
             for (int64_t k0 = ks.begin; k0 < ks.end; k0 += p->kc)
@@ -241,7 +285,7 @@ static void work(const ag_gemm *g, const plan *p, int t, int threads)
             const piece q = { .j0 = jc, .cols = n, .panels = p->packed_b };
             for (int i = 0; i < threads; i++) {         /* the own share, then those of others */
                 const int of = (t + i) % threads;
-                multiply_rows(g, p, ks, share(g->m, of, threads), q, width, packed_a,
+                multiply_rows(g, p, ks, share(g->m, of, threads), q, width, &mine,
                               p->taken ? &p->taken[of] : NULL);
             }
             if (ks.end < g->k || jc + n < g->n)
@@ -254,11 +298,11 @@ static void work(const ag_gemm *g, const plan *p, int t, int threads)
  * Memory for packing, kept for ever so that its address, and its huge pages, stay; NULL if there is
  * none.  One caller at a time.
  */
-static float *buffers(int threads)
+static float *buffers(int threads, int64_t b_room)
 {
     static float *base;
     static size_t bytes;
-    const size_t need = ((size_t)NC * KC + (size_t)threads * MC * KC) * sizeof(float);
+    const size_t need = ((size_t)b_room + (size_t)threads * (MC * KC + C_BLOCK)) * sizeof(float);
     if (need <= bytes)
         return base;
     const size_t size = AG_ALIGN_UP(need, (size_t)HUGE_PAGE) + HUGE_PAGE;
@@ -281,11 +325,14 @@ static float *buffers(int threads)
 static void gemm_small_memory(const ag_gemm *g, plan p)
 {
     enum { STRIP = MR * KC + 64 };
-    _Alignas(64) float space[STRIP + NR * KC];
+    _Alignas(64) float space[STRIP + NR * KC + (C_BLOCK ? MR * NR : 0)];
     p.packed_a = space;
     p.packed_b = space + STRIP;
+    p.sums = p.packed_b + NR * KC;
     p.mc = MR;
     p.nc = NR;
+    p.b_room = NR * KC;
+    p.by_cols |= !sums_in_c(g);      /* there is room for the panel of one block of k */
     work(g, &p, 0, 1);
 }
 
@@ -310,6 +357,16 @@ static bool split_columns(const ag_gemm *g, int threads)
     return g->m <= MC && threads <= NC / NR && most * threads * 4 <= vectors * 5;
 }
 
+/* Blocks of a 16-bit c: panels of all k, and sums that a thread has room for. */
+static void plan_sums(const ag_gemm *g, plan *p)
+{
+    const int64_t k = AG_ALIGN_UP(max64(1, g->k), p->kc);
+    p->nc = min64(NC, max64(NR, NC * KC / k / NR * NR));
+    p->b_room = max64(p->b_room, NR * k);
+    const int64_t width = AG_ALIGN_UP(min64(p->nc, g->n), VL);
+    p->mc = min64(MC, C_BLOCK / width / MR * MR);
+}
+
 void AG_NAME(gemm)(const ag_gemm *g)
 {
     static atomic_flag busy = ATOMIC_FLAG_INIT;
@@ -325,19 +382,23 @@ void AG_NAME(gemm)(const ag_gemm *g)
         return;
     }
     p.kc = AG_ALIGN_UP(ceil_div(max64(1, g->k), max64(1, ceil_div(g->k, KC))), VL);
-    p.a_packed = g->ta && g->k > A_DIRECT_K;
+    p.a_packed = g->ta && (C_BLOCK || g->k > A_DIRECT_K);
     p.by_cols = split_columns(g, p.threads);
-    p.b_direct = !g->tb && g->m <= B_DIRECT_M && (p.by_cols || p.threads == 1);
+    p.b_direct = !C_BLOCK && !g->tb && g->m <= B_DIRECT_M && (p.by_cols || p.threads == 1);
+    p.b_room = (int64_t)NC * KC;
+    if (!sums_in_c(g))
+        plan_sums(g, &p);
     atomic_int_fast64_t taken[MAX_THREADS];
     if (p.threads > 1)
         p.taken = taken;
     float *space = NULL;
     const bool got = !atomic_flag_test_and_set(&busy);
     if (got)
-        space = buffers(p.threads);
+        space = buffers(p.threads, p.b_room);
     if (space) {
         p.packed_b = space;
-        p.packed_a = space + (size_t)NC * KC;
+        p.sums = space + p.b_room;
+        p.packed_a = p.sums + (size_t)p.threads * C_BLOCK;
 #pragma omp parallel num_threads(p.threads) if (p.threads > 1)
         work(g, &p, team_rank(), team_size());
     } else {

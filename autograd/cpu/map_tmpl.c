@@ -9,6 +9,7 @@
 #include <tgmath.h>
 
 #include "autograd/cpu/fast.h"
+#include "autograd/cpu/storage.h"
 #include "autograd/cpu/sums.h"
 
 enum { SPAN = 4096 };                /* elements: 16 KiB of each operand */
@@ -49,25 +50,25 @@ enum { SPAN = 4096 };                /* elements: 16 KiB of each operand */
 #define FOR_EACH(i, k) _Pragma("omp simd") for (int64_t i = 0; i < k; i++)
 
 #define AG_UNARY(name, f, df, ...)                                              \
-    INLINE void fwd_##name(int64_t k, const float *vx, float *vy)               \
+    INLINE void fwd_##name(int64_t k, const real *vx, real *vy)                 \
     {                                                                           \
-        FOR_EACH(i, k) { const float x = vx[i]; vy[i] = f; }                    \
+        FOR_EACH(i, k) { const float x = get(vx + i); put(vy + i, f); }         \
     }                                                                           \
     void AG_NAME(unary_fwd_##name)(int64_t n, const void *x, void *y)           \
     {                                                                           \
-        FOR_SPANS(c, k, n, fwd_##name(k, (const float *)x + c, (float *)y + c)); \
+        FOR_SPANS(c, k, n, fwd_##name(k, (const real *)x + c, (real *)y + c));  \
     }
 #include "autograd/unary.def"
 #undef AG_UNARY
 
 #define AG_UNARY(name, f, df, ...)                                                       \
-    INLINE void bwd_##name(int64_t k, const float *vx, const float *vy, const float *dy, \
-                           float *dx, bool acc)                                          \
+    INLINE void bwd_##name(int64_t k, const real *vx, const real *vy, const real *dy,    \
+                           real *dx, bool acc)                                           \
     {                                                                                    \
         FOR_EACH(i, k) {                                                                 \
-            const float x = vx[i], y = vy[i], d = dy[i] * (df);                          \
+            const float x = get(vx + i), y = get(vy + i), d = get(dy + i) * (df);        \
             (void)x, (void)y;                                                            \
-            dx[i] = acc ? dx[i] + d : d;                                                 \
+            put(dx + i, acc ? get(dx + i) + d : d);                                      \
         }                                                                                \
     }
 #include "autograd/unary.def"
@@ -77,8 +78,8 @@ enum { SPAN = 4096 };                /* elements: 16 KiB of each operand */
     void AG_NAME(unary_bwd_##name)(int64_t n, const void *px, const void *py, const void *pdy, \
                                    void *pdx, bool acc)                                        \
     {                                                                                          \
-        const float *x = px, *y = py, *dy = pdy;                                               \
-        float *dx = pdx;                                                                       \
+        const real *x = px, *y = py, *dy = pdy;                                                \
+        real *dx = pdx;                                                                        \
         FOR_SPANS(c, k, n,                                                                     \
             if (acc) bwd_##name(k, x + c, y + c, dy + c, dx + c, true);                        \
             else     bwd_##name(k, x + c, y + c, dy + c, dx + c, false));                      \
@@ -87,26 +88,27 @@ enum { SPAN = 4096 };                /* elements: 16 KiB of each operand */
 #undef AG_UNARY
 
 #define AG_BINARY(name, f, dfa, dfb, ...)                                              \
-    INLINE void fwd_##name(int64_t k, const float *va, const float *vb, float *vy)     \
+    INLINE void fwd_##name(int64_t k, const real *va, const real *vb, real *vy)        \
     {                                                                                  \
-        FOR_EACH(i, k) { const float a = va[i], b = vb[i]; vy[i] = f; }                \
+        FOR_EACH(i, k) { const float a = get(va + i), b = get(vb + i); put(vy + i, f); } \
     }                                                                                  \
     void AG_NAME(binary_fwd_##name)(int64_t n, const void *a, const void *b, void *y)  \
     {                                                                                  \
         FOR_SPANS(c, k, n,                                                             \
-            fwd_##name(k, (const float *)a + c, (const float *)b + c, (float *)y + c)); \
+            fwd_##name(k, (const real *)a + c, (const real *)b + c, (real *)y + c));   \
     }
 #include "autograd/binary.def"
 #undef AG_BINARY
 
 #define SLOPE(fn, df)                                                                             \
-    INLINE void fn(int64_t k, const float *va, const float *vb, const float *vy, const float *dy, \
-                   float *dx, bool acc)                                                           \
+    INLINE void fn(int64_t k, const real *va, const real *vb, const real *vy, const real *dy,     \
+                   real *dx, bool acc)                                                            \
     {                                                                                             \
         FOR_EACH(i, k) {                                                                          \
-            const float a = va[i], b = vb[i], y = vy[i], d = dy[i] * (df);                        \
+            const float a = get(va + i), b = get(vb + i), y = get(vy + i);                        \
+            const float d = get(dy + i) * (df);                                                   \
             (void)a, (void)b, (void)y;                                                            \
-            dx[i] = acc ? dx[i] + d : d;                                                          \
+            put(dx + i, acc ? get(dx + i) + d : d);                                               \
         }                                                                                         \
     }
 #define AG_BINARY(name, f, dfa, dfb, ...) SLOPE(bwd_a_##name, dfa) SLOPE(bwd_b_##name, dfb)
@@ -118,16 +120,16 @@ enum { SPAN = 4096 };                /* elements: 16 KiB of each operand */
     void AG_NAME(binary_bwd_##name)(int64_t n, const void *pa, const void *pb, const void *py,   \
                                     const void *pdy, void *da, bool acc_a, void *db, bool acc_b) \
     {                                                                                            \
-        const float *a = pa, *b = pb, *y = py, *dy = pdy;                                        \
+        const real *a = pa, *b = pb, *y = py, *dy = pdy;                                         \
         FOR_SPANS(c, k, n,                                                                       \
             if (da && acc_a)                                                                     \
-                bwd_a_##name(k, a + c, b + c, y + c, dy + c, (float *)da + c, true);             \
+                bwd_a_##name(k, a + c, b + c, y + c, dy + c, (real *)da + c, true);              \
             if (da && !acc_a)                                                                    \
-                bwd_a_##name(k, a + c, b + c, y + c, dy + c, (float *)da + c, false);            \
+                bwd_a_##name(k, a + c, b + c, y + c, dy + c, (real *)da + c, false);             \
             if (db && acc_b)                                                                     \
-                bwd_b_##name(k, a + c, b + c, y + c, dy + c, (float *)db + c, true);             \
+                bwd_b_##name(k, a + c, b + c, y + c, dy + c, (real *)db + c, true);              \
             if (db && !acc_b)                                                                    \
-                bwd_b_##name(k, a + c, b + c, y + c, dy + c, (float *)db + c, false));           \
+                bwd_b_##name(k, a + c, b + c, y + c, dy + c, (real *)db + c, false));            \
     }
 #include "autograd/binary.def"
 #undef AG_BINARY
@@ -145,21 +147,21 @@ INLINE vf act_slope(ag_act act, vf x)
 
 /* One row: dx[k] = dy act'(pre), where dx is wanted; group[k] += dx, where that is wanted (whole
  * vectors). */
-INLINE void act_row(ag_act act, int64_t k, const float *pre, const float *dy, float *dx,
+INLINE void act_row(ag_act act, int64_t k, const real *pre, const real *dy, real *dx,
                     float *group)
 {
     FOR_VECTORS(j, k) {
-        vf d = vload_to(dy + j, k - j);
+        vf d = vget_to(dy + j, k - j);
         if (act != AG_ACT_NONE)
-            d *= act_slope(act, vload_to(pre + j, k - j));
+            d *= act_slope(act, vget_to(pre + j, k - j));
         if (dx)
-            vstore_to(dx + j, d, k - j);
+            vput_to(dx + j, d, k - j);
         if (group)
             vstore(group + j, vload(group + j) + d);
     }
 }
 
-static void act_row_of(ag_act act, int64_t k, const float *pre, const float *dy, float *dx,
+static void act_row_of(ag_act act, int64_t k, const real *pre, const real *dy, real *dx,
                        float *group)
 {
     switch (act) {
@@ -173,7 +175,7 @@ static void act_row_of(ag_act act, int64_t k, const float *pre, const float *dy,
 
 /* Slot s of the column sums of columns j0 .. j0+k of [m,n], dx on the way. */
 static void act_slot(ag_act act, int64_t m, int64_t n, int64_t j0, int64_t k, int64_t s,
-                     const float *pre, const float *dy, float *dx, float *ret_part)
+                     const real *pre, const real *dy, real *dx, float *ret_part)
 {
     column_tree tree;
     int64_t from, to;
@@ -194,8 +196,9 @@ static void act_slot(ag_act act, int64_t m, int64_t n, int64_t j0, int64_t k, in
 void AG_NAME(act_bwd)(ag_act act, int64_t m, int64_t n, const void *ppre, const void *pdy,
                       void *pdx, void *pdb, bool acc_db)
 {
-    const float *pre = ppre, *dy = pdy;
-    float *dx = pdx, *db = pdb;
+    const real *pre = ppre, *dy = pdy;
+    real *dx = pdx;
+    float *db = pdb;
     if (!db) {
         const int64_t size = m * n;
         FOR_SPANS(c, k, size, act_row_of(act, k, pre ? pre + c : NULL, dy + c, dx + c, NULL));
@@ -210,6 +213,8 @@ void AG_NAME(act_bwd)(ag_act act, int64_t m, int64_t n, const void *ppre, const 
         slots_total(parts, k, db + j0, acc_db);
     }
 }
+
+#if !defined(AG_STORAGE)              /* sums are for f32 tables; half_tmpl.c has fill and scale */
 
 void AG_NAME(fill)(int64_t n, double value, void *py)
 {
@@ -321,9 +326,11 @@ void AG_NAME(row_add)(int64_t m, int64_t n, const void *pdy, void *pdx, bool acc
     }
 }
 
+#endif
+
 /* y[n] = add + x * keep * up, or without add where that is NULL; add may be y */
 static void dropout_row(int64_t n, uint32_t threshold, float up, const ag_noise *z, int64_t row,
-                        const float *x, const float *add, float *y)
+                        const real *x, const real *add, real *y)
 {
     const uint64_t group = ag_noise_group(z, row, n);
     for (int64_t j = 0; j < n; j += 64) {
@@ -331,17 +338,19 @@ static void dropout_row(int64_t n, uint32_t threshold, float up, const ag_noise 
         const int64_t k = n - j < 64 ? n - j : 64;
         vnoise64(z, group + (uint64_t)j / 64, bits);
         if (add)
-            FOR_EACH(i, k) y[j + i] = add[j + i] + (bits[i] >= threshold ? x[j + i] * up : 0.0f);
+            FOR_EACH(i, k)
+                put(y + j + i, get(add + j + i) +
+                               (bits[i] >= threshold ? get(x + j + i) * up : 0.0f));
         else
-            FOR_EACH(i, k) y[j + i] = bits[i] >= threshold ? x[j + i] * up : 0.0f;
+            FOR_EACH(i, k) put(y + j + i, bits[i] >= threshold ? get(x + j + i) * up : 0.0f);
     }
 }
 
 void AG_NAME(dropout_fwd)(int64_t m, int64_t n, double p, const ag_noise *z, const void *px,
                           const void *presidual, void *py)
 {
-    const float *x = px, *residual = presidual;
-    float *y = py;
+    const real *x = px, *residual = presidual;
+    real *y = py;
     #pragma omp parallel for schedule(static) if (m * n >= AG_PARALLEL_FROM)
     for (int64_t i = 0; i < m; i++)
         dropout_row(n, ag_drop_threshold(p), (float)(1 / (1 - p)), z, i, x + i * n,

@@ -2,9 +2,9 @@
  * simd.h -- the vector of one instruction set: its type, loads, sums, noise and functions.
  *
  * A fast kernel file is compiled once per instruction set with -DAG_ISA=base|avx2|avx512;
- * AG_NAME(f) is then ag_f_<isa>.  vf is a GCC vector of VL floats, so + - * / and comparisons with
- * scalars are C, and a * b + c contracts to an fma where there is one.  Intrinsics appear only
- * where GCC 12 does badly.
+ * AG_NAME(f) is then ag_f_<isa>, or ag_f_<isa>_<type> with -DAG_STORAGE=bf16|f16 (storage.h).  vf
+ * is a GCC vector of VL floats, so + - * / and comparisons with scalars are C, and a * b + c
+ * contracts to an fma where there is one.  Intrinsics appear only where GCC 12 does badly.
  */
 #ifndef AG_CPU_SIMD_H
 #define AG_CPU_SIMD_H
@@ -19,7 +19,12 @@
 
 #define AG_PASTE3(a, b, c) a##b##c
 #define AG_PASTE(a, b, c) AG_PASTE3(a, b, c)
-#define AG_NAME(f) AG_PASTE(ag_##f, _, AG_ISA)
+#define AG_NAME_F32(f) AG_PASTE(ag_##f, _, AG_ISA)
+#if defined(AG_STORAGE)
+#define AG_NAME(f) AG_PASTE(AG_NAME_F32(f), _, AG_STORAGE)
+#else
+#define AG_NAME(f) AG_NAME_F32(f)
+#endif
 
 #if defined(__AVX512F__)
 enum { VL = 16 };

@@ -45,6 +45,11 @@ static ag_call_run *binary_cheap(const ag_call *c)
     return c->op->id == AG_BINARY_relu_mask ? c->op->forward : NULL;
 }
 
+static bool binary_half(const ag_call *c, const ag_kernels *k)
+{
+    return k->binary_fwd[c->op->id] && k->binary_bwd[c->op->id];
+}
+
 static bool binary_sample(int64_t i, ag_sample *s, double lo, double hi, double gap)
 {
     static const ag_shape shapes[] = { { 0, { 0 } }, { 1, { 0 } }, { 1, { 17 } }, { 2, { 5, 67 } },
@@ -64,7 +69,7 @@ static bool binary_sample(int64_t i, ag_sample *s, double lo, double hi, double 
     const ag_op ag_op_##n = {                                                                    \
         .name = #n, .doc = "y = " #f, .n_in = 2, .n_out = 1, .id = AG_BINARY_##n,                \
         .shape = binary_shape, .forward = binary_forward, .backward = binary_backward,           \
-        .unread = binary_unread, .cheap = binary_cheap,                                          \
+        .unread = binary_unread, .cheap = binary_cheap, .half = binary_half,                     \
         .sample = n##_sample };                                                                  \
     ag_tensor *ag_##n(ag_tape *t, ag_tensor *a, ag_tensor *b)                                    \
     { return ag_apply(t, &ag_op_##n, (ag_tensor *[AG_MAX_IN]){ a, b }, NULL, NULL); }

@@ -62,6 +62,7 @@ const ag_op ag_op_cross_entropy = {
     .name = "cross_entropy",
     .doc = "mean over rows with target >= 0 of -log softmax(x[..,n])[target]",
     .n_in = 2, .n_out = 1, .integer_in = 1u << 1, .shape = cross_entropy_shape,
+    .f32_out = true,
     .saved_bytes = cross_entropy_saved, .forward = cross_entropy_forward,
     .backward = cross_entropy_backward, .flops = cross_entropy_flops,
     .unread = ag_unread_out,

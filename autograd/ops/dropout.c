@@ -43,6 +43,12 @@ static void dropout_backward(ag_call *c)
     ag_grad_pass(c, R);
 }
 
+static bool dropout_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->dropout_fwd && k->dropout_bwd;
+}
+
 static bool dropout_sample(int64_t i, ag_sample *s)
 {
     static const int64_t M[] = { 1, 5, 0 }, N[] = { 1, 7, 64, 131 };
@@ -64,7 +70,8 @@ static bool dropout_sample(int64_t i, ag_sample *s)
 const ag_op ag_op_dropout = {
     .name = "dropout", .doc = "y = residual + x * keep / (1 - p)", .n_in = 2, .n_out = 1,
     .optional = 1u << R, .passes = 1u << R, .shape = dropout_shape, .forward = dropout_forward,
-    .backward = dropout_backward, .unread = ag_unread_all, .sample = dropout_sample,
+    .backward = dropout_backward, .unread = ag_unread_all, .half = dropout_half,
+    .sample = dropout_sample,
 };
 
 ag_tensor *ag_dropout(ag_tape *t, ag_tensor *x, ag_tensor *residual, double p, uint32_t site)

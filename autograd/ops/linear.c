@@ -65,9 +65,10 @@ static void linear_again(ag_call *c)
                            .bias = c->saved, .act = c->attr.linear.act });
 }
 
+/* Not where s is rounded to 16 bits: the output is made of the s before. */
 static ag_call_run *linear_cheap(const ag_call *c)
 {
-    return keeps_pre(c) && !c->in[R] ? linear_again : NULL;
+    return keeps_pre(c) && !c->in[R] && !ag_dtype_is_half(c->k->dtype) ? linear_again : NULL;
 }
 
 /* s alone, where y is made again */
@@ -126,10 +127,10 @@ static const void *pre_grad(ag_call *c, const mnk *s)
 /* dw (+)= ds^T x, or its transpose */
 static void weight_grad(ag_call *c, const mnk *s, const void *ds, void *dw, bool acc)
 {
-    ag_gemm g = { .ta = true, .acc = acc, .m = s->n, .n = s->k, .k = s->m, .a = ds, .lda = s->n,
-                  .b = c->in[X]->data, .ldb = s->k, .c = dw, .ldc = s->k };
+    ag_gemm g = { .ta = true, .acc = acc, .c_f32 = true, .m = s->n, .n = s->k, .k = s->m, .a = ds,
+                  .lda = s->n, .b = c->in[X]->data, .ldb = s->k, .c = dw, .ldc = s->k };
     if (c->attr.linear.in_out)
-        g = (ag_gemm){ .ta = true, .acc = acc, .m = s->k, .n = s->n, .k = s->m,
+        g = (ag_gemm){ .ta = true, .acc = acc, .c_f32 = true, .m = s->k, .n = s->n, .k = s->m,
                        .a = c->in[X]->data, .lda = s->k, .b = ds, .ldb = s->n, .c = dw,
                        .ldc = s->n };
     c->k->gemm(&g);
@@ -156,6 +157,12 @@ static unsigned linear_unread(const ag_call *c)
 {
     const bool reads_out = c->attr.linear.act == AG_ACT_RELU && !keeps_pre(c);
     return AG_UNREAD_IN(B) | AG_UNREAD_IN(R) | (reads_out ? 0 : AG_UNREAD_OUT(0));
+}
+
+static bool linear_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->gemm && k->act_bwd;
 }
 
 static int64_t linear_flops(const ag_call *c)
@@ -197,7 +204,7 @@ const ag_op ag_op_linear = {
     .n_in = 4, .n_out = 1, .optional = 1u << B | 1u << R, .passes = 1u << R,
     .shape = linear_shape, .saved_bytes = linear_saved, .forward = linear_forward,
     .backward = linear_backward, .workspace = linear_workspace, .unread = linear_unread,
-    .cheap = linear_cheap,
+    .cheap = linear_cheap, .half = linear_half, .weights = 1u << W | 1u << B,
     .flops = linear_flops, .sample = linear_sample,
 };
 

@@ -56,6 +56,12 @@ static void matmul_backward(ag_call *c)
     if (db && tb)  product(c->k, true, ta, s.n, s.k, s.m, dc, a, db, acc);
 }
 
+static bool matmul_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->gemm;
+}
+
 static int64_t matmul_flops(const ag_call *c)
 {
     const mnk s = sizes(c);
@@ -83,7 +89,7 @@ static bool matmul_sample(int64_t i, ag_sample *s)
 const ag_op ag_op_matmul = {
     .name = "matmul", .doc = "c[m,n] = op(a) @ op(b), op = transpose where ta, tb", .n_in = 2,
     .n_out = 1, .shape = matmul_shape, .forward = matmul_forward, .backward = matmul_backward,
-    .flops = matmul_flops, .unread = ag_unread_out,
+    .half = matmul_half, .flops = matmul_flops, .unread = ag_unread_out,
     .sample = matmul_sample,
 };
 

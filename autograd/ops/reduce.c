@@ -39,13 +39,13 @@ static bool sum_sample(int64_t i, ag_sample *s)
 
 const ag_op ag_op_sum = {
     .name = "sum", .doc = "y = sum of x", .n_in = 1, .n_out = 1, .shape = scalar_shape,
-    .forward = sum_forward, .backward = sum_backward, .unread = ag_unread_all,
+    .f32_out = true, .forward = sum_forward, .backward = sum_backward, .unread = ag_unread_all,
     .sample = sum_sample,
 };
 
 const ag_op ag_op_mean = {
     .name = "mean", .doc = "y = mean of x; 0 of nothing", .n_in = 1, .n_out = 1,
-    .shape = scalar_shape, .forward = sum_forward, .backward = sum_backward,
+    .shape = scalar_shape, .f32_out = true, .forward = sum_forward, .backward = sum_backward,
     .unread = ag_unread_all, .sample = sum_sample,
 };
 

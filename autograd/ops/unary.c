@@ -22,6 +22,11 @@ static void unary_backward(ag_call *c)
                                    c->out[0]->grad, dx, acc);
 }
 
+static bool unary_half(const ag_call *c, const ag_kernels *k)
+{
+    return k->unary_fwd[c->op->id] && k->unary_bwd[c->op->id];
+}
+
 static bool unary_sample(int64_t i, ag_sample *s, double lo, double hi, double gap)
 {
     static const ag_shape shapes[] = { { 0, { 0 } }, { 1, { 1 } }, { 1, { 0 } }, { 1, { 17 } },
@@ -37,7 +42,7 @@ static bool unary_sample(int64_t i, ag_sample *s, double lo, double hi, double g
     const ag_op ag_op_##n = {                                                                   \
         .name = #n, .doc = "y = " #f, .n_in = 1, .n_out = 1, .id = AG_UNARY_##n,                \
         .shape = unary_shape, .forward = unary_forward, .backward = unary_backward,             \
-        .cheap = ag_cheap_forward, .sample = n##_sample };                                       \
+        .cheap = ag_cheap_forward, .half = unary_half, .sample = n##_sample };                  \
     ag_tensor *ag_##n(ag_tape *t, ag_tensor *x)                                                 \
     { return ag_apply(t, &ag_op_##n, (ag_tensor *[AG_MAX_IN]){ x }, NULL, NULL); }
 #include "../unary.def"

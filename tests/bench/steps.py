@@ -3,7 +3,7 @@
 
     tests/bench/steps.py BUILD [ROUNDS] [NAME ...]
 
-Names: gpt gpt-dropout cpu mnist, and sparse, sparse-mnist: hard steps of the sparse feed-forward layer beside the
+Names: gpt gpt-dropout gpt-bf16 cpu mnist, and sparse, sparse-mnist: hard steps of the sparse feed-forward layer beside the
 other ways to train it and beside the dense one, all tulle's (default: all).  Each round runs every program once; a row shows the median of the
 rounds, their spread, and the ratio of tulle to the peer as the median of the ratios within a round.  The peak of the
 machine (register-only multiply-adds) is measured in the same rounds.  PyTorch is that of /usr/bin/python3.
@@ -51,6 +51,11 @@ tables = {
         'tulle': tulle(GPT, 3, 1),
         'PyTorch as installed': torch('torch_gpt.py', clean, dropout=0.2, steps=2),
         'PyTorch, best settings': torch('torch_gpt.py', best, best=True, dropout=0.2, steps=2)}),
+    'gpt-bf16': ('the first in bfloat16', {
+        'tulle': tulle(GPT + ['model.dropout=0', 'train.precision=bf16'], 3, 1),
+        'tulle in fp32': tulle(GPT + ['model.dropout=0'], 3, 1),
+        'PyTorch as installed': torch('torch_gpt.py', clean, bf16=True, steps=2),
+        'PyTorch, best settings': torch('torch_gpt.py', malloc, best=True, bf16=True, steps=2)}),
     'cpu': ('configs/shakespeare-cpu.yaml', {
         'tulle': tulle(['configs/shakespeare-cpu.yaml'], 200, 20),
         'PyTorch as installed': torch('torch_gpt.py', clean, **CPU),

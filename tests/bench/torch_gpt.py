@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """The peer of the GPT benchmarks: the same training step in PyTorch, as a nanoGPT user would write it.
 
-Prints one JSON line like `tulle bench --json`.  --best uses the additive mask; huge pages and oneDNN come from the
-environment that steps.py sets.
+Prints one JSON line like `tulle bench --json`.  --bf16 runs under autocast; --best uses the additive mask;
+huge pages and oneDNN come from the environment that steps.py sets.
 """
 import argparse, json, math, resource, statistics, time
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -12,6 +12,7 @@ for name, value in dict(layers=6, heads=6, width=384, context=256, vocab=65, bat
     p.add_argument('--' + name, type=int, default=value)
 p.add_argument('--dropout', type=float, default=0.0)
 p.add_argument('--best', action='store_true')
+p.add_argument('--bf16', action='store_true')
 a = p.parse_args()
 torch.set_num_threads(a.threads)
 torch.manual_seed(1)
@@ -86,7 +87,8 @@ def step():
     at = torch.randint(0, len(text) - a.context - 1, (a.batch,))
     x = torch.stack([text[i:i + a.context] for i in at])
     y = torch.stack([text[i + 1:i + 1 + a.context] for i in at])
-    loss = model(x, y)
+    with torch.autocast('cpu', dtype=torch.bfloat16, enabled=a.bf16):
+        loss = model(x, y)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()

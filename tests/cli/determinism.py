@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The same bits for any number of threads: determinism.py TULLE SOURCE [STEPS]
 
-Trains a dense and a sparse GPT and the two MNIST-shaped networks (on generated digits) for 50 steps with
+Trains dense and sparse GPTs and MNIST-shaped networks (on generated digits), in f32 and 16 bits, for 50 steps with
 OMP_NUM_THREADS 1, 2, 3 and 7 and compares the hashes of weights, optimizer state and counters, and the metrics.
 """
 import json, os, pathlib, subprocess, sys, tempfile
@@ -17,6 +17,8 @@ digits = ['data.source=digits', 'data.size=3000', 'data.path=', 'schedule.decay_
 runs = {
     'gpt dense': ['configs/quickstart.yaml', *gpt, 'model.ff.type=dense'],
     'gpt sparse': ['configs/quickstart.yaml', *gpt, 'model.ff.quant_prob=0.5'],
+    'gpt bf16': ['configs/quickstart.yaml', *gpt, 'model.ff.quant_prob=0.5', 'train.precision=bf16'],
+    'mlp fp16': ['configs/mnist-dense.yaml', *digits, 'train.precision=fp16'],
     'mlp dense': ['configs/mnist-dense.yaml', *digits],
     'mlp sparse': ['configs/mnist-sparse.yaml', *digits],
 }
