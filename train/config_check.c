@@ -388,6 +388,10 @@ static void check_streams(checker *k)
               "model.tied_embeddings", "set model.tied_embeddings: false");
     if (!off && c->train.recompute != TRAIN_RECOMPUTE_NONE)
         clash(k, "train.recompute", "is for one residual stream, but", "model.reversible", "");
+    if (!off && c->model.reversible != TRAIN_REVERSIBLE_STORED &&
+        c->train.precision != TRAIN_PRECISION_FP32)
+        clash(k, "train.precision", "does not rebuild streams well enough for",
+              "model.reversible", "train.precision: fp32 does");
     if (type != TRAIN_MODEL_TERRAFORMER) return;
     if (c->data.source_length > c->model.context)
         clash(k, "data.source_length", "is more than the positions,", "model.context", "");

@@ -127,8 +127,7 @@ static int64_t choose_micro_batch(const train_session *s)
     long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
     if (cache <= 0) cache = 32l << 20;
     const int64_t rows = s->source + s->context;
-    const int64_t fit =
-        cache / 2 / (width * rows * (int64_t)ag_dtype_size(precision_of(&s->config)));
+    const int64_t fit = cache / 2 / (width * rows * (int64_t)ag_dtype_size(precision_of(c)));
     const int64_t least = (LEAST_ROWS + rows - 1) / rows;
     int64_t want = fit > least ? fit : least;
     if (want > batch) want = batch;
