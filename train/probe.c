@@ -15,12 +15,15 @@ static size_t  choices_of(const train_probe *p, const nn_ff *l)
     return (size_t)(p->rows * l->blocks);
 }
 
+/* Of these, those that it made: an encoder's layer sees sources alone. */
+static size_t seen_of(const train_probe_layer *l) { return (size_t)(l->seen.rows * l->ff->blocks); }
+
 static bool layer_new(const train_probe *p, train_probe_layer *l)
 {
     l->seen.cap = p->rows;
     l->seen.used = malloc((size_t)units_of(l->ff) * sizeof *l->seen.used);
-    l->seen.choice = malloc(choices_of(p, l->ff) * sizeof *l->seen.choice);
-    l->before = malloc(choices_of(p, l->ff) * sizeof *l->before);
+    l->seen.choice = calloc(choices_of(p, l->ff), sizeof *l->seen.choice);
+    l->before = calloc(choices_of(p, l->ff), sizeof *l->before);
     return l->seen.used && l->seen.choice && l->before;
 }
 
@@ -37,10 +40,11 @@ int train_probe_new(const train_session *s, train_probe **ret_probe, ag_err *err
         train_probe_free(p);
         return ag_err_set(err, AG_ENOMEM, "out of memory for the probe");
     }
-    const int64_t have = data_samples(s->data, DATA_VAL), want = PROBE_ROWS / s->context;
+    const int64_t tokens = s->source + s->context;
+    const int64_t have = data_samples(s->data, DATA_VAL), want = PROBE_ROWS / tokens;
     p->samples = want < 1 ? 1 : want;
     if (p->samples > have) p->samples = have;
-    p->rows = p->samples * s->context;
+    p->rows = p->samples * tokens;
     bool good = true;
     for (int i = 0; i < all; i++) {
         nn_ff *l = m->ff_layer(m, i);
@@ -119,7 +123,7 @@ static void put_number(FILE *f, const char *key, double v)
 static void put_layer(FILE *f, const train_probe *p, const train_probe_layer *l)
 {
     const nn_ff *ff = l->ff;
-    const size_t n = choices_of(p, ff);
+    const size_t n = seen_of(l);
     int64_t dead;
     size_t flips = 0;
     const double even = usage_entropy(ff, l->seen.used, &dead);

@@ -29,7 +29,7 @@ void train_probe_free(train_probe *p);                   /* NULL is fine */
 
 /*
  * Looks once: *ret_json, malloc'ed, is an object
- *   rows         tokens or images seen
+ *   rows         tokens, of sources too, or images seen
  *   hard_loss    on them, as in evaluation; soft_loss: with all units times p (null where the layer
  *                has no soft form): their difference is what the choice costs the mixture
  *   layers       per layer: blocks, choices (per block), dead (never chosen),

@@ -3,7 +3,7 @@
 
 A file of few pairs is learned by heart, so that what is answered is known.
 """
-import json, pathlib, re, subprocess, sys, tempfile
+import json, math, pathlib, re, subprocess, sys, tempfile
 
 tulle = str(pathlib.Path(sys.argv[1]).resolve())
 passed, failed = 0, []
@@ -105,6 +105,17 @@ def longer_numbers(tmp):
     says(run('resume', 'r', 'data.digits=5', status=2, cwd=tmp), 'data.digits')
 
 
+def looked_at(tmp):
+    """Encoder and decoder see different numbers of tokens: 9 sources of 12 in one, as many targets of 4 in the other."""
+    train(tmp, 'model.type=transformer', 'model.n_encoder_layers=1', 'data.source_length=12', 'data.target_length=4', 'model.ff.type=sparse',
+          'model.ff.block=16', 'data.val_fraction=0.09', 'train.steps=12', 'train.eval_every=6', 'sample.every=0')
+    for look in [e['sparse'] for e in evals(tmp)]:
+        assert look['rows'] == 9 * 16, look
+        for layer, rows in zip(look['layers'], (9 * 12, 9 * 4)):
+            assert sum(layer['used']) == rows * layer['blocks'] and layer['controller_entropy'] < math.log(16), layer
+            assert layer['flips'] is None or layer['flips'] <= 1, layer
+
+
 def faults(tmp):
     says(train(tmp, 'data.tokenizer=word', 'data.source=text', status=2), 'data.tokenizer = word .* needs pairs, but data.source = text')
     says(train(tmp, 'data.path=', status=2), 'data.source = pairs .* needs a file')
@@ -116,7 +127,7 @@ def faults(tmp):
     says(run('eval', 'r', '--decode', status=2, cwd=tmp), 'only a model of pairs answers sources')
 
 
-for f in learned_by_heart, by_words, parts_of_a_batch, longer_numbers, faults:
+for f in learned_by_heart, by_words, parts_of_a_batch, longer_numbers, looked_at, faults:
     try:
         with tempfile.TemporaryDirectory() as tmp:
             f(pathlib.Path(tmp))
