@@ -208,7 +208,8 @@ static int run_variant(const train_config *base, int v, const options *o, table 
         r = train_config_override(&c, variants[v].set[i], err);
     c.model.tied_embeddings = false;
     if (r == AG_OK) r = train_config_check(&c, err);
-    return r < 0 ? r : run_config(&c, variants[v].name, o, t, err);
+    if (r < 0) return ag_err_prefix(err, "bench decode, row %s: ", variants[v].name);
+    return run_config(&c, variants[v].name, o, t, err);
 }
 
 static int run_arm(const train_config *base, const train_arm *arm, const options *o, table *t,

@@ -130,6 +130,12 @@ static void print_bytes(const char *what, double bytes)
     printf("%-30s %10.2f MB\n", what, megabytes(bytes));
 }
 
+/* Has it one stack of blocks on one residual stream? */
+static bool may_recompute(const train_config *c)
+{
+    return c->model.type == TRAIN_MODEL_GPT && c->model.reversible == TRAIN_REVERSIBLE_OFF;
+}
+
 /* What a step takes under each word of train.recompute, in groups of about sqrt(layers) too, and
  * under the plan for train.memory_budget. */
 static int print_strategies(train_session *s, ag_err *err)
@@ -191,7 +197,7 @@ static int show_memory(train_session *s, bool plan, ag_err *err)
     print_bytes(plan ? "all, at the peak of a step (*)" : "all, at the peak of a step",
                 2 * params + (double)opt_bytes(s->opt) + narrow + peak + patterns);
     if (plan) puts("(*) planned; --run takes a step");
-    return s->d_in ? AG_OK : print_strategies(s, err);
+    return may_recompute(&s->config) ? print_strategies(s, err) : AG_OK;
 }
 
 /* The vocabulary as far as the configuration tells it; 0: only the data do. */

@@ -186,7 +186,8 @@ def looking(tmp):
     assert '<svg' in (tmp / 'p.svg').read_text()[:10]
     says(run('show', 'pattern', quick, 'model.attention.pattern=lokal(3)', status=2), r"no factor 'lokal'\n    lokal")
     says(run('show', 'pattern', quick, '--blocks', '4', status=2), r"no flag '--blocks'; `tulle show --help` lists them")
-    says(run('show', 'memory', quick, *tiny), r'parameters', r'optimizer', r'block 1', r'peak')
+    says(run('show', 'memory', quick, *tiny), r'parameters', r'optimizer', r'block 1', r'peak', r'train.recompute')
+    assert 'train.recompute' not in run('show', 'memory', quick, *tiny, 'model.reversible=fp32')
     assert json.loads(run('bench', quick, *tiny, '--steps', '3', '--json'))['per_second'] > 0
     says(run('help'), r'tulle train', r'Exit status')
     says(run('version'), r'tulle \d')
@@ -225,6 +226,10 @@ def decoding(tmp):
     for bad in ('0', '1,', ',1', '1,,2', '4097', 'x', '', '1 2'):
         says(run('bench', 'decode', quick, f'--batch={bad}', status=2), r"--batch", r'1,2,4')
     says(run('bench', 'decode', quick, *tiny, '--tokens', '12', status=2), r'do not fit model.context = 16')
+    says(run('bench', 'decode', quick, *tiny, 'model.n_heads=1', '--tokens', '3', '--prompt', '3', status=2), r'row \+QKV: .*kernel_modules')
+    hashed = ['model.type=terraformer', 'model.reversible=fixed', 'model.attention.type=lsh', 'data.source=copy_pairs', 'data.source_length=5',
+              'data.target_length=16', 'model.ff.type=dense']
+    says(run('bench', 'decode', quick, *tiny, *hashed, '--tokens', '3', status=2), r'hashing does not go on from a cache.*attention.type = dense')
     run('bench', 'decode', 'r', 'model.d_ff=8', status=2, cwd=tmp)
 
 
