@@ -55,7 +55,8 @@ int train_plan_step(train_session *s, nn_recompute *r, train_step_plan *ret_p, a
         toss_as_before(m, c);
         m->recompute = was;
         const ag_tape_memory use = ag_tape_bytes(t);
-        *ret_p = (train_step_plan){ .fixed = 2 * (double)m->params->n * sizeof(float) +
+        const size_t each = 2 * sizeof(float) + (m->params->narrow ? sizeof(uint16_t) : 0);
+        *ret_p = (train_step_plan){ .fixed = (double)m->params->n * (double)each +
                                              (double)opt_bytes(s->opt) +
                                              (double)m->cost.pattern_bytes,
                                     .peak = (double)use.peak, .grads = (double)use.grads,

@@ -335,8 +335,9 @@ static void describe(run *r)
                       (long long)k->ff_touched,
                       (long long)k->d_ff, (long long)k->attention_params,
                       (long long)k->head_params);
-    train_status_line(&r->status, "run     %s, %s kernels, %d threads, batch %lld in parts of %lld",
-                      r->dir.dir, ag_tape_kernels(s->tape)->name, train_threads(),
+    train_status_line(&r->status, "run     %s, %s, %s kernels, %d threads, batch %lld in parts of "
+                      "%lld", r->dir.dir, train_choice_word(s->config.train.precision),
+                      ag_tape_kernels(s->tape)->name, train_threads(),
                       (long long)s->config.train.batch, (long long)s->config.train.micro_batch);
     char plan[512];
     if (s->model->recompute)
