@@ -275,26 +275,15 @@ int nn_gpt_new(const nn_gpt_config *config, ag_dtype dtype, uint64_t seed, nn_mo
                ag_err *err)
 {
     nn_gpt *g;
-    int r = plan(config, dtype, &g, err);
-    if (r) return r;
-    r = nn_params_alloc(g->model.params, seed, err);
-    if (r) {
-        nn_model_free(&g->model);
-        return r;
-    }
-    *ret_model = &g->model;
-    return AG_OK;
+    const int r = plan(config, dtype, &g, err);
+    return r ? r : nn_model_fill(&g->model, seed, ret_model, err);
 }
 
 int nn_gpt_plan(const nn_gpt_config *config, ag_dtype dtype, nn_model **ret_model, ag_err *err)
 {
     nn_gpt *g;
-    int r = plan(config, dtype, &g, err);
-    if (r) return r;
-    r = nn_params_layout(g->model.params, err);
-    if (r) nn_model_free(&g->model);
-    else *ret_model = &g->model;
-    return r;
+    const int r = plan(config, dtype, &g, err);
+    return r ? r : nn_model_lay_out(&g->model, ret_model, err);
 }
 
 int nn_gpt_cost(const nn_gpt_config *config, nn_cost *ret_cost, ag_err *err)

@@ -11,6 +11,23 @@ void nn_model_free(nn_model *m)
     free(m);
 }
 
+static int made(nn_model *m, int r, nn_model **ret_model)
+{
+    if (r) nn_model_free(m);
+    else *ret_model = m;
+    return r;
+}
+
+int nn_model_fill(nn_model *m, uint64_t seed, nn_model **ret_model, ag_err *err)
+{
+    return made(m, nn_params_alloc(m->params, seed, err), ret_model);
+}
+
+int nn_model_lay_out(nn_model *m, nn_model **ret_model, ag_err *err)
+{
+    return made(m, nn_params_layout(m->params, err), ret_model);
+}
+
 ag_tensor *nn_model_logits(const nn_model *m, ag_tape *t, ag_tensor *x, nn_mode mode)
 {
     return m->logits(m, t, x, mode, NULL);

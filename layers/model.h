@@ -39,6 +39,11 @@ struct nn_model {
 
 void nn_model_free(nn_model *m);     /* NULL is fine */
 
+/* The end of making a model, whose parameters are named: gives them memory and initial values, or,
+ * to plan with, untouched zeros.  On an error the model is freed.  AG_ENOMEM. */
+int nn_model_fill(nn_model *m, uint64_t seed, nn_model **ret_model, ag_err *err);
+int nn_model_lay_out(nn_model *m, nn_model **ret_model, ag_err *err);
+
 ag_tensor *nn_model_logits(const nn_model *m, ag_tape *t, ag_tensor *x, nn_mode mode);
 /* Mean cross-entropy in nats of int32 targets, one per row of the logits; negative ones do not
  * count. */

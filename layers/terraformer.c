@@ -302,22 +302,14 @@ int nn_terraformer_new(const nn_terraformer_config *c, ag_dtype dtype, uint64_t 
                        nn_model **ret_model, ag_err *err)
 {
     nn_terraformer *m;
-    int r = plan(c, dtype, &m, err);
-    if (r) return r;
-    r = nn_params_alloc(m->model.params, seed, err);
-    if (r) nn_model_free(&m->model);
-    else *ret_model = &m->model;
-    return r;
+    const int r = plan(c, dtype, &m, err);
+    return r ? r : nn_model_fill(&m->model, seed, ret_model, err);
 }
 
 int nn_terraformer_plan(const nn_terraformer_config *c, ag_dtype dtype, nn_model **ret_model,
                         ag_err *err)
 {
     nn_terraformer *m;
-    int r = plan(c, dtype, &m, err);
-    if (r) return r;
-    r = nn_params_layout(m->model.params, err);
-    if (r) nn_model_free(&m->model);
-    else *ret_model = &m->model;
-    return r;
+    const int r = plan(c, dtype, &m, err);
+    return r ? r : nn_model_lay_out(&m->model, ret_model, err);
 }

@@ -239,22 +239,14 @@ int nn_transformer_new(const nn_transformer_config *config, ag_dtype dtype, uint
                        nn_model **ret_model, ag_err *err)
 {
     nn_transformer *m;
-    int r = plan(config, dtype, &m, err);
-    if (r) return r;
-    r = nn_params_alloc(m->model.params, seed, err);
-    if (r) nn_model_free(&m->model);
-    else *ret_model = &m->model;
-    return r;
+    const int r = plan(config, dtype, &m, err);
+    return r ? r : nn_model_fill(&m->model, seed, ret_model, err);
 }
 
 int nn_transformer_plan(const nn_transformer_config *config, ag_dtype dtype, nn_model **ret_model,
                         ag_err *err)
 {
     nn_transformer *m;
-    int r = plan(config, dtype, &m, err);
-    if (r) return r;
-    r = nn_params_layout(m->model.params, err);
-    if (r) nn_model_free(&m->model);
-    else *ret_model = &m->model;
-    return r;
+    const int r = plan(config, dtype, &m, err);
+    return r ? r : nn_model_lay_out(&m->model, ret_model, err);
 }
