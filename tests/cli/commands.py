@@ -4,37 +4,13 @@
 What each prints is checked for what it must say; signals save and stop, runs resume to the same state, and a diverged run
 says where it went wrong.
 """
-import json, os, pathlib, re, signal, subprocess, sys, tempfile, time
+import json, pathlib, re, signal, subprocess, sys, time
+from cases import go_through, run, says, tulle
 
-tulle, source = str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(sys.argv[2]).resolve()
+source = pathlib.Path(sys.argv[2]).resolve()
 quick = str(source / 'configs/quickstart.yaml')
 tiny = ['data.size=20000', 'model.context=16', 'model.d_model=16', 'model.n_heads=2', 'train.batch=4', 'sample.length=20',
         'train.eval_batches=2', 'train.log_every=1', 'schedule.warmup_steps=2', 'schedule.decay_steps=40']
-passed, failed = 0, []
-
-
-def run(*args, status=0, cwd=None):
-    out = subprocess.run([tulle, *map(str, args)], cwd=cwd, capture_output=True, text=True, errors='replace')
-    if out.returncode != status:
-        raise AssertionError(f'{args}: exit {out.returncode}, wanted {status}\n{out.stderr}')
-    return out.stdout + out.stderr
-
-
-def check(f):
-    global passed
-    try:
-        with tempfile.TemporaryDirectory() as tmp:
-            f(pathlib.Path(tmp))
-        passed += 1
-    except Exception as e:
-        failed.append(f.__name__)
-        print(f'FAILED {f.__name__}: {e}')
-
-
-def says(text, *patterns):
-    for p in patterns:
-        if not re.search(p, text, re.S):
-            raise AssertionError(f'no {p!r} in\n{text}')
 
 
 def state(text):
@@ -275,9 +251,6 @@ def published_models(tmp):
     says(run('show', 'memory', 'text.yaml', '--vocab', '65', cwd=tmp), r'gpt, 10,\d{3},\d{3} parameters')
 
 
-for f in (train_and_look, resume_is_the_same_run, signals_save, a_stop_in_an_evaluation,
-          changed_settings_are_told, nobody_reads, a_locked_run_is_refused, divergence_is_explained,
-          configurations, data, looking, decoding, sparse_transformer, published_models):
-    check(f)
-print(f'{passed} passed, {len(failed)} failed')
-sys.exit(bool(failed))
+go_through(train_and_look, resume_is_the_same_run, signals_save, a_stop_in_an_evaluation,
+           changed_settings_are_told, nobody_reads, a_locked_run_is_refused, divergence_is_explained,
+           configurations, data, looking, decoding, sparse_transformer, published_models)

@@ -3,10 +3,9 @@
 
 A file of few pairs is learned by heart, so that what is answered is known.
 """
-import json, math, pathlib, re, subprocess, sys, tempfile
+import json, math, re
+from cases import go_through, run, says
 
-tulle = str(pathlib.Path(sys.argv[1]).resolve())
-passed, failed = 0, []
 tiny = '''\
 model:
   n_layers: 1
@@ -25,19 +24,6 @@ sample:
   every: 150
 '''
 learned = {'hot dog': 'cold cat', 'dog': 'cat', 'cat': 'dog', 'a b': 'b a', 'to be': 'or not'}
-
-
-def run(*args, status=0, cwd=None):
-    out = subprocess.run([tulle, *map(str, args)], cwd=cwd, capture_output=True, text=True)
-    if out.returncode != status:
-        raise AssertionError(f'{args}: exit {out.returncode}, wanted {status}\n{out.stderr}')
-    return out.stdout + out.stderr
-
-
-def says(text, *patterns):
-    for p in patterns:
-        if not re.search(p, text, re.S):
-            raise AssertionError(f'no {p!r} in\n{text}')
 
 
 def train(tmp, *keys, status=0):
@@ -127,13 +113,4 @@ def faults(tmp):
     says(run('eval', 'r', '--decode', status=2, cwd=tmp), 'only a model of pairs answers sources')
 
 
-for f in learned_by_heart, by_words, parts_of_a_batch, longer_numbers, looked_at, faults:
-    try:
-        with tempfile.TemporaryDirectory() as tmp:
-            f(pathlib.Path(tmp))
-        passed += 1
-    except Exception as e:
-        failed.append(f.__name__)
-        print(f'FAILED {f.__name__}: {type(e).__name__} {e}')
-print(f'{passed} passed, {len(failed)} failed')
-sys.exit(bool(failed))
+go_through(learned_by_heart, by_words, parts_of_a_batch, longer_numbers, looked_at, faults)

@@ -3,10 +3,9 @@
 
 Pictures are unpacked and looked at, sound is read by Python's own reader of WAV files.
 """
-import gzip, io, json, os, pathlib, random, re, struct, subprocess, sys, tarfile, tempfile, wave, zlib
+import gzip, io, json, random, struct, tarfile, wave, zlib
+from cases import go_through, run, says
 
-tulle = str(pathlib.Path(sys.argv[1]).resolve())
-passed, failed = 0, []
 tiny = '''\
 model:
   n_layers: 1
@@ -22,19 +21,6 @@ sample:
   count: 3
   length: 300
 '''
-
-
-def run(*args, status=0, cwd=None):
-    out = subprocess.run([tulle, *map(str, args)], cwd=cwd, capture_output=True, text=True)
-    if out.returncode != status:
-        raise AssertionError(f'{args}: exit {out.returncode}, wanted {status}\n{out.stderr}')
-    return out.stdout + out.stderr
-
-
-def says(text, *patterns):
-    for p in patterns:
-        if not re.search(p, text, re.S):
-            raise AssertionError(f'no {p!r} in\n{text}')
 
 
 def train(tmp, source, *keys):
@@ -168,13 +154,4 @@ def other_data_are_refused(tmp):
     says(run('resume', 'r', 'train.steps=6', status=4, cwd=tmp), 'the data are not those')
 
 
-for f in cifar, mnist_like, sound, tasks, three_parts_of_a_text, other_data_are_refused:
-    try:
-        with tempfile.TemporaryDirectory() as tmp:
-            f(pathlib.Path(tmp))
-        passed += 1
-    except Exception as e:
-        failed.append(f.__name__)
-        print(f'FAILED {f.__name__}: {type(e).__name__} {e}')
-print(f'{passed} passed, {len(failed)} failed')
-sys.exit(bool(failed))
+go_through(cifar, mnist_like, sound, tasks, three_parts_of_a_text, other_data_are_refused)
