@@ -1,5 +1,6 @@
 /* backward.c -- the gradients of a tape: where they live, and the walk back over the calls. */
 #include "convert.h"
+#include "device.h"
 #include "tape_impl.h"
 #include "watch.h"
 
@@ -129,6 +130,7 @@ static void run_backward(ag_tape *t, ag_call *c)
     ag_tensor *made = ag_make_for_backward(c);
     if (t->error) return;
     ag_call_run_backward(c);
+    if (t->k->device) ag_tape_check(t, c);
     ag_unmake(made);
     ag_arena_rewind(&t->data, scratch);
 }
@@ -154,12 +156,20 @@ static int backward(ag_tape *t, ag_tensor *y, const void *dy, double scale)
         return ag_fail(t, AG_EGRAD, "backward: nothing that needs a gradient leads to this tensor");
     if (!y->grad && !(y->grad = ag_grad_alloc(t, y))) return t->error;
     const ag_dtype dtype = ag_grad_dtype(y);
+    const ag_mark scratch = ag_arena_mark(&t->data);
+    if (dy && t->k->device) {
+        void *there = ag_scratch(t, (size_t)y->size * sizeof(float));
+        if (!there) return t->error;
+        t->k->device->write(there, dy, (size_t)y->size * sizeof(float));
+        dy = there;
+    }
     if (dy)
         ag_convert_add(t, y->size, ag_dtype_is_half(t->k->dtype) ? AG_F32 : dtype, dy, dtype,
                        y->grad, y->grad_written);
     else
         ag_kernels_of(t->k, dtype)->fill(y->size, scale, y->grad);
     y->grad_written = true;
+    ag_arena_rewind(&t->data, scratch);
     return ag_tape_replay(t, 0);
 }
 

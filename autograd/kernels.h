@@ -195,6 +195,7 @@ typedef struct ag_lsh_decode {
 typedef struct ag_kernels {
     const char *name;                /* "ref", "base", "avx2", "avx512" */
     ag_dtype    dtype;
+    const struct ag_device *device;  /* whose memory the pointers point to; NULL: the host's */
     const struct ag_kernels *wide;   /* of a 16-bit table: the f32 one; NULL, as the next two, of
                                       * others */
     void (*narrow)(int64_t n, const float *x, void *y);  /* y = x rounded */

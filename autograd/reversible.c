@@ -8,6 +8,7 @@
  * Which of the two buffers is a and which is b changes with every swap: `streams` names them by
  * their role, and the outputs take their memory by role at the end.
  */
+#include "device.h"
 #include "tape_impl.h"
 
 #include <math.h>
@@ -35,7 +36,8 @@ void ag_memo_before(ag_tape *t, ag_call *c)
     if (m->mode != AG_MEMO_RECALL) return;
     for (int i = 0; i < c->op->n_out; i++) {
         if (!recalls(c, i)) continue;
-        if (!t->plan) memcpy(c->out[i]->data, m->at + m->used, int_bytes(c->out[i]));
+        if (!t->plan) ag_device_copy(t->k->device, c->out[i]->data, m->at + m->used,
+                                     int_bytes(c->out[i]));
         c->given |= 1u << i;
         m->used += whole_lines(int_bytes(c->out[i]));
     }
@@ -48,7 +50,8 @@ void ag_memo_after(ag_tape *t, const ag_call *c)
     for (int i = 0; i < c->op->n_out; i++) {
         if (!recalls(c, i)) continue;
         if (m->mode == AG_MEMO_KEEP && !t->plan)
-            memcpy(m->at + m->used, c->out[i]->data, int_bytes(c->out[i]));
+            ag_device_copy(t->k->device, m->at + m->used, c->out[i]->data,
+                           int_bytes(c->out[i]));
         m->used += whole_lines(int_bytes(c->out[i]));
     }
 }

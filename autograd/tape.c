@@ -1,4 +1,5 @@
 #include "convert.h"
+#include "device.h"
 #include "tape_impl.h"
 #include "watch.h"
 
@@ -21,6 +22,7 @@ ag_tape *ag_tape_new(const ag_kernels *device)
     t->k = device;
     t->meta.chunk_min = (size_t)1 << 20;
     t->data.chunk_min = t->grads.chunk_min = (size_t)4 << 20;
+    if (device->device) t->data.memory = t->grads.memory = &device->device->memory;
     t->noise.n_samples = 1;
     return t;
 }
@@ -154,6 +156,14 @@ static ag_tensor *poison(ag_tape *t)
     return &t->poison;
 }
 
+int ag_tape_check(ag_tape *t, const ag_call *c)
+{
+    const char *why = t->k->device ? t->k->device->check() : NULL;
+    if (why && c) ag_fail(t, AG_EFAIL, "%s: %s", c->op->name, why);
+    else if (why) ag_fail(t, AG_EFAIL, "%s", why);
+    return t->error;
+}
+
 /* --- tensors ---------------------------------------------------------------------------------- */
 
 void *ag_tape_meta(ag_tape *t, size_t bytes)
@@ -200,13 +210,31 @@ ag_tensor *ag_input_blank(ag_tape *t, ag_shape shape, bool needs_grad)
     return x ? x : poison(t);
 }
 
+/* Numbers from the host to x, of f32 or 16 bits. */
+static void put_floats(ag_tape *t, ag_tensor *x, const float *src)
+{
+    const size_t bytes = (size_t)x->size * sizeof *src;
+    if (x->dtype == AG_F32) {
+        ag_device_write(t->k->device, x->data, src, bytes);
+        return;
+    }
+    const ag_mark m = ag_arena_mark(&t->data);
+    const float *from = src;
+    if (t->k->device) {
+        float *wide = ag_tape_alloc(t, &t->data, x->size, AG_F32);
+        if (wide) t->k->device->write(wide, src, bytes);
+        from = wide;
+    }
+    if (from) t->k->narrow(x->size, from, x->data);
+    ag_arena_rewind(&t->data, m);
+}
+
 ag_tensor *ag_input(ag_tape *t, ag_shape shape, const float *src, bool needs_grad)
 {
     ag_tensor *x = leaf_new(t, &shape, t->k->dtype, needs_grad);
     if (!x) return poison(t);
-    if (x->dtype == AG_F32) memcpy(x->data, src, (size_t)x->size * sizeof *src);
-    else if (x->dtype != AG_F64) t->k->narrow(x->size, src, x->data);
-    else for (int64_t i = 0; i < x->size; i++) ((double *)x->data)[i] = (double)src[i];
+    if (x->dtype == AG_F64) for (int64_t i = 0; i < x->size; i++) ((double *)x->data)[i] = (double)src[i];
+    else put_floats(t, x, src);
     return x;
 }
 
@@ -214,28 +242,56 @@ ag_tensor *ag_input_f64(ag_tape *t, ag_shape shape, const double *src, bool need
 {
     ag_tensor *x = leaf_new(t, &shape, t->k->dtype, needs_grad);
     if (!x) return poison(t);
-    if (x->dtype == AG_F64) memcpy(x->data, src, (size_t)x->size * sizeof *src);
-    else for (int64_t i = 0; i < x->size; i++) {
-        const float v = (float)src[i];
-        if (x->dtype == AG_F32) ((float *)x->data)[i] = v;
-        else t->k->narrow(1, &v, (uint16_t *)x->data + i);
+    if (x->dtype == AG_F64) {
+        memcpy(x->data, src, (size_t)x->size * sizeof *src);
+        return x;
     }
+    const ag_mark m = ag_arena_mark(&t->meta);
+    float *v = ag_arena_alloc(&t->meta, (size_t)x->size, sizeof *v);
+    for (int64_t i = 0; v && i < x->size; i++) v[i] = (float)src[i];
+    if (v) put_floats(t, x, v);
+    else ag_fail(t, AG_ENOMEM, "out of memory for an input");
+    ag_arena_rewind(&t->meta, m);
     return x;
 }
 
 const float *ag_floats(ag_tape *t, const ag_tensor *x)
 {
-    if (x->dtype == AG_F32 || t->error) return x->data;
-    float *v = ag_tape_alloc(t, &t->data, x->size, AG_F32);
-    if (v) t->k->widen(x->size, x->data, v);
-    return v;
+    const ag_device *device = t->k->device;
+    if (t->error || (x->dtype == AG_F32 && !device)) return x->data;
+    const ag_mark m = ag_arena_mark(&t->data);
+    float *v = x->data;
+    if (x->dtype != AG_F32 && (v = ag_tape_alloc(t, &t->data, x->size, AG_F32)))
+        t->k->widen(x->size, x->data, v);
+    if (!v || !device) return v;
+    float *host = ag_tape_meta(t, (size_t)x->size * sizeof *host);
+    if (host) device->read(host, v, (size_t)x->size * sizeof *host);
+    ag_arena_rewind(&t->data, m);
+    return ag_tape_check(t, NULL) == AG_OK ? host : NULL;
+}
+
+double ag_value(ag_tape *t, const ag_tensor *x, int64_t i)
+{
+    const size_t size = ag_dtype_size(x->dtype);
+    double number = 0;               /* room for one of any type */
+    if (t->error) return NAN;
+    ag_device_read(t->k->device, &number, (const char *)x->data + (size_t)i * size, size);
+    return ag_tape_check(t, NULL) == AG_OK ? ag_number_at(x->dtype, &number, 0) : (double)NAN;
 }
 
 ag_tensor *ag_input_i32(ag_tape *t, ag_shape shape, const int32_t *src)
 {
     ag_tensor *x = leaf_new(t, &shape, AG_I32, false);
     if (!x) return poison(t);
-    memcpy(x->data, src, (size_t)x->size * sizeof *src);
+    const size_t bytes = (size_t)x->size * sizeof *src;
+    x->host = x->data;
+    if (t->k->device) {
+        int32_t *host = ag_tape_meta(t, bytes);
+        if (!host) return poison(t);
+        if (bytes) memcpy(host, src, bytes);
+        x->host = host;
+    }
+    ag_device_write(t->k->device, x->data, src, bytes);
     return x;
 }
 
@@ -299,6 +355,7 @@ static int make_outputs(ag_tape *t, ag_call *c, bool needs_grad)
         if (i == 0 && ag_is_remade(c)) y->maker = c;
         else if (c->op->alias) y->data = c->in[0]->data;
         else if (!tensor_data(t, y)) return t->error;
+        if (integer && !t->k->device) y->host = y->data;
     }
     if (c->op->saved_bytes) {
         c->saved = ag_arena_alloc(&t->data, 1, c->op->saved_bytes(c));
@@ -329,6 +386,7 @@ void ag_call_forward(ag_tape *t, ag_call *c)
     const bool done = t->error || (!t->plan && has_all(c));
     if (!done && !c->op->nested) ag_call_run_forward(c, c->op->forward);
     else if (!done && !(t->plan && t->segment)) c->op->forward(c);
+    if (t->k->device) ag_tape_check(t, c);
     if (t->memo) ag_memo_after(t, c);
     if (t->watch && !t->plan && !t->error) ag_watch_forward(t, c);
     ag_unmake(made);

@@ -47,9 +47,11 @@ ag_tensor *ag_input_i32(ag_tape *t, ag_shape shape, const int32_t *src);
 
 /* One whose numbers are garbage, for a tape that plans. */
 ag_tensor *ag_input_blank(ag_tape *t, ag_shape shape, bool needs_grad);
-/* The numbers of x as floats: its data, or a copy on the tape; not on an f64 tape.  NULL: there is
- * no memory (the tape's error). */
+/* The numbers of x as floats on the host: its data, or a copy that lives as long as x; not on an
+ * f64 tape.  NULL: there is no memory (the tape's error). */
 const float *ag_floats(ag_tape *t, const ag_tensor *x);
+/* Number i of x, read from the device; NaN on a tape with an error. */
+double ag_value(ag_tape *t, const ag_tensor *x, int64_t i);
 
 /* dloss/dx, times scale, into x->grad of every leaf x that needs it (parameters: added).  Returns
  * the tape's error.  The gradients of what was computed on the way are not kept. */

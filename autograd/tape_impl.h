@@ -48,6 +48,8 @@ struct ag_tape {
 /* Numbers in one of the two arenas for them; NULL: error set. */
 void *ag_tape_alloc(ag_tape *t, ag_arena *where, int64_t n, ag_dtype dtype);
 void ag_call_forward(ag_tape *t, ag_call *c);                    /* run, and watched */
+/* The device's error, if it has one, becomes the tape's, of call c (NULL: of none). */
+int  ag_tape_check(ag_tape *t, const ag_call *c);
 
 /* backward.c */
 int ag_tape_replay(ag_tape *t, int first);       /* backward of the calls from `first` on */

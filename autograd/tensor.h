@@ -27,6 +27,8 @@ typedef struct ag_tensor {
     int64_t  size;                   /* elements: product of dim[], 1 for a scalar */
     ag_dtype dtype;
     void    *data;                   /* [size], in the memory of the tape's device */
+    const int32_t *host;             /* of integers: the same on the host, data itself there; NULL:
+                                      * a device computed them */
     void    *narrow;                 /* [size], of a parameter: the same rounded to the 16-bit type
                                       * of the tapes that it is used on; else NULL */
     void    *grad;                   /* [size], dloss/dthis, of ag_grad_dtype; NULL until backward

@@ -1,5 +1,7 @@
 #include "check.h"
 
+#include "autograd/device.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -160,14 +162,18 @@ double real_at(const void *data, ag_dtype dtype, int64_t i)
     return ag_number_at(dtype, data, i);
 }
 
-double *copy_of(const ag_tensor *x, bool grad)
+double *copy_of(const ag_tape *t, const ag_tensor *x, bool grad)
 {
     const void *data = grad ? x->grad : x->data;
-    double *v = calloc((size_t)x->size + 1, sizeof *v);
-    assert_non_null(v);
-    if (x->size) assert_non_null(data);
     const ag_dtype dtype = grad ? ag_grad_dtype(x) : x->dtype;
-    for (int64_t i = 0; i < x->size; i++) v[i] = ag_number_at(dtype, data, i);
+    double *v = calloc((size_t)x->size + 1, sizeof *v);
+    void *host = malloc((size_t)(x->size + 1) * ag_dtype_size(dtype));
+    assert_non_null(v);
+    assert_non_null(host);
+    if (x->size) assert_non_null(data);
+    ag_device_read(ag_tape_kernels(t)->device, host, data, (size_t)x->size * ag_dtype_size(dtype));
+    for (int64_t i = 0; i < x->size; i++) v[i] = ag_number_at(dtype, host, i);
+    free(host);
     return v;
 }
 

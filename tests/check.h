@@ -53,8 +53,8 @@ double *case_cotangent(const op_case *c, int64_t n);                     /* free
 
 /* Element i of data, as dtype says. */
 double real_at(const void *data, ag_dtype dtype, int64_t i);
-/* Numbers of x (grad: its gradient) as a new array of doubles; free() it. */
-double *copy_of(const ag_tensor *x, bool grad);
+/* Numbers of x on t (grad: its gradient) as a new array of doubles; free() it. */
+double *copy_of(const ag_tape *t, const ag_tensor *x, bool grad);
 
 /* A tape with the noise key that all cases use. */
 ag_tape *tape_new(const ag_kernels *k);

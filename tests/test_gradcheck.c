@@ -74,7 +74,7 @@ static grads backward(ag_tape *t, const op_case *c, unsigned subset)
         if (subset >> i & 1) {
             if (!in[i]->grad_written)
                 fail_msg("%s: input %d got no gradient", case_text(c, subset, text), i);
-            g.g[i] = copy_of(in[i], true);
+            g.g[i] = copy_of(t, in[i], true);
             g.size[i] = in[i]->size;
         } else if (in[i] && in[i]->grad) {
             fail_msg("%s: input %d got a gradient unasked", case_text(c, subset, text), i);
@@ -194,8 +194,8 @@ static void check_shared(ag_tape *t, const op_case *c, int a, int b)
         if (shared) in[b] = in[a];
         else memcpy(in[b]->data, in[a]->data, (size_t)n * sizeof(double));
         assert_int_equal(case_backward(t, c, case_apply(t, c, in, NULL)), AG_OK);
-        g[shared ? 2 : 0] = copy_of(in[a], true);
-        if (!shared) g[1] = copy_of(in[b], true);
+        g[shared ? 2 : 0] = copy_of(t, in[a], true);
+        if (!shared) g[1] = copy_of(t, in[b], true);
         ag_tape_reset(t);
     }
     check_sum(c, a, n, g[0], g[1], g[2]);

@@ -49,7 +49,7 @@ static result run(ag_tape *t, const op_case *c, bool computed)
     out[0] = case_apply(t, c, in, c->op->n_out > 1 ? &out[1] : NULL);
     if (ag_error(t)) fail_msg("%s: %s", case_text(c, 0, text), ag_error_message(t));
     for (int i = 0; i < c->op->n_out; i++) {
-        r.out[i] = copy_of(out[i], false);
+        r.out[i] = copy_of(t, out[i], false);
         r.n_out[i] = out[i]->size;
         r.dtype[i] = out[i]->dtype;
     }
@@ -57,7 +57,7 @@ static result run(ag_tape *t, const op_case *c, bool computed)
         fail_msg("%s: %s", case_text(c, 0, text), ag_error_message(t));
     for (int i = 0; c->op->backward && i < c->op->n_in; i++)
         if (c->real >> i & 1) {
-            r.grad[i] = copy_of(leaf[i], true);
+            r.grad[i] = copy_of(t, leaf[i], true);
             r.n_grad[i] = leaf[i]->size;
         }
     ag_tape_reset(t);

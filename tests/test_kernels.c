@@ -118,7 +118,7 @@ static result run(ag_tape *t, const op_case *c)
     out[0] = case_apply(t, c, in, c->op->n_out > 1 ? &out[1] : NULL);
     if (ag_error(t)) fail_msg("%s: %s", case_text(c, 0, text), ag_error_message(t));
     for (int i = 0; i < c->op->n_out; i++) {
-        r.v[i] = copy_of(out[i], false);
+        r.v[i] = copy_of(t, out[i], false);
         r.size[i] = out[i]->size;
         if (f32 && !c->op->alias)
             check_guard(c, "an output", out[i]->data, (size_t)out[i]->size * 4);
@@ -128,7 +128,7 @@ static result run(ag_tape *t, const op_case *c)
         fail_msg("%s: %s", case_text(c, 0, text), ag_error_message(t));
     for (int i = 0; back && i < c->op->n_in; i++) {
         if (!(c->real >> i & 1)) continue;
-        r.v[2 + i] = copy_of(in[i], true);
+        r.v[2 + i] = copy_of(t, in[i], true);
         r.size[2 + i] = in[i]->size;
         if (f32) check_guard(c, "a gradient", in[i]->grad, (size_t)in[i]->size * 4);
     }
@@ -185,14 +185,14 @@ static result absolute(ag_tape *t, const op_case *c)
         for (int64_t j = 0; c->real >> i & 1 && j < in[i]->size; j++)
             ((double *)in[i]->data)[j] = fabs(((double *)in[i]->data)[j]);
     ag_tensor *y = case_apply(t, &a, in, NULL);
-    r.v[0] = copy_of(y, false);
+    r.v[0] = copy_of(t, y, false);
     double *dy = case_cotangent(c, y->size);
     for (int64_t i = 0; i < y->size; i++) dy[i] = fabs(dy[i]);
     assert_int_equal(ag_backward_from(t, y, dy), AG_OK);
     free(dy);
     for (int i = 0; i < c->op->n_in; i++) {
         if (!(c->real >> i & 1)) continue;
-        r.v[2 + i] = copy_of(in[i], true);
+        r.v[2 + i] = copy_of(t, in[i], true);
         for (int64_t j = 0; j < in[i]->size; j++)
             r.v[2 + i][j] = fabs(r.v[2 + i][j]); /* div has a minus */
     }

@@ -42,7 +42,7 @@ static int64_t mask_of(const ag_kernels *k, const op_case *c, int32_t by, double
     case_inputs(t, c, c->real, 0, 0, in);
     ag_tensor *y = case_apply(t, c, in, &choice);
     assert_int_equal(ag_error(t), AG_OK);
-    *ret_first = copy_of(y, false);
+    *ret_first = copy_of(t, y, false);
     *ret_moved = malloc((size_t)y->size * sizeof(double) + 1);
     run_given(ag_tape_call(t, ag_tape_calls(t) - 1), by, *ret_moved);
     const int64_t n = y->size;

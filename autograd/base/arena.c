@@ -7,11 +7,9 @@
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
-#define POISON(p, n)   ASAN_POISON_MEMORY_REGION(p, n)
-#define UNPOISON(p, n) ASAN_UNPOISON_MEMORY_REGION(p, n)
 #else
-#define POISON(p, n)   ((void)(p), (void)(n))
-#define UNPOISON(p, n) ((void)(p), (void)(n))
+#define ASAN_POISON_MEMORY_REGION(p, n)   ((void)(p), (void)(n))
+#define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
 #endif
 
 enum { HUGE = 2 << 20 };
@@ -21,6 +19,17 @@ struct ag_chunk {
     size_t size, used;
     unsigned char *mem;
 };
+
+/* What is not handed out: AddressSanitizer reports its use.  It knows nothing of a GPU. */
+static void hide(const ag_arena *a, void *p, size_t n)
+{
+    if (!a->memory) ASAN_POISON_MEMORY_REGION(p, n);
+}
+
+static void show(const ag_arena *a, void *p, size_t n)
+{
+    if (!a->memory) ASAN_UNPOISON_MEMORY_REGION(p, n);
+}
 
 static long fault_countdown;
 static int fault_for_good;
@@ -70,25 +79,32 @@ void ag_block_free(void *p, size_t bytes)
     else munmap(p, round_up(bytes, HUGE));
 }
 
-static struct ag_chunk *chunk_new(size_t size)
+static void *memory_alloc(const ag_memory *m, size_t bytes)
+{
+    if (!m) return ag_block_alloc(bytes);
+    return ag_fault_now() || bytes > SIZE_MAX / 2 ? NULL : m->alloc(bytes);
+}
+
+static struct ag_chunk *chunk_new(const ag_arena *a, size_t size)
 {
     struct ag_chunk *c = malloc(sizeof *c);
     if (!c) return NULL;
-    *c = (struct ag_chunk){ .size = size, .mem = ag_block_alloc(size) };
+    *c = (struct ag_chunk){ .size = size, .mem = memory_alloc(a->memory, size) };
     if (!c->mem) {
         free(c);
         return NULL;
     }
-    POISON(c->mem, size);
+    hide(a, c->mem, size);
     return c;
 }
 
-static void chunks_free(struct ag_chunk *c)
+static void chunks_free(const ag_arena *a, struct ag_chunk *c)
 {
     while (c) {
         struct ag_chunk *next = c->next;
-        UNPOISON(c->mem, c->size);
-        ag_block_free(c->mem, c->size);
+        show(a, c->mem, c->size);
+        if (a->memory) a->memory->free(c->mem, c->size);
+        else ag_block_free(c->mem, c->size);
         free(c);
         c = next;
     }
@@ -101,7 +117,7 @@ void *ag_arena_alloc(ag_arena *a, size_t n, size_t size)
 
     if (!a->head || a->head->size - a->head->used < want) {
         const size_t least = a->chunk_min ? a->chunk_min : (size_t)1 << 16;
-        struct ag_chunk *c = chunk_new(want > least ? want : least);
+        struct ag_chunk *c = chunk_new(a, want > least ? want : least);
         if (!c) return NULL;
         c->next = a->head;
         a->head = c;
@@ -112,7 +128,7 @@ void *ag_arena_alloc(ag_arena *a, size_t n, size_t size)
     a->head->used += want;
     a->used += want;
     if (a->used > a->peak) a->peak = a->used;
-    UNPOISON(p, bytes);
+    show(a, p, bytes);
     return p;
 }
 
@@ -129,11 +145,11 @@ void ag_arena_rewind(ag_arena *a, ag_mark m)
         struct ag_chunk *c = a->head;
         a->head = c->next;
         c->next = NULL;
-        chunks_free(c);
+        chunks_free(a, c);
     }
     if (a->head) {
         a->head->used = a->head == m.chunk ? m.chunk_used : 0;
-        POISON(a->head->mem + a->head->used, a->head->size - a->head->used);
+        hide(a, a->head->mem + a->head->used, a->head->size - a->head->used);
     }
     a->used = m.used;
 }
@@ -153,20 +169,20 @@ void ag_arena_reset(ag_arena *a)
 {
     if (a->head && (a->head->next || a->head->size < a->peak)) {
         /* it grew: one chunk instead of the chain; none if there is no memory */
-        chunks_free(a->head);
-        a->head = chunk_new(round_up(a->peak, AG_ALIGN));
+        chunks_free(a, a->head);
+        a->head = chunk_new(a, round_up(a->peak, AG_ALIGN));
     }
     if (a->head) {
         a->head->used = 0;
-        POISON(a->head->mem, a->head->size);
+        hide(a, a->head->mem, a->head->size);
     }
     a->used = 0;
 }
 
 void ag_arena_release(ag_arena *a)
 {
-    chunks_free(a->head);
-    *a = (ag_arena){ .chunk_min = a->chunk_min };
+    chunks_free(a, a->head);
+    *a = (ag_arena){ .chunk_min = a->chunk_min, .memory = a->memory };
 }
 
 size_t ag_arena_reserved(const ag_arena *a)

@@ -17,10 +17,17 @@
 
 enum { AG_ALIGN = 64 };              /* bytes: one cache line, one AVX-512 load */
 
+/* Where chunks come from. */
+typedef struct ag_memory {
+    void *(*alloc)(size_t bytes);    /* NULL: out of memory; aligned to AG_ALIGN */
+    void  (*free)(void *p, size_t bytes);
+} ag_memory;
+
 typedef struct ag_arena {
     struct ag_chunk *head;           /* newest chunk first; NULL when empty */
     size_t used, peak;               /* bytes handed out now / at most since init */
     size_t chunk_min;                /* bytes of the smallest chunk; 0: 64 KiB */
+    const ag_memory *memory;         /* of a device; NULL: the host's */
 } ag_arena;
 
 typedef struct ag_mark { struct ag_chunk *chunk; size_t chunk_used, used; } ag_mark;

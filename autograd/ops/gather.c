@@ -9,8 +9,8 @@
 
 int ag_check_index(ag_call *c, int i, int64_t lo, int64_t hi)
 {
-    const int32_t *idx = c->in[i]->data;
-    for (int64_t r = 0; r < c->in[i]->size; r++)
+    const int32_t *idx = c->in[i]->host;
+    for (int64_t r = 0; idx && r < c->in[i]->size; r++)
         if (idx[r] < lo || idx[r] >= hi)
             return ag_fail(c->tape, AG_ERANGE, "%s: index %d at position %lld, but there are only "
                            "%lld", c->op->name, idx[r], (long long)r, (long long)hi);

@@ -52,7 +52,7 @@ static void merge_forward(ag_call *c)
     const int64_t *e = c->in[X]->shape.dim, n = c->in[Y]->shape.dim[1], m = e[1], d = e[2];
     if (ag_check_index(c, LENGTHS, 0, m + 1) < 0) return;
     for (int64_t b = 0; b < e[0]; b++) {
-        const spans s = spans_of(m, n, ((const int32_t *)c->in[LENGTHS]->data)[b]);
+        const spans s = spans_of(m, n, c->in[LENGTHS]->host[b]);
         const char *source = row_at(c, c->in[X]->data, b * m, d);
         char *y = row_at(c, c->out[0]->data, b * (m + n), d);
         const int64_t end = s.begin + n, filled = end + s.tail;
@@ -69,7 +69,7 @@ static void merge_backward(ag_call *c)
     const int64_t *e = c->in[X]->shape.dim, n = c->in[Y]->shape.dim[1], m = e[1], d = e[2];
     void *de = ag_grad_add(c, X), *dy = ag_grad_add(c, Y);
     for (int64_t b = 0; b < e[0]; b++) {
-        const spans s = spans_of(m, n, ((const int32_t *)c->in[LENGTHS]->data)[b]);
+        const spans s = spans_of(m, n, c->in[LENGTHS]->host[b]);
         const char *g = row_at(c, c->out[0]->grad, b * (m + n), d);
         const int64_t end = s.begin + n;
         if (de) {
@@ -135,7 +135,7 @@ static void strip_forward(ag_call *c)
     const int64_t *x = c->in[X]->shape.dim, n = c->attr.strip.n, d = x[2];
     if (ag_check_index(c, STRIP_LENGTHS, 0, x[1] - n + 1) < 0) return;
     for (int64_t b = 0; b < x[0]; b++) {
-        const int64_t from = b * x[1] + ((const int32_t *)c->in[STRIP_LENGTHS]->data)[b];
+        const int64_t from = b * x[1] + c->in[STRIP_LENGTHS]->host[b];
         c->k->copy_rows(n, d, row_at(c, c->in[X]->data, from, d), d,
                         row_at(c, c->out[0]->data, b * n, d), d, false);
     }
@@ -146,7 +146,7 @@ static void strip_backward(ag_call *c)
     const int64_t *x = c->in[X]->shape.dim, n = c->attr.strip.n, d = x[2];
     void *dx = ag_grad_add(c, X);
     for (int64_t b = 0; dx && b < x[0]; b++) {
-        const int64_t to = b * x[1] + ((const int32_t *)c->in[STRIP_LENGTHS]->data)[b];
+        const int64_t to = b * x[1] + c->in[STRIP_LENGTHS]->host[b];
         c->k->copy_rows(n, d, row_at(c, c->out[0]->grad, b * n, d), d, row_at(c, dx, to, d), d,
                         true);
     }

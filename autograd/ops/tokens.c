@@ -1,10 +1,26 @@
 /*
  * tokens.c -- what a model asks of its ids: some of the columns, and how long a padded source is.
  */
+#include "../device.h"
 #include "../op.h"
 #include "../ops.h"
 
 #include <string.h>
+
+/* Where the host writes out[0], whose inputs the host knows; afterwards it goes to the device. */
+static int32_t *host_ints(ag_call *c)
+{
+    if (!c->k->device) return c->out[0]->data;
+    int32_t *y = ag_tape_meta(c->tape, ag_tensor_bytes(c->out[0]));
+    c->out[0]->host = y;
+    return y;
+}
+
+static void host_ints_done(ag_call *c)
+{
+    if (c->k->device && c->out[0]->host)
+        c->k->device->write(c->out[0]->data, c->out[0]->host, ag_tensor_bytes(c->out[0]));
+}
 
 /* The first of the columns asked for, and one past the last, must be there. */
 static int check_columns(const ag_call *c)
@@ -29,9 +45,11 @@ static int columns_shape(ag_call *c, ag_shape *out)
 static void columns_forward(ag_call *c)
 {
     const int64_t *x = c->in[0]->shape.dim, n = c->attr.columns.n;
-    const int32_t *from = (const int32_t *)c->in[0]->data + c->attr.columns.from;
-    for (int64_t b = 0; b < x[0]; b++)
-        memcpy((int32_t *)c->out[0]->data + b * n, from + b * x[1], (size_t)n * sizeof *from);
+    const int32_t *from = c->in[0]->host;
+    int32_t *y = host_ints(c);
+    for (int64_t b = 0; y && b < x[0]; b++)
+        memcpy(y + b * n, from + b * x[1] + c->attr.columns.from, (size_t)n * sizeof *from);
+    host_ints_done(c);
 }
 
 static bool columns_sample(int64_t i, ag_sample *s)
@@ -67,12 +85,14 @@ static int count_shape(ag_call *c, ag_shape *out)
 static void count_forward(ag_call *c)
 {
     const int64_t *x = c->in[0]->shape.dim;
-    const int32_t *ids = c->in[0]->data;
-    for (int64_t b = 0; b < x[0]; b++, ids += x[1]) {
+    const int32_t *ids = c->in[0]->host;
+    int32_t *y = host_ints(c);
+    for (int64_t b = 0; y && b < x[0]; b++, ids += x[1]) {
         int32_t n = 0;
         for (int64_t i = 0; i < c->attr.columns.n; i++) n += ids[i] != 0;
-        ((int32_t *)c->out[0]->data)[b] = n;
+        y[b] = n;
     }
+    host_ints_done(c);
 }
 
 static bool count_sample(int64_t i, ag_sample *s)

@@ -1,0 +1,69 @@
+/*
+ * launch.cuh -- how the host side of a kernel family runs kernels, and what it may ask of the device
+ * (device.cu).
+ *
+ * Everything runs in one stream, so in order.  A kernel that does not start, and a call of the
+ * runtime that fails, leave an error with the device, of which the first is kept; nothing here
+ * returns one.
+ */
+#ifndef AG_CUDA_LAUNCH_CUH
+#define AG_CUDA_LAUNCH_CUH
+
+#include "autograd/flat.h"
+#include "autograd/kernels.h"
+#include "runtime.h"
+#include "simt.h"
+
+cudaStream_t ag_cuda_stream(void);
+/* After a launch: keeps its error, with the name of the kernel. */
+void ag_cuda_launched(const char *kernel);
+/* Is e success?  Keeps the error if not, `what` being what was tried. */
+bool ag_cuda_ok(cudaError_t e, const char *what);
+/* Keeps this as the error. */
+void ag_cuda_fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* Lets a kernel have more shared memory than the 48 KB that all have.  False: it cannot. */
+bool ag_cuda_room(const void *kernel, size_t shared_bytes);
+/* At least `bytes` of device memory that a kernel may use until the next call of this; NULL: an
+ * error is kept.  All launches being in order, the next user waits for the last. */
+void *ag_cuda_workspace(size_t bytes);
+int ag_cuda_processors(void);        /* how many: for the size of grids */
+
+/* AG_LAUNCH(kernel, grid, block, bytes of shared memory, arguments...).  A grid of no block is not
+ * run.  A template with a comma goes in parentheses. */
+#ifdef __CUDACC__
+#define AG_RUN(kernel, g, b, s, ...)                                                    \
+    if (ag_cuda_room((const void *)(kernel), s))                                        \
+        (kernel)<<<g, b, s, ag_cuda_stream()>>>(__VA_ARGS__)
+#else
+#define AG_RUN(kernel, g, b, s, ...) simt::launch(#kernel, g, b, s, [=] { (kernel)(__VA_ARGS__); })
+#endif
+
+#define AG_LAUNCH(kernel, grid, block, shared, ...)                                     \
+    do {                                                                                \
+        const dim3 grid_ = (grid), block_ = (block);                                    \
+        const size_t shared_ = (shared);                                                \
+        if (grid_.x && grid_.y && grid_.z) {                                            \
+            AG_RUN(kernel, grid_, block_, shared_, __VA_ARGS__);                        \
+            ag_cuda_launched(#kernel);                                                  \
+        }                                                                               \
+    } while (0)
+
+/* Blocks of `per` elements for n, at most what a grid may have. */
+static inline unsigned blocks_for(int64_t n, int64_t per)
+{
+    const int64_t blocks = (n + per - 1) / per;
+    return (unsigned)(blocks < 0x7fffffff ? blocks : 0x7fffffff);
+}
+
+/* The rows of the table that each family fills in, for number type T; instantiated in its file for
+ * float, bf16 and f16. */
+template <class T> void map_table(ag_kernels *k);        /* map.cu: elementwise, copies */
+template <class T> void rows_table(ag_kernels *k);       /* rows.cu: along rows and columns */
+template <class T> void embedding_table(ag_kernels *k);  /* embedding.cu: by index */
+template <class T> void gemm_table(ag_kernels *k);       /* gemm.cu */
+template <class T> void attention_table(ag_kernels *k);  /* attention.cu */
+template <class T> void controller_table(ag_kernels *k); /* controller.cu: controller, choose */
+template <class T> void live_table(ag_kernels *k);       /* live.cu */
+ag_flat flat_table(void);                                /* flat.cu: the optimizer */
+
+#endif

@@ -1,0 +1,206 @@
+/*
+ * map.cu -- elementwise kernels: each number is read and written once, so the memory sets the pace.
+ *
+ * A thread takes 16 bytes of each array at a time where all of them are aligned to that, else one
+ * number; a grid of a few blocks for each processor walks over them.
+ */
+#include "launch.cuh"
+#include "math.cuh"
+#include "number.cuh"
+
+enum { THREADS = 256 };
+
+static bool aligned(const void *p) { return ((uintptr_t)p & 15) == 0; }
+
+/* Runs f(i) for every i < n of a grid-wide loop. */
+#define EACH(i, n)                                                                      \
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < (n);           \
+         i += (int64_t)gridDim.x * blockDim.x)
+
+/* y (+)= f of up to three sources; a source that is not used is NULL. */
+template <class F, class T, int N>
+static __global__ void map_run(F f, int64_t n, const T *a, const T *b, const T *c, T *y, bool acc)
+{
+    EACH(i, n / N) {
+        pack<T, N> va = {}, vb = {}, vc = {}, vy = {};
+        if (F::A) va = pack_load<T, N>(a + i * N);
+        if (F::B) vb = pack_load<T, N>(b + i * N);
+        if (F::C) vc = pack_load<T, N>(c + i * N);
+        if (acc) vy = pack_load<T, N>(y + i * N);
+        for (int j = 0; j < N; j++) {
+            const float was = acc ? get(&vy.at[j]) : 0;
+            put(&vy.at[j], was + f(get(&va.at[j]), get(&vb.at[j]), get(&vc.at[j])));
+        }
+        pack_store<T, N>(y + i * N, vy);
+    }
+}
+
+static unsigned grid_of(int64_t work)
+{
+    const unsigned most = 8 * (unsigned)ag_cuda_processors(), wanted = blocks_for(work, THREADS);
+    return wanted < most ? wanted : most;
+}
+
+template <class F, class T>
+static void map(F f, int64_t n, const void *a, const void *b, const void *c, void *y, bool acc)
+{
+    constexpr int N = 16 / (int)sizeof(T);
+    const T *ta = (const T *)a, *tb = (const T *)b, *tc = (const T *)c;
+    T *ty = (T *)y;
+    int64_t done = 0;
+    if (aligned(a) && aligned(b) && aligned(c) && aligned(y)) {
+        done = n / N * N;
+        AG_LAUNCH((map_run<F, T, N>), grid_of(n / N), THREADS, 0, f, done, ta, tb, tc, ty, acc);
+    }
+    AG_LAUNCH((map_run<F, T, 1>), grid_of(n - done), THREADS, 0, f, n - done, F::A ? ta + done : ta,
+              F::B ? tb + done : tb, F::C ? tc + done : tc, ty + done, acc);
+}
+
+/* --- unary.def and binary.def ----------------------------------------------------------------- */
+
+#define AG_UNARY(name, f, df, ...)                                                      \
+    struct unary_##name {                                                               \
+        static constexpr bool A = true, B = false, C = false;                           \
+        __device__ float operator()(float x, float, float) const { return f; }          \
+    };                                                                                  \
+    struct unary_d_##name {                                                             \
+        static constexpr bool A = true, B = true, C = true;                             \
+        __device__ float operator()(float x, float y, float dy) const                   \
+        {                                                                               \
+            (void)x, (void)y;                                                           \
+            return dy * (df);                                                           \
+        }                                                                               \
+    };
+#include "autograd/unary.def"
+#undef AG_UNARY
+
+#define AG_BINARY(name, f, dfa, dfb, ...)                                               \
+    struct binary_##name {                                                              \
+        static constexpr bool A = true, B = true, C = false;                            \
+        __device__ float operator()(float a, float b, float) const { return f; }        \
+    };                                                                                  \
+    struct binary_a_##name {                                                            \
+        __device__ float operator()(float a, float b, float y) const                    \
+        {                                                                               \
+            (void)a, (void)b, (void)y;                                                  \
+            return dfa;                                                                 \
+        }                                                                               \
+    };                                                                                  \
+    struct binary_b_##name {                                                            \
+        __device__ float operator()(float a, float b, float y) const                    \
+        {                                                                               \
+            (void)a, (void)b, (void)y;                                                  \
+            return dfb;                                                                 \
+        }                                                                               \
+    };
+#include "autograd/binary.def"
+#undef AG_BINARY
+
+template <class F, class T> static void unary_fwd(int64_t n, const void *x, void *y)
+{
+    map<F, T>(F(), n, x, NULL, NULL, y, false);
+}
+
+template <class F, class T>
+static void unary_bwd(int64_t n, const void *x, const void *y, const void *dy, void *dx, bool acc)
+{
+    map<F, T>(F(), n, x, y, dy, dx, acc);
+}
+
+template <class F, class T> static void binary_fwd(int64_t n, const void *a, const void *b, void *y)
+{
+    map<F, T>(F(), n, a, b, NULL, y, false);
+}
+
+/* Both gradients in one pass over a, b, y and dy. */
+template <class FA, class FB, class T>
+static __global__ void binary_bwd_run(FA fa, FB fb, int64_t n, const T *a, const T *b, const T *y,
+                                      const T *dy, T *da, bool acc_a, T *db, bool acc_b)
+{
+    EACH(i, n) {
+        const float va = get(a + i), vb = get(b + i), vy = get(y + i), g = get(dy + i);
+        if (da) put(da + i, (acc_a ? get(da + i) : 0) + g * fa(va, vb, vy));
+        if (db) put(db + i, (acc_b ? get(db + i) : 0) + g * fb(va, vb, vy));
+    }
+}
+
+template <class FA, class FB, class T>
+static void binary_bwd(int64_t n, const void *a, const void *b, const void *y, const void *dy,
+                       void *da, bool acc_a, void *db, bool acc_b)
+{
+    AG_LAUNCH((binary_bwd_run<FA, FB, T>), grid_of(n), THREADS, 0, FA(), FB(), n, (const T *)a,
+              (const T *)b, (const T *)y, (const T *)dy, (T *)da, acc_a, (T *)db, acc_b);
+}
+
+/* --- the rest --------------------------------------------------------------------------------- */
+
+struct times {                       /* alpha x */
+    static constexpr bool A = true, B = false, C = false;
+    float alpha;
+    __device__ float operator()(float x, float, float) const { return alpha * x; }
+};
+
+struct constant {
+    static constexpr bool A = false, B = false, C = false;
+    float value;
+    __device__ float operator()(float, float, float) const { return value; }
+};
+
+template <class T> static void fill(int64_t n, double value, void *y)
+{
+    map<constant, T>(constant{ (float)value }, n, NULL, NULL, NULL, y, false);
+}
+
+template <class T> static void add(int64_t n, const void *x, void *y)
+{
+    map<times, T>(times{ 1 }, n, x, NULL, NULL, y, true);
+}
+
+template <class T> static void scale(int64_t n, double alpha, const void *x, void *y, bool acc)
+{
+    map<times, T>(times{ (float)alpha }, n, x, NULL, NULL, y, acc);
+}
+
+template <class T> static __global__ void narrow_run(int64_t n, const float *x, T *y)
+{
+    EACH(i, n) put(y + i, x[i]);
+}
+
+template <class T> static __global__ void widen_run(int64_t n, const T *x, float *y)
+{
+    EACH(i, n) y[i] = get(x + i);
+}
+
+template <class T> static void narrow(int64_t n, const float *x, void *y)
+{
+    AG_LAUNCH(narrow_run<T>, grid_of(n), THREADS, 0, n, x, (T *)y);
+}
+
+template <class T> static void widen(int64_t n, const void *x, float *y)
+{
+    AG_LAUNCH(widen_run<T>, grid_of(n), THREADS, 0, n, (const T *)x, y);
+}
+
+template <class T> void map_table(ag_kernels *k)
+{
+#define AG_UNARY(name, ...)                                                             \
+    k->unary_fwd[AG_UNARY_##name] = unary_fwd<unary_##name, T>;                         \
+    k->unary_bwd[AG_UNARY_##name] = unary_bwd<unary_d_##name, T>;
+#include "autograd/unary.def"
+#undef AG_UNARY
+#define AG_BINARY(name, ...)                                                            \
+    k->binary_fwd[AG_BINARY_##name] = binary_fwd<binary_##name, T>;                     \
+    k->binary_bwd[AG_BINARY_##name] = binary_bwd<binary_a_##name, binary_b_##name, T>;
+#include "autograd/binary.def"
+#undef AG_BINARY
+    k->fill = fill<T>;
+    k->add = add<T>;
+    k->scale = scale<T>;
+    if (sizeof(T) == 2) {
+        k->narrow = narrow<T>;
+        k->widen = widen<T>;
+    }
+}
+template void map_table<float>(ag_kernels *k);
+template void map_table<bf16>(ag_kernels *k);
+template void map_table<f16>(ag_kernels *k);

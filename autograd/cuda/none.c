@@ -1,0 +1,17 @@
+/* none.c -- in the place of a GPU where the program is built without CUDA. */
+#include "cuda.h"
+
+int ag_cuda_open(const ag_device **ret, ag_err *err)
+{
+    *ret = NULL;
+    return ag_err_set(err, AG_ECONFIG, "train.device = cuda: this program was built without CUDA; "
+                      "with the CUDA toolkit installed, -Dcuda=enabled builds it in");
+}
+
+void ag_cuda_close(void) {}
+
+const ag_kernels *ag_kernels_cuda(ag_dtype dtype)
+{
+    (void)dtype;
+    return NULL;
+}
