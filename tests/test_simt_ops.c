@@ -11,7 +11,7 @@
 
 #include "autograd/cuda/cuda.h"
 #include "big_cases.h"
-#include "simt/mock.h"
+#include "gpu.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -60,10 +60,9 @@ static void check_case(ag_tape *ref, ag_tape *t, const op_case *c, const op_form
 {
     op_result want = op_run(ref, c), scale = op_scale(ref, c), got = op_run(t, c);
     op_compare(c, ag_dtype_name(f->dtype), &got, &want, &scale, f);
-    const unsigned seed = simt_seed(0);
-    simt_seed(seed + 1 + (unsigned)c->index);
+    gpu_order(1 + (unsigned)c->index);
     op_result again = op_run(t, c);
-    simt_seed(seed);
+    gpu_order(0);
     check_bits(c, &got, &again);
     op_result_release(&again);
     op_result_release(&got);
@@ -74,7 +73,7 @@ static void check_case(ag_tape *ref, ag_tape *t, const op_case *c, const op_form
 /* The large cases are for real GPUs: fibers take too long. */
 static void check_large(const ag_op *op, ag_tape *ref, ag_tape *t, const op_format *f)
 {
-    for (int i = 0; i < N_BIG && simt_is_real(); i++) {
+    for (int i = 0; i < N_BIG && gpu_is_real(); i++) {
         if (big[i].op != op) continue;
         op_case c = { .op = op, .index = 1000 + i, .s = big[i].s };
         for (int j = 0; j < op->n_in; j++)
