@@ -2,7 +2,8 @@
  * flat.h -- loops over flat arrays of f32 weights and gradients in the memory of a device: what an
  * optimizer (optim/) does in one step.  On the host optim/kernels.h has the same formulas.
  *
- * A step is decided where the norm is: the kernels read it and change nothing where it is not one
+ * All pointers are to the memory of the device but those to the factors of a step and its gate.  A
+ * step is decided where the norm is: the kernels read it and change nothing where it is not one
  * that a step can be taken with.  So the host need not wait for it.
  */
 #ifndef AG_FLAT_H
@@ -26,7 +27,10 @@ typedef struct ag_sgd {
     bool  nesterov;
 } ag_sgd;
 
-typedef struct ag_flat_part { int64_t offset, count; bool decay; } ag_flat_part;
+typedef struct ag_flat_part {        /* one block of threads does it: a few thousand elements */
+    int64_t offset, count;
+    bool    decay;
+} ag_flat_part;
 
 /* What decides about a step, all but `norm` from the host. */
 typedef struct ag_flat_gate {

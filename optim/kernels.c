@@ -22,10 +22,10 @@ unsigned opt_tiny_flush(void) { return 0; }
 void opt_tiny_restore(unsigned before) { (void)before; }
 #endif
 
-AG_CLONES void opt_adam_part(const opt_adam *a, int64_t n, float *restrict p, float *restrict g,
-                          float *restrict m, float *restrict v)
+AG_CLONES void opt_adam_part(const ag_adam *a, int64_t n, float *restrict p, float *restrict g,
+                             float *restrict m, float *restrict v)
 {
-    const opt_adam c = *a;
+    const ag_adam c = *a;
     #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
         const float x = c.clip * g[i] + c.l2 * p[i];
@@ -38,10 +38,10 @@ AG_CLONES void opt_adam_part(const opt_adam *a, int64_t n, float *restrict p, fl
     }
 }
 
-AG_CLONES void opt_sgd_part(const opt_sgd *s, int64_t n, float *restrict p, float *restrict g,
+AG_CLONES void opt_sgd_part(const ag_sgd *s, int64_t n, float *restrict p, float *restrict g,
                             float *restrict m)
 {
-    const opt_sgd c = *s;
+    const ag_sgd c = *s;
     const float from_g = c.nesterov ? 1 : 0, from_m = c.nesterov ? c.momentum : 1;
     #pragma omp simd
     for (int64_t i = 0; i < n; i++) {

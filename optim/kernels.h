@@ -2,13 +2,13 @@
  * kernels.h -- one part of an optimizer step: elementwise loops that the compiler makes into
  * vectors.
  *
- * No contraction to fused multiply-add, so every instruction set gives the same bits.
+ * No contraction to fused multiply-add, so every instruction set gives the same bits.  The structs
+ * are those of the loops on a device (autograd/flat.h).
  */
 #ifndef OPT_KERNELS_H
 #define OPT_KERNELS_H
 
-#include <stdbool.h>
-#include <stdint.h>
+#include "autograd/flat.h"
 
 /*
  * While on, this thread takes numbers below 1.2e-38 for zero.  The moments of a weight without
@@ -18,22 +18,8 @@
 unsigned opt_tiny_flush(void);
 void     opt_tiny_restore(unsigned before);
 
-typedef struct opt_adam {            /* one step of Adam, all factors worked out */
-    float clip;                      /* factor of the gradient */
-    float l2, shrink;                /* g += l2 p; p *= shrink */
-    float beta1, beta2;
-    float keep1, keep2;              /* 1 - beta */
-    float rate;                      /* lr / (1 - beta1^t) */
-    float root;                      /* 1 / sqrt(1 - beta2^t) */
-    float eps;
-} opt_adam;
-void opt_adam_part(const opt_adam *a, int64_t n, float *p, float *g, float *m, float *v);
-
-typedef struct opt_sgd {
-    float clip, l2, momentum, rate;
-    bool  nesterov;
-} opt_sgd;
-void opt_sgd_part(const opt_sgd *s, int64_t n, float *p, float *g, float *m);
+void opt_adam_part(const ag_adam *a, int64_t n, float *p, float *g, float *m, float *v);
+void opt_sgd_part(const ag_sgd *s, int64_t n, float *p, float *g, float *m);
 
 /*
  * Adafactor (optim/adafactor.h) on a part of a matrix, g, p, m [rows, cols], with the factors of

@@ -15,8 +15,6 @@ enum {
     SUMS  = 256,                     /* partial sums of a norm */
 };
 
-struct opt_part { int64_t offset, count; bool decay; };
-
 /* --- building --------------------------------------------------------------------------------- */
 
 static int check_share(const char *name, double v, ag_err *err)
@@ -47,16 +45,16 @@ static int check_config(const opt_config *c, ag_err *err)
 static int64_t parts_of(int64_t count) { return (count + PART - 1) / PART; }
 
 /* Cuts elements from .. to into parts; returns how many.  part may be NULL, to count. */
-static int64_t cut(struct opt_part *part, int64_t from, int64_t to, bool decay)
+static int64_t cut(ag_flat_part *part, int64_t from, int64_t to, bool decay)
 {
     if (part)
         for (int64_t i = 0, at = from; at < to; i++, at += PART)
-            part[i] = (struct opt_part){ at, to - at < PART ? to - at : PART, decay };
+            part[i] = (ag_flat_part){ at, to - at < PART ? to - at : PART, decay };
     return parts_of(to - from);
 }
 
 /* Parts of all n elements.  Neighbours with the same decay are one stretch; holes have none. */
-static int64_t cut_all(struct opt_part *part, int64_t n, const opt_range *r, int n_ranges)
+static int64_t cut_all(ag_flat_part *part, int64_t n, const opt_range *r, int n_ranges)
 {
     int64_t parts = 0, from = 0;
     bool decay = false;
@@ -121,7 +119,7 @@ static bool slot_new(opt_state *o, const char *name, opt_extent extent, float **
 {
     int64_t n = extent == OPT_OF_ALL ? o->n : 0;
     for (int i = 0; i < o->n_ranges && extent != OPT_OF_ALL; i++) n += span(extent, &o->range[i]);
-    float *data = ag_block_alloc((size_t)n * sizeof *data);
+    float *data = ag_device_alloc(o->device, (size_t)n * sizeof *data);
     if (!data) return false;
     o->slot[o->n_slots++] = (opt_slot){ name, extent, n, data };
     *ret_data = data;
@@ -142,28 +140,46 @@ static bool slots_new(opt_state *o)
     return ok && (!factored || (o->adafactor = opt_adafactor_new(o)));
 }
 
-int opt_new(const opt_config *c, int64_t n, const opt_range *ranges, int n_ranges,
-            opt_state **ret_opt, ag_err *err)
+static bool parts_new(opt_state *o, const opt_range *r, int n_ranges)
+{
+    o->n_parts = cut_all(NULL, o->n, r, n_ranges);
+    const size_t bytes = (size_t)o->n_parts * sizeof *o->part;
+    ag_flat_part *part = ag_fault_now() ? NULL : malloc(bytes + 1);
+    if (!part) return false;
+    cut_all(part, o->n, r, n_ranges);
+    if (!o->device) {
+        o->part = part;
+        return true;
+    }
+    o->part = ag_device_alloc(o->device, bytes);
+    o->square = ag_device_alloc(o->device, sizeof *o->square);
+    if (o->part) o->device->write(o->part, part, bytes);
+    free(part);
+    return o->part && o->square;
+}
+
+int opt_new(const opt_config *c, const ag_device *device, int64_t n, const opt_range *ranges,
+            int n_ranges, opt_state **ret_opt, ag_err *err)
 {
     int r = check_config(c, err);
+    if (!r && device && c->type == OPT_ADAFACTOR)
+        r = ag_err_set(err, AG_ECONFIG, "optim.type = adafactor runs on the CPU only so far");
     if (!r) r = check_ranges(n, ranges, n_ranges, err);
     if (r) return r;
     opt_state *o = ag_fault_now() ? NULL : calloc(1, sizeof *o);
     if (o) {
-        *o = (opt_state){ .config = *c, .n = n, .n_parts = cut_all(NULL, n, ranges, n_ranges) };
-        o->part = ag_fault_now() ? NULL : malloc((size_t)(o->n_parts + 1) * sizeof *o->part);
+        *o = (opt_state){ .config = *c, .device = device, .n = n };
         o->range = ag_fault_now() ? NULL : malloc((size_t)(n_ranges + 1) * sizeof *o->range);
     }
     if (o && o->range && n_ranges) {
         memcpy(o->range, ranges, (size_t)n_ranges * sizeof *ranges);
         o->n_ranges = n_ranges;
     }
-    if (!o || !o->part || !o->range || !slots_new(o)) {
+    if (!o || !o->range || !parts_new(o, ranges, n_ranges) || !slots_new(o)) {
         opt_free(o);
         return ag_err_set(err, AG_ENOMEM, "out of memory for the optimizer's state of %lld weights",
                           (long long)n);
     }
-    cut_all(o->part, n, ranges, n_ranges);
     *ret_opt = o;
     return AG_OK;
 }
@@ -172,11 +188,26 @@ void opt_free(opt_state *o)
 {
     if (!o) return;
     for (int i = 0; i < o->n_slots; i++)
-        ag_block_free(o->slot[i].data, (size_t)o->slot[i].n * sizeof(float));
+        ag_device_free(o->device, o->slot[i].data, (size_t)o->slot[i].n * sizeof(float));
     opt_adafactor_free(o->adafactor);
+    if (o->device) {
+        ag_device_free(o->device, o->part, (size_t)o->n_parts * sizeof *o->part);
+        ag_device_free(o->device, o->square, sizeof *o->square);
+    } else {
+        free(o->part);
+    }
     free(o->range);
-    free(o->part);
     free(o);
+}
+
+void opt_slot_read(const opt_state *o, int k, float *host)
+{
+    ag_device_read(o->device, host, o->slot[k].data, (size_t)o->slot[k].n * sizeof *host);
+}
+
+void opt_slot_write(opt_state *o, int k, const float *host)
+{
+    ag_device_write(o->device, o->slot[k].data, host, (size_t)o->slot[k].n * sizeof *host);
 }
 
 size_t opt_bytes(const opt_state *o)
@@ -202,11 +233,11 @@ double opt_norm(int64_t n, const float *x)
     return sqrt(total);
 }
 
-static opt_adam adam_factors(const opt_state *o, double lr, float clip)
+static ag_adam adam_factors(const opt_state *o, double lr, float clip)
 {
     const opt_config *c = &o->config;
     const double t = (double)(o->step + 1);
-    return (opt_adam){
+    return (ag_adam){
         .clip = clip,
         .beta1 = (float)c->beta1, .keep1 = (float)(1 - c->beta1),
         .beta2 = (float)c->beta2, .keep2 = (float)(1 - c->beta2),
@@ -216,9 +247,9 @@ static opt_adam adam_factors(const opt_state *o, double lr, float clip)
 }
 
 typedef struct step_factors {        /* of one step; weight decay for the parts that decay */
-    opt_adam adam;
-    opt_sgd  sgd;
-    float    l2, shrink, ema_decay, ema_keep;
+    ag_adam adam;
+    ag_sgd  sgd;
+    float   l2, shrink, ema_decay, ema_keep;
 } step_factors;
 
 static step_factors factors(const opt_state *o, double lr, float clip)
@@ -234,26 +265,39 @@ static step_factors factors(const opt_state *o, double lr, float clip)
     };
 }
 
-static void step_part(opt_state *o, const step_factors *f, const struct opt_part *part, float *p,
+static void step_part(opt_state *o, const step_factors *f, const ag_flat_part *part, float *p,
                       float *g)
 {
     const int64_t at = part->offset, n = part->count;
     if (o->config.type == OPT_SGD) {
-        opt_sgd sgd = f->sgd;
+        ag_sgd sgd = f->sgd;
         if (part->decay) sgd.l2 = f->l2;
         opt_sgd_part(&sgd, n, p + at, g + at, o->m + at);
     } else if (o->config.type != OPT_ADAFACTOR) {
-        opt_adam adam = f->adam;
+        ag_adam adam = f->adam;
         if (part->decay) adam.l2 = f->l2, adam.shrink = f->shrink;
         opt_adam_part(&adam, n, p + at, g + at, o->m + at, o->v + at);
     }
     if (o->ema) opt_ema_part(f->ema_decay, f->ema_keep, n, p + at, o->ema + at);
 }
 
+/* The largest norm of the clipped gradient, whose square a second moment has to hold. */
+static double most_of(const opt_state *o)
+{
+    return o->config.type == OPT_SGD ? DBL_MAX : sqrt((double)FLT_MAX);
+}
+
+static double clip_of(const opt_state *o, double norm)
+{
+    const double most = o->config.clip_norm;
+    return most > 0 && norm > most ? most / norm : 1;
+}
+
 /* Is the norm one that a step can be taken with?  The factor of the gradient and the square of the
  * clipped gradient must be numbers of f32. */
-static int check_norm(const opt_state *o, double norm, double clip, double unscale, ag_err *err)
+static int check_norm(const opt_state *o, double norm, double unscale, ag_err *err)
 {
+    const double clip = clip_of(o, norm);
     if (!isfinite(norm))
         return ag_err_set(err, AG_EDIVERGED, "step %lld: the norm of the gradient is %s",
                           (long long)o->step, isnan(norm) ? "not a number" : "infinite");
@@ -261,19 +305,56 @@ static int check_norm(const opt_state *o, double norm, double clip, double unsca
         return ag_err_set(err, AG_EDIVERGED, "step %lld: the norm of the gradient is %g, and its "
                           "factor %g is no normal number", (long long)o->step, norm,
                           clip * unscale);
-    if (o->config.type != OPT_SGD && norm * clip > sqrt((double)FLT_MAX))
+    if (norm * clip > most_of(o))
         return ag_err_set(err, AG_EDIVERGED, "step %lld: the norm of the gradient is %g, and its "
                           "square more than a second moment holds", (long long)o->step, norm);
     return AG_OK;
 }
 
+/* Waits for the device and its sum of squares, and decides as its loops do. */
+static int norm_read(const opt_state *o, double unscale, double *ret_norm, ag_err *err)
+{
+    double square = 0;
+    o->device->read(&square, o->square, sizeof square);
+    const char *why = o->device->check();
+    if (why) return ag_err_set(err, AG_EFAIL, "step %lld: %s", (long long)o->step, why);
+    const double norm = unscale * sqrt(square);
+    if (ret_norm) *ret_norm = norm;
+    return check_norm(o, norm, unscale, err);
+}
+
+static int step_on_device(opt_state *o, double lr, double unscale, float *p, float *g,
+                          double *ret_norm, ag_err *err)
+{
+    const ag_device *d = o->device;
+    const ag_flat_gate gate = { o->square, unscale, o->config.clip_norm, most_of(o) };
+    step_factors f = factors(o, lr, 1);
+    d->flat.square_sum(o->n, g, o->square);
+    if (o->ema && o->step == 0) {    /* is there a step, so that the average may begin? */
+        const int r = norm_read(o, unscale, ret_norm, err);
+        if (r < 0) return r;
+        d->copy(o->ema, p, (size_t)o->n * sizeof *p);
+    }
+    f.sgd.l2 = f.adam.l2 = f.l2;
+    f.adam.shrink = f.shrink;
+    if (o->config.type == OPT_SGD)
+        d->flat.sgd(&f.sgd, &gate, o->n_parts, o->part, p, g, o->m, o->ema, f.ema_decay,
+                    f.ema_keep);
+    else
+        d->flat.adam(&f.adam, &gate, o->n_parts, o->part, p, g, o->m, o->v, o->ema, f.ema_decay,
+                     f.ema_keep);
+    const int r = norm_read(o, unscale, ret_norm, err);
+    o->step += r == AG_OK;
+    return r;
+}
+
 int opt_step(opt_state *o, double lr, double unscale, float *p, float *g, double *ret_norm,
              ag_err *err)
 {
-    const double norm = unscale * opt_norm(o->n, g), most = o->config.clip_norm;
-    const double clip = most > 0 && norm > most ? most / norm : 1;
+    if (o->device) return step_on_device(o, lr, unscale, p, g, ret_norm, err);
+    const double norm = unscale * opt_norm(o->n, g), clip = clip_of(o, norm);
     if (ret_norm) *ret_norm = norm;
-    const int r = check_norm(o, norm, clip, unscale, err);
+    const int r = check_norm(o, norm, unscale, err);
     if (r < 0) return r;
     if (o->ema && o->step == 0) memcpy(o->ema, p, (size_t)o->n * sizeof *p);
     if (o->adafactor) opt_adafactor_step(o, lr, clip * unscale, p, g);

@@ -5,7 +5,9 @@
  * step reads the gradient once for its norm and for what is not finite in it, then goes over
  * everything: undo the scale of the loss (optim/scaler.h), clip, update, average, clear the
  * gradient.  All arithmetic is elementwise or in fixed chunks and in a fixed order, so a step gives
- * the same bits for any number of threads and any instruction set.
+ * the same bits for any number of threads and any instruction set.  The arrays and what is kept
+ * from step to step lie on the host or on a device, whose loops (autograd/flat.h) round a little
+ * differently.
  *
  * With g the clipped gradient, lambda the weight decay (0 outside the ranges that decay) and t = 1,
  * 2, ... the step (Kingma and Ba 2015; Loshchilov and Hutter 2019; as PyTorch computes them):
@@ -22,6 +24,7 @@
 #define OPT_OPTIM_H
 
 #include "autograd/base/error.h"
+#include "autograd/device.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -61,11 +64,13 @@ typedef struct opt_slot {            /* numbers that are kept from step to step 
     const char *name;                /* in the checkpoint: "m", "v", "ema" */
     opt_extent  extent;
     int64_t     n;
-    float      *data;                /* [n]; opt_slot_span() says what belongs to a range */
+    float      *data;                /* [n], where the weights are; opt_slot_span() says what
+                                      * belongs to a range */
 } opt_slot;
 
 typedef struct opt_state {
     opt_config config;
+    const ag_device *device;         /* where weights, gradient and slots are; NULL: the host */
     int64_t    n;                    /* elements */
     int64_t    step;                 /* steps done; with the slots, the state of a checkpoint */
     int        n_slots;
@@ -74,21 +79,27 @@ typedef struct opt_state {
     float     *v_row, *v_col;
     opt_range *range;                /* [n_ranges] */
     int        n_ranges;
-    struct opt_part *part;           /* [n_parts], the work of one thread at a time */
+    ag_flat_part *part;              /* [n_parts], the work of one thread or block at a time; where
+                                      * the weights are */
     int64_t    n_parts;
+    double    *square;               /* [1] on a device: the sum of squares of the gradient */
     struct opt_adafactor *adafactor; /* what it works in; NULL: another type */
 } opt_state;
 
-/* For arrays of n elements.  The ranges are in order of offset; what none covers does not decay,
- * and Adafactor leaves it as it is.  AG_ECONFIG names the setting that does not fit, AG_EFAIL for
- * bad ranges, AG_ENOMEM. */
-int opt_new(const opt_config *c, int64_t n, const opt_range *ranges, int n_ranges,
-            opt_state **ret_opt, ag_err *err);
+/* For arrays of n elements on a device, or the host where that is NULL.  The ranges are in order of
+ * offset; what none covers does not decay, and Adafactor, which has no loops on a device, leaves it
+ * as it is.  AG_ECONFIG names the setting that does not fit, AG_EFAIL for bad ranges, AG_ENOMEM. */
+int opt_new(const opt_config *c, const ag_device *device, int64_t n, const opt_range *ranges,
+            int n_ranges, opt_state **ret_opt, ag_err *err);
 void opt_free(opt_state *o);         /* NULL is fine */
 
 /* What of slot k belongs to range i: returns how many numbers, 0 for none, and where they begin in
  * its data. */
 int64_t opt_slot_span(const opt_state *o, int k, int i, int64_t *ret_offset);
+
+/* All numbers of slot k, to and from the host's memory. */
+void opt_slot_read(const opt_state *o, int k, float *host);
+void opt_slot_write(opt_state *o, int k, const float *host);
 
 /* Bytes of the slots and of what the optimizer works in. */
 size_t opt_bytes(const opt_state *o);
@@ -97,7 +108,7 @@ size_t opt_bytes(const opt_state *o);
  * over the scale of the loss.  *ret_norm, which may be NULL: the norm of the gradient before
  * clipping.  AG_EDIVERGED if that is not finite, or so large that f32 does not hold its square or
  * the factor of the gradient: then nothing has changed, g neither, and *ret_norm is set all the
- * same. */
+ * same.  AG_EFAIL: the device failed. */
 int opt_step(opt_state *o, double lr, double unscale, float *p, float *g, double *ret_norm,
              ag_err *err);
 

@@ -40,7 +40,7 @@ static opt_state *make(const opt_config *c, int64_t n, const opt_range *r, int n
 {
     opt_state *o = NULL;
     ag_err err = { 0 };
-    if (opt_new(c, n, r, n_ranges, &o, &err)) fail_msg("%s", err.msg);
+    if (opt_new(c, NULL, n, r, n_ranges, &o, &err)) fail_msg("%s", err.msg);
     return o;
 }
 
@@ -373,7 +373,7 @@ static void bad_settings_are_named(void **state)
                                .weight_decay_steps = cases[i].steps };
         opt_state *o = NULL;
         ag_err err = { 0 };
-        assert_int_equal(opt_new(&c, 4, NULL, 0, &o, &err), AG_ECONFIG);
+        assert_int_equal(opt_new(&c, NULL, 4, NULL, 0, &o, &err), AG_ECONFIG);
         assert_non_null(strstr(err.msg, cases[i].word));
     }
 }
@@ -388,7 +388,7 @@ static void out_of_memory_is_reported(void **state)
         opt_state *o = NULL;
         ag_err err = { 0 };
         ag_fault_after(k, 0);
-        const int code = opt_new(&c, 28, r, 2, &o, &err);
+        const int code = opt_new(&c, NULL, 28, r, 2, &o, &err);
         ag_fault_after(0, 0);
         if (code == AG_OK) {
             opt_free(o);

@@ -267,7 +267,7 @@ static void in_f32(void **state)
     for (int i = 0; i < p->n_items; i++)
         range[i] = (opt_range){ .offset = p->items[i].offset, .count = p->items[i].count,
                                 .decay = p->items[i].decay };
-    if (opt_new(&ADAMW, p->n, range, p->n_items, &opt, &err)) fail_msg("%s", err.msg);
+    if (opt_new(&ADAMW, NULL, p->n, range, p->n_items, &opt, &err)) fail_msg("%s", err.msg);
     for (int step = 0; step < STEPS; step++) {
         double norm;
         near(g, "loss", step, (double)*(float *)forward(g, model, t, step)->data, g->loss[step],

@@ -44,7 +44,7 @@ static opt_state *opt_make(const opt_config *c, int64_t n, bool decay)
     const opt_range all = flat(0, n, decay);
     opt_state *o = NULL;
     ag_err err = { 0 };
-    assert_int_equal(opt_new(c, n, &all, 1, &o, &err), AG_OK);
+    assert_int_equal(opt_new(c, NULL, n, &all, 1, &o, &err), AG_OK);
     return o;
 }
 
@@ -289,7 +289,7 @@ static void decay_where_flagged(void **state)
         opt_config c = ADAMW;
         c.weight_decay = 0.5;
         opt_state *o = NULL;
-        assert_int_equal(opt_new(&c, N, r, n, &o, NULL), AG_OK);
+        assert_int_equal(opt_new(&c, NULL, N, r, n, &o, NULL), AG_OK);
         for (int i = 0; i < N; i++) p[i] = 2, g[i] = 0;
         step(o, 1, p, g);
         for (int i = 0, k = 0; i < N; i++) {
@@ -316,7 +316,7 @@ static void threads_agree(void **state)
             const opt_range r[] = { flat(0, 777, true), flat(800, 50000, false),
                                     flat(60000, 40003, true) };
             opt_state *o = NULL;
-            assert_int_equal(opt_new(&c, N, r, 3, &o, NULL), AG_OK);
+            assert_int_equal(opt_new(&c, NULL, N, r, 3, &o, NULL), AG_OK);
             for (int i = 0; i < N; i++) p[i] = (float)between(8, i, -1, 1);
             double norm = 0;
             for (int s = 0; s < STEPS; s++) {
@@ -353,7 +353,7 @@ static void bad_settings_are_named(void **state)
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
         opt_state *o = NULL;
         ag_err err = { 0 };
-        assert_int_equal(opt_new(&CASES[i].c, 4, NULL, 0, &o, &err), AG_ECONFIG);
+        assert_int_equal(opt_new(&CASES[i].c, NULL, 4, NULL, 0, &o, &err), AG_ECONFIG);
         assert_non_null(strstr(err.msg, CASES[i].word));
         assert_null(o);
     }
@@ -366,7 +366,7 @@ static void bad_settings_are_named(void **state)
                                  { flat(0, 1, true), { 1, 2, true, -1, -2 } } };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         opt_state *o = NULL;
-        assert_int_equal(opt_new(&ADAMW, 4, bad[i], 2, &o, NULL), AG_EFAIL);
+        assert_int_equal(opt_new(&ADAMW, NULL, 4, bad[i], 2, &o, NULL), AG_EFAIL);
     }
 }
 
@@ -380,7 +380,7 @@ static void out_of_memory_is_reported(void **state)
         opt_state *o = NULL;
         ag_err err = { 0 };
         ag_fault_after(k, 0);
-        const int r = opt_new(&c, 100, NULL, 0, &o, &err);
+        const int r = opt_new(&c, NULL, 100, NULL, 0, &o, &err);
         ag_fault_after(0, 0);
         if (r == AG_OK) {
             opt_free(o);

@@ -344,7 +344,7 @@ static void one_sequence_is_learned(void **state)
     ag_err err = { 0 };
     const opt_config adam = { .type = OPT_ADAM, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8,
                               .clip_norm = 1 };
-    if (opt_new(&adam, p->n, NULL, 0, &opt, &err)) fail_msg("%s", err.msg);
+    if (opt_new(&adam, NULL, p->n, NULL, 0, &opt, &err)) fail_msg("%s", err.msg);
     ag_tape *t = ag_tape_new(ag_kernels_best(AG_F32, NULL));
     int32_t ids[CONTEXT];
     for (int i = 0; i < CONTEXT; i++) ids[i] = (int32_t)draw(77, i, 0, VOCAB);

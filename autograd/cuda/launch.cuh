@@ -48,6 +48,9 @@ int ag_cuda_processors(void);        /* how many: for the size of grids */
         }                                                                               \
     } while (0)
 
+/* May p be read 16 bytes at a time?  NULL may. */
+static inline bool aligned(const void *p) { return ((uintptr_t)p & 15) == 0; }
+
 /* Blocks of `per` elements for n, at most what a grid may have. */
 static inline unsigned blocks_for(int64_t n, int64_t per)
 {

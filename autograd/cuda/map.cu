@@ -10,8 +10,6 @@
 
 enum { THREADS = 256 };
 
-static bool aligned(const void *p) { return ((uintptr_t)p & 15) == 0; }
-
 /* Runs f(i) for every i < n of a grid-wide loop. */
 #define EACH(i, n)                                                                      \
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < (n);           \
