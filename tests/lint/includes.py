@@ -11,6 +11,7 @@ import sys
 MAY = {
     'autograd/base': {'autograd/base'},
     'autograd/cpu': {'autograd/cpu', 'autograd/base'},
+    'autograd/cuda': {'autograd/cuda', 'autograd/base'},
     'autograd': {'autograd', 'autograd/base'},
     'autograd/ops': {'autograd', 'autograd/ops', 'autograd/base'},
     'layers': {'layers', 'autograd', 'autograd/base'},
@@ -18,7 +19,9 @@ MAY = {
     'data': {'data', 'autograd/base'},
     'train': {'train', 'layers', 'optim', 'data', 'autograd', 'autograd/base'},
 }
-KERNELS_KNOW = {'autograd/kernels.h', 'autograd/tensor.h', 'autograd/unary.def', 'autograd/binary.def'}
+KERNELS = {'autograd/kernels.h', 'autograd/tensor.h', 'autograd/unary.def', 'autograd/binary.def'}
+DEVICE = {'autograd/device.h', 'autograd/flat.h'}
+KNOWS = {'autograd/cpu': KERNELS, 'autograd/cuda': KERNELS | DEVICE, 'optim': DEVICE}      # files of other folders
 LIBRARIES = {
     r'H5|hdf5': r'data/hdf5\w*\.c|train/(h5|checkpoint)\.[ch]',
     r'libfyaml': r'train/config\w*\.c',
@@ -50,7 +53,7 @@ def strip(text):
 
 for folder, allowed in MAY.items():
     for path in sorted((root / folder).glob('*')):
-        if path.suffix not in ('.c', '.h', '.def'):
+        if path.suffix not in ('.c', '.h', '.def', '.cu', '.cuh'):
             continue
         seen += 1
         here = path.relative_to(root).as_posix()
@@ -67,8 +70,7 @@ for folder, allowed in MAY.items():
             target = resolve(path, m[2])
             if target is None:
                 bad.append(f'{here}:{n}: there is no "{m[2]}"')
-            elif target.parent.as_posix() not in allowed and not (folder == 'autograd/cpu'
-                                                                  and target.as_posix() in KERNELS_KNOW):
+            elif target.parent.as_posix() not in allowed and target.as_posix() not in KNOWS.get(folder, ()):
                 bad.append(f'{here}:{n}: {folder} may not include {target}')
         if path.suffix == '.c' and not MAY_TALK.fullmatch(here):
             for n, line in enumerate(strip(text).splitlines(), 1):
