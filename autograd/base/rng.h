@@ -18,6 +18,12 @@
 #include <math.h>
 #include <stdint.h>
 
+#ifdef __CUDACC__
+#define AG_HOST_DEVICE __host__ __device__
+#else
+#define AG_HOST_DEVICE
+#endif
+
 typedef struct ag_noise {
     uint64_t seed;                   /* of the run */
     uint32_t step;                   /* optimizer step; 0 for what happens once */
@@ -33,8 +39,8 @@ enum {
     AG_SITE_SAMPLE  = 0xF0000010u,   /* choice of the next token */
 };
 
-static inline void ag_philox(uint64_t seed, uint32_t step, uint32_t site, uint64_t block,
-                             uint32_t out[4])
+AG_HOST_DEVICE static inline void ag_philox(uint64_t seed, uint32_t step, uint32_t site,
+                                            uint64_t block, uint32_t out[4])
 {
     uint32_t c0 = (uint32_t)block, c1 = (uint32_t)(block >> 32), c2 = site, c3 = step;
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
@@ -52,10 +58,11 @@ static inline void ag_philox(uint64_t seed, uint32_t step, uint32_t site, uint64
 }
 
 /* Elements from one row of a matrix with n columns to the next. */
-static inline int64_t ag_noise_stride(int64_t n) { return (n + 63) & ~(int64_t)63; }
+AG_HOST_DEVICE static inline int64_t ag_noise_stride(int64_t n) { return (n + 63) & ~(int64_t)63; }
 
 /* 32 random bits of element e. */
-static inline uint32_t ag_noise_bits(uint64_t seed, uint32_t step, uint32_t site, uint64_t e)
+AG_HOST_DEVICE static inline uint32_t ag_noise_bits(uint64_t seed, uint32_t step, uint32_t site,
+                                                    uint64_t e)
 {
     uint32_t w[4];
     ag_philox(seed, step, site, (e / 64) * 16 + e % 16, w);
@@ -63,7 +70,8 @@ static inline uint32_t ag_noise_bits(uint64_t seed, uint32_t step, uint32_t site
 }
 
 /* 32 random bits of element (row, col) of a matrix with n columns. */
-static inline uint32_t ag_noise_at(const ag_noise *z, int64_t row, int64_t col, int64_t n)
+AG_HOST_DEVICE static inline uint32_t ag_noise_at(const ag_noise *z, int64_t row, int64_t col,
+                                                  int64_t n)
 {
     return ag_noise_bits(z->seed, z->step, z->site,
                          (uint64_t)((z->row0 + row) * ag_noise_stride(n) + col));
@@ -71,17 +79,20 @@ static inline uint32_t ag_noise_at(const ag_noise *z, int64_t row, int64_t col, 
 
 /* Uniform in the open interval (0, 1), 2^24 values, each exact in f32: (k + 1/2) / 2^24, and the
  * last one, which f32 would round to 1, is 1 - 2^-24. */
-static inline float ag_uniform(uint32_t bits)
+AG_HOST_DEVICE static inline float ag_uniform(uint32_t bits)
 {
     const float u = ((float)(bits >> 8) + 0.5f) * 0x1p-24f;
     return u < 1.0f ? u : 1.0f - 0x1p-24f;
 }
 
 /* Gumbel(0, 1) = -log(-log u), finite for every u that ag_uniform can give. */
-static inline double ag_gumbel(uint32_t bits) { return -log(-log((double)ag_uniform(bits))); }
+AG_HOST_DEVICE static inline double ag_gumbel(uint32_t bits)
+{
+    return -log(-log((double)ag_uniform(bits)));
+}
 
 /* Two independent standard normal numbers from two words (Box and Muller). */
-static inline void ag_normal2(uint32_t a, uint32_t b, double ret[2])
+AG_HOST_DEVICE static inline void ag_normal2(uint32_t a, uint32_t b, double ret[2])
 {
     const double r = sqrt(-2.0 * log((double)ag_uniform(a)));
     const double phi = 6.283185307179586476925 * (double)ag_uniform(b);
@@ -90,7 +101,7 @@ static inline void ag_normal2(uint32_t a, uint32_t b, double ret[2])
 }
 
 /* Dropout: an element is dropped where its bits are below this. */
-static inline uint32_t ag_drop_threshold(double p)
+AG_HOST_DEVICE static inline uint32_t ag_drop_threshold(double p)
 {
     return p <= 0 ? 0 : p >= 1 ? UINT32_MAX : (uint32_t)(p * 4294967296.0);
 }

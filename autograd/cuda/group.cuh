@@ -1,0 +1,34 @@
+/*
+ * group.cuh -- entries grouped by an integer key, those of a key in their order: what sums by index
+ * are made from, so that each is added up in one order.
+ *
+ * It is a stable radix sort, 8 bits of the key a pass and two launches each, of several segments at
+ * once; there is no array as long as there are keys unless starts are asked for.
+ */
+#ifndef AG_CUDA_GROUP_CUH
+#define AG_CUDA_GROUP_CUH
+
+#include "launch.cuh"
+
+/* Entry i of segment s has the key key[(i / inner * segments + s) * inner + i % inner]: of
+ * choice[rows,blocks,picks] the segments are the blocks and inner is picks. */
+struct group_keys {
+    const int32_t *key;
+    int64_t segments, n, inner;      /* n: entries of a segment */
+    int64_t keys;                    /* a key is 0 .. keys - 1; GROUP_ANY: how many is not known */
+};
+static const int64_t GROUP_ANY = (int64_t)1 << 31;
+
+struct groups {
+    const int32_t *entry, *key;      /* [segments,n], by key: which entry, and its key */
+};
+
+/* Bytes of device memory for group_entries, a multiple of 16. */
+size_t group_bytes(const group_keys *g);
+/* ret lies in `memory`, of group_bytes. */
+void group_entries(const group_keys *g, void *memory, groups *ret);
+/* first[segments, keys + 1]: the entries of key k of segment s are number first[s,k] to
+ * first[s,k+1] - 1 of the segment, in the order of `groups`. */
+void group_starts(const group_keys *g, const groups *r, int32_t *first);
+
+#endif
