@@ -29,6 +29,10 @@ typedef struct ag_err {
     char msg[2048];                  /* one or more lines, no newline at the end */
 } ag_err;
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Keeps the first error: a second call changes nothing.  Returns the code it keeps.  err may be
  * NULL, then only the code is returned. */
 int ag_err_set(ag_err *err, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
@@ -39,4 +43,7 @@ int ag_err_prefix(ag_err *err, const char *fmt, ...) __attribute__((format(print
 /* The exit status of a code: AG_OK 0, AG_ECONFIG 2, ... */
 int ag_exit_status(int code);
 
+#ifdef __cplusplus
+}
+#endif
 #endif
