@@ -55,9 +55,10 @@ ag_tensor *ag_attend_qkv(ag_tape *t, ag_tensor *qkv, const ag_attention_options 
 
 /* Keys and values of earlier positions, for decoding. */
 typedef struct ag_kv_cache ag_kv_cache;
-/* For `layers` layers, batch sequences of at most `capacity` positions; NULL: out of memory. */
-ag_kv_cache *ag_kv_cache_new(ag_dtype dtype, int layers, int64_t batch, int64_t capacity,
-                             int64_t d_k, int64_t d_v);
+/* For `layers` layers, batch sequences of at most `capacity` positions, in the memory of a device
+ * (NULL: the host); NULL: out of memory. */
+ag_kv_cache *ag_kv_cache_new(const struct ag_device *device, ag_dtype dtype, int layers,
+                             int64_t batch, int64_t capacity, int64_t d_k, int64_t d_v);
 /* Room for the last `rows` inputs, `width` numbers wide, of `slots` places in each layer that look
  * back over time (ag_recall); such a cache can only be reset to 0.  AG_ENOMEM. */
 int     ag_kv_cache_keep(ag_kv_cache *c, int slots, int64_t rows, int64_t width);

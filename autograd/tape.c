@@ -67,7 +67,14 @@ bool ag_tape_is_no_grad(const ag_tape *t) { return t->no_grad; }
 void ag_tape_watch(ag_tape *t, bool on) { t->watch = on; }
 void ag_tape_verify(ag_tape *t, bool on) { t->verify = on; }
 ag_inverse ag_tape_inverse(const ag_tape *t) { return t->inverse; }
-void ag_tape_plan(ag_tape *t, bool on) { t->plan = on; }
+void ag_tape_plan(ag_tape *t, bool on)
+{
+    const ag_device *device = t->k->device;
+    t->plan = on;
+    /* nothing is written, so a plan for a device takes the host's address space */
+    if (device && !t->data.head && !t->grads.head)
+        t->data.memory = t->grads.memory = on ? NULL : &device->memory;
+}
 ag_keep ag_tape_keep(ag_tape *t, ag_keep keep)
 {
     const ag_keep was = t->keep;
@@ -214,6 +221,7 @@ ag_tensor *ag_input_blank(ag_tape *t, ag_shape shape, bool needs_grad)
 static void put_floats(ag_tape *t, ag_tensor *x, const float *src)
 {
     const size_t bytes = (size_t)x->size * sizeof *src;
+    if (t->plan && t->k->device) return;
     if (x->dtype == AG_F32) {
         ag_device_write(t->k->device, x->data, src, bytes);
         return;
@@ -270,6 +278,14 @@ const float *ag_floats(ag_tape *t, const ag_tensor *x)
     return ag_tape_check(t, NULL) == AG_OK ? host : NULL;
 }
 
+const int32_t *ag_ints(ag_tape *t, const ag_tensor *x)
+{
+    if (t->error || x->host) return x->host;
+    int32_t *host = ag_tape_meta(t, ag_tensor_bytes(x));
+    if (host) t->k->device->read(host, x->data, ag_tensor_bytes(x));
+    return ag_tape_check(t, NULL) == AG_OK ? host : NULL;
+}
+
 double ag_value(ag_tape *t, const ag_tensor *x, int64_t i)
 {
     const size_t size = ag_dtype_size(x->dtype);
@@ -291,7 +307,7 @@ ag_tensor *ag_input_i32(ag_tape *t, ag_shape shape, const int32_t *src)
         if (bytes) memcpy(host, src, bytes);
         x->host = host;
     }
-    ag_device_write(t->k->device, x->data, src, bytes);
+    if (!t->plan || !t->k->device) ag_device_write(t->k->device, x->data, src, bytes);
     return x;
 }
 

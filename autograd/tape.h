@@ -50,6 +50,8 @@ ag_tensor *ag_input_blank(ag_tape *t, ag_shape shape, bool needs_grad);
 /* The numbers of x as floats on the host: its data, or a copy that lives as long as x; not on an
  * f64 tape.  NULL: there is no memory (the tape's error). */
 const float *ag_floats(ag_tape *t, const ag_tensor *x);
+/* The same for integers. */
+const int32_t *ag_ints(ag_tape *t, const ag_tensor *x);
 /* Number i of x, read from the device; NaN on a tape with an error. */
 double ag_value(ag_tape *t, const ag_tensor *x, int64_t i);
 

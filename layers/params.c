@@ -20,9 +20,9 @@ void nn_params_free(nn_params *p)
 {
     if (!p) return;
     const size_t bytes = (size_t)p->n * ag_dtype_size(p->dtype);
-    ag_block_free(p->weights, bytes);
-    ag_block_free(p->grads, bytes);
-    ag_block_free(p->narrow, (size_t)p->n * sizeof *p->narrow);
+    ag_device_free(p->device, p->weights, bytes);
+    ag_device_free(p->device, p->grads, bytes);
+    ag_device_free(p->device, p->narrow, (size_t)p->n * sizeof *p->narrow);
     ag_arena_release(&p->memory);
     free(p->items);
     free(p);
@@ -114,22 +114,58 @@ const nn_item *nn_params_find(const nn_params *p, const char *name)
 
 /* --- memory and initial values ---------------------------------------------------------------- */
 
+static void point_to(nn_params *p, void *weights, void *grads)
+{
+    const size_t size = ag_dtype_size(p->dtype);
+    p->weights = weights;
+    p->grads = grads;
+    for (int i = 0; i < p->n_items; i++) {
+        const nn_item *item = &p->items[i];
+        item->tensor->data = (char *)weights + (size_t)item->offset * size;
+        item->tensor->grad = (char *)grads + (size_t)item->offset * size;
+    }
+}
+
+static int no_memory(const nn_params *p, ag_err *err)
+{
+    return ag_err_set(err, AG_ENOMEM, "out of memory for %lld parameters: %.1f MB, twice",
+                      (long long)p->n_used, 1e-6 * (double)p->n * (double)ag_dtype_size(p->dtype));
+}
+
 int nn_params_layout(nn_params *p, ag_err *err)
 {
     if (p->err.code) return ag_err_set(err, p->err.code, "%s", p->err.msg);
-    const size_t size = ag_dtype_size(p->dtype), bytes = (size_t)p->n * size;
+    const size_t bytes = (size_t)p->n * ag_dtype_size(p->dtype);
     p->weights = ag_block_alloc(bytes);
     p->grads = p->weights ? ag_block_alloc(bytes) : NULL;
-    if (!p->grads)
-        return ag_err_set(err, AG_ENOMEM,
-                          "out of memory for %lld parameters: %.1f MB, twice",
-                          (long long)p->n_used, 1e-6 * (double)bytes);
-    for (int i = 0; i < p->n_items; i++) {
-        const nn_item *item = &p->items[i];
-        item->tensor->data = (char *)p->weights + (size_t)item->offset * size;
-        item->tensor->grad = (char *)p->grads + (size_t)item->offset * size;
-    }
+    if (!p->grads) return no_memory(p, err);
+    point_to(p, p->weights, p->grads);
     return AG_OK;
+}
+
+int nn_params_place(nn_params *p, const ag_device *d, ag_err *err)
+{
+    const size_t bytes = (size_t)p->n * ag_dtype_size(p->dtype);
+    if (p->device == d) return AG_OK;
+    void *weights = ag_device_alloc(d, bytes), *grads = ag_device_alloc(d, bytes);
+    if (!weights || !grads) {
+        ag_device_free(d, weights, bytes);
+        ag_device_free(d, grads, bytes);
+        return no_memory(p, err);
+    }
+    ag_device_write(d, weights, p->weights, bytes);
+    ag_block_free(p->weights, bytes);
+    ag_block_free(p->grads, bytes);
+    p->device = d;
+    point_to(p, weights, grads);
+    return AG_OK;
+}
+
+void *nn_params_swap(nn_params *p, void *weights)
+{
+    void *had = p->weights;
+    point_to(p, weights, p->grads);
+    return had;
 }
 
 int nn_params_alloc(nn_params *p, uint64_t seed, ag_err *err)
@@ -144,6 +180,10 @@ void nn_params_zero_grad(nn_params *p)
 {
     enum { PART = 1 << 20 };
     char *g = p->grads;
+    if (p->device) {
+        p->device->clear(g, (size_t)p->n * ag_dtype_size(p->dtype));
+        return;
+    }
     const int64_t bytes = p->n * (int64_t)ag_dtype_size(p->dtype);
     #pragma omp parallel for schedule(static) if (bytes > PART)
     for (int64_t at = 0; at < bytes; at += PART)
@@ -161,7 +201,7 @@ int64_t nn_params_below(const nn_params *p, const char *prefix)
 int nn_params_narrow(nn_params *p, ag_err *err)
 {
     const size_t bytes = (size_t)p->n * sizeof *p->narrow;
-    p->narrow = ag_block_alloc(bytes);
+    p->narrow = ag_device_alloc(p->device, bytes);
     if (!p->narrow)
         return ag_err_set(err, AG_ENOMEM, "out of memory for the 16-bit copy of %lld parameters: "
                           "%.1f MB", (long long)p->n_used, 1e-6 * (double)bytes);

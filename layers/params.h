@@ -14,6 +14,7 @@
 
 #include "autograd/base/arena.h"
 #include "autograd/base/error.h"
+#include "autograd/device.h"
 #include "autograd/kernels.h"
 #include "autograd/tensor.h"
 #include "layers/init.h"
@@ -34,6 +35,7 @@ typedef struct nn_params {
     nn_item *items;                  /* in the order they were asked for */
     int64_t  n;                      /* elements of the flat arrays, padding included */
     int64_t  n_used;                 /* the same without padding: the number of parameters */
+    const ag_device *device;         /* where the next three are; NULL: the host */
     void    *weights, *grads;        /* [n]; NULL until nn_params_alloc */
     uint16_t *narrow;                /* [n], weights rounded to 16 bits (nn_params_round), or
                                       * NULL */
@@ -60,6 +62,10 @@ uint32_t nn_site(nn_params *p);
 int nn_params_alloc(nn_params *p, uint64_t seed, ag_err *err);
 /* The same without initial values: all is zero, and large parts are not touched. */
 int nn_params_layout(nn_params *p, ag_err *err);
+/* Weights and gradients go to the memory of a device, where its tapes want them.  AG_ENOMEM. */
+int nn_params_place(nn_params *p, const ag_device *d, ag_err *err);
+/* The tensors have these weights from now on, [n] in the same memory; returns what they had. */
+void *nn_params_swap(nn_params *p, void *weights);
 void nn_params_zero_grad(nn_params *p);
 /* Room for a copy of f32 weights in 16 bits, which tapes of that type then read.  AG_ENOMEM. */
 int  nn_params_narrow(nn_params *p, ag_err *err);

@@ -149,9 +149,9 @@ static void probe_see(const nn_ff *l, ag_tape *t, ag_tensor *x, const ag_tensor 
 {
     nn_ff_probe *probe = l->probe;
     if (ag_error(t)) return;
-    const int32_t *k = choice->data;
+    const int32_t *k = ag_ints(t, choice);
     const int64_t rows = ag_rows(choice);
-    for (int64_t i = 0; i < rows * l->blocks; i++) {
+    for (int64_t i = 0; k && i < rows * l->blocks; i++) {
         probe->used[i % l->blocks * l->config.block + k[i]]++;
         if (probe->rows + i / l->blocks < probe->cap)
             probe->choice[probe->rows * l->blocks + i] = k[i];
@@ -163,10 +163,9 @@ static void probe_see(const nn_ff *l, ag_tape *t, ag_tensor *x, const ag_tensor 
     ag_tensor *z = ag_linear_in_out(t, controller_low(l, t, x), l->c2.weight, l->c2.bias,
                                     AG_ACT_NONE, NULL);
     const ag_tensor *p = ag_control(t, z, &o, NULL);
-    for (int64_t i = 0; !ag_error(t) && i < p->size; i++) {
-        const double v = ag_tensor_at(p, i);
-        probe->entropy -= v > 0 ? v * log(v) : 0;
-    }
+    const float *v = ag_floats(t, p);
+    for (int64_t i = 0; v && !ag_error(t) && i < p->size; i++)
+        probe->entropy -= v[i] > 0 ? (double)v[i] * log((double)v[i]) : 0;
     ag_tape_no_grad(t, was);
 }
 

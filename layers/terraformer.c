@@ -124,7 +124,7 @@ static ag_tensor *terraformer_logits(const nn_model *model, ag_tape *t, ag_tenso
     ag_tensor *y = embedded(&m->embedding, &m->drop, "embedding", t, ag_columns(t, ids, s, n), 0,
                             mode);
     ag_tensor *x[2] = { ag_merge(t, e[0], y, lengths), ag_merge(t, e[1], y, lengths) };
-    if (cache && ag_tape_runs(t)) ag_kv_cache_source_lengths(cache, lengths->data);
+    if (cache && ag_tape_runs(t)) ag_kv_cache_source_lengths(cache, lengths->host);
     return output(m, t, ag_strip(t, decode(m, t, x, mode, cache), lengths, n), mode);
 }
 
@@ -132,7 +132,7 @@ static ag_kv_cache *terraformer_cache_new(const nn_model *model, int64_t batch)
 {
     const nn_terraformer *m = (const nn_terraformer *)model;
     const nn_gpt_config *c = &m->config.decoder;
-    ag_kv_cache *cache = ag_kv_cache_new(model->params->dtype,
+    ag_kv_cache *cache = ag_kv_cache_new(model->params->device, model->params->dtype,
                                          (int)(c->n_layers * m->config.attentions), batch,
                                          m->config.source + m->config.target,
                                          c->n_heads * c->d_qk, c->n_heads * c->d_v);

@@ -71,7 +71,7 @@ static void check_table(const ag_kernels *k)
     static const int64_t parts[] = { 7, 1, 1, 4, 1, 1, 6 };
     ag_tape *t = tape_new(k);
     ag_kv_cache *cache =
-        ag_kv_cache_new(k->dtype, LAYERS, BATCH, LENGTH, HEADS * D_QK, HEADS * D_V);
+        ag_kv_cache_new(NULL, k->dtype, LAYERS, BATCH, LENGTH, HEADS * D_QK, HEADS * D_V);
     assert_non_null(cache);
     ag_tensor *whole[LAYERS], *other[LAYERS];
     for (int i = 0; i < LAYERS; i++) whole[i] = ag_attend_qkv(t, qkv(t, i, 0, LENGTH, 1), &options);
@@ -125,7 +125,7 @@ static void check_source_table(const ag_kernels *k)
     static const int64_t parts[] = { 4, 1, 1, 11, 4 };
     ag_tape *t = tape_new(k);
     ag_kv_cache *cache =
-        ag_kv_cache_new(k->dtype, LAYERS, BATCH, LENGTH, HEADS * D_QK, HEADS * D_V);
+        ag_kv_cache_new(NULL, k->dtype, LAYERS, BATCH, LENGTH, HEADS * D_QK, HEADS * D_V);
     assert_non_null(cache);
     assert_int_equal(ag_kv_cache_source(cache, SOURCE), AG_OK);
     const ag_attention_options o = { .heads = HEADS, .d_qk = D_QK, .d_v = D_V,
@@ -163,8 +163,8 @@ static void a_source_that_does_not_fit_is_refused(void **state)
 {
     (void)state;
     ag_tape *t = tape_new(ag_kernels_ref(AG_F64));
-    ag_kv_cache *cache = ag_kv_cache_new(AG_F64, LAYERS, BATCH, 4, HEADS * D_QK, HEADS * D_V);
-    ag_kv_cache *none = ag_kv_cache_new(AG_F64, LAYERS, BATCH, 4, HEADS * D_QK, HEADS * D_V);
+    ag_kv_cache *cache = ag_kv_cache_new(NULL, AG_F64, LAYERS, BATCH, 4, HEADS * D_QK, HEADS * D_V);
+    ag_kv_cache *none = ag_kv_cache_new(NULL, AG_F64, LAYERS, BATCH, 4, HEADS * D_QK, HEADS * D_V);
     assert_true(cache && none);
     assert_int_equal(ag_kv_cache_source(cache, SOURCE), AG_OK);
     const struct { ag_kv_cache *cache; int64_t keys, wide; int layer, code; } bad[] = {
@@ -192,10 +192,10 @@ static void a_cache_that_does_not_fit_is_refused(void **state)
 {
     (void)state;
     ag_tape *t = tape_new(ag_kernels_ref(AG_F64));
-    ag_kv_cache *cache = ag_kv_cache_new(AG_F64, LAYERS, BATCH, 4, HEADS * D_QK, HEADS * D_V);
-    ag_kv_cache *single = ag_kv_cache_new(AG_F32, LAYERS, BATCH, 4, HEADS * D_QK, HEADS * D_V);
-    ag_kv_cache *narrow = ag_kv_cache_new(AG_F64, LAYERS, BATCH, 4, HEADS * D_QK, HEADS * D_V - 1);
-    ag_kv_cache *fewer = ag_kv_cache_new(AG_F64, LAYERS, BATCH - 1, 4, HEADS * D_QK, HEADS * D_V);
+    ag_kv_cache *cache = ag_kv_cache_new(NULL, AG_F64, LAYERS, BATCH, 4, HEADS * D_QK, HEADS * D_V);
+    ag_kv_cache *single = ag_kv_cache_new(NULL, AG_F32, LAYERS, BATCH, 4, HEADS * D_QK, HEADS * D_V);
+    ag_kv_cache *narrow = ag_kv_cache_new(NULL, AG_F64, LAYERS, BATCH, 4, HEADS * D_QK, HEADS * D_V - 1);
+    ag_kv_cache *fewer = ag_kv_cache_new(NULL, AG_F64, LAYERS, BATCH - 1, 4, HEADS * D_QK, HEADS * D_V);
     assert_true(cache && single && narrow && fewer);
     const struct { ag_kv_cache *cache; int64_t n; int layer, code; } bad[] = {
         { cache, 5, 0, AG_ERANGE }, { cache, 1, LAYERS, AG_ESHAPE }, { cache, 1, -1, AG_ESHAPE },

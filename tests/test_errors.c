@@ -260,9 +260,9 @@ static void a_cache_may_be_refused(void **state)
 {
     (void)state;
     ag_fault_after(1, 0);
-    assert_null(ag_kv_cache_new(AG_F32, 2, 1, 16, 8, 8));
+    assert_null(ag_kv_cache_new(NULL, AG_F32, 2, 1, 16, 8, 8));
     ag_fault_after(0, 0);
-    assert_null(ag_kv_cache_new(AG_F32, 1 << 30, INT64_C(1) << 30, INT64_C(1) << 30, 64, 64));
+    assert_null(ag_kv_cache_new(NULL, AG_F32, 1 << 30, INT64_C(1) << 30, INT64_C(1) << 30, 64, 64));
 }
 
 static void sizes_may_overflow(void **state)

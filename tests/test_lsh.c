@@ -346,7 +346,7 @@ static void decoding_is_its_rule(void **state)
     const int64_t most = 2 * 3 * 2;
     ag_tape *t = tape_new();
     ag_tape_no_grad(t, true);
-    ag_kv_cache *cache = ag_kv_cache_new(AG_F64, 2, B, T, H * D, H * DV);
+    ag_kv_cache *cache = ag_kv_cache_new(NULL, AG_F64, 2, B, T, H * D, H * DV);
     assert_non_null(cache);
     assert_int_equal(ag_kv_cache_keep_buckets(cache, 2, H, D * 2 * 2), AG_OK);
     ag_tensor *q = input(t, AG_SHAPE(B, T, H * D), 1, false);

@@ -226,7 +226,7 @@ static void recall_hands_on_the_rows_before(void **state)
     (void)state;
     static const int64_t parts[] = { 1, 1, 3, 1, 5, 2, 1 };
     ag_tape *t = tape_new(ag_kernels_ref(AG_F64));
-    ag_kv_cache *cache = ag_kv_cache_new(AG_F64, LAYERS, BATCH, 32, 4, 4);
+    ag_kv_cache *cache = ag_kv_cache_new(NULL, AG_F64, LAYERS, BATCH, 32, 4, 4);
     assert_non_null(cache);
     assert_int_equal(ag_kv_cache_keep(cache, SLOTS, PAST, WIDTH), AG_OK);
     for (int round = 0; round < 2; round++) {

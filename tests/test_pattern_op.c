@@ -267,7 +267,7 @@ static void check_cache(const ag_kernels *k, const nn_patterns *p, const double 
     static const int64_t PARTS[] = { 40, 1, 1, 7, 1, 16, 1, 1, 1, 21 };
     const ag_attention_options o = options(p);
     ag_tape *t = tape_new(k);
-    ag_kv_cache *cache = ag_kv_cache_new(k->dtype, 1, 1, LENGTH, WQ, WV);
+    ag_kv_cache *cache = ag_kv_cache_new(NULL, k->dtype, 1, 1, LENGTH, WQ, WV);
     assert_non_null(cache);
     const ag_tensor *whole = ag_attend_qkv(t, rows(t, qkv, 0, LENGTH), &o);
     int64_t from = 0;
@@ -310,7 +310,7 @@ static void a_pattern_ends(void **state)
     nn_patterns *p = patterns("local(4)", 10);
     const ag_attention_options o = options(p);
     ag_tape *t = tape_new(ag_kernels_ref(AG_F64));
-    ag_kv_cache *cache = ag_kv_cache_new(AG_F64, 1, 1, 20, WQ, WV);
+    ag_kv_cache *cache = ag_kv_cache_new(NULL, AG_F64, 1, 1, 20, WQ, WV);
     ag_attend_cached(t, rows(t, qkv, 0, 10), NULL, NULL, &o, cache, 0);
     assert_int_equal(ag_error(t), AG_OK);
     ag_kv_cache_advance(cache, 10);

@@ -162,7 +162,7 @@ static void a_failed_step_leaves_no_trace(void **state)
 {
     (void)state;
     ag_tape *t = tape_new();
-    ag_kv_cache *cache = ag_kv_cache_new(AG_F64, 1, 1, T, 1, 1);
+    ag_kv_cache *cache = ag_kv_cache_new(NULL, AG_F64, 1, 1, T, 1, 1);
     assert_non_null(cache);
     assert_int_equal(ag_kv_cache_keep_state(cache, 1, N), AG_OK);
     ag_tape_no_grad(t, true);
@@ -190,9 +190,9 @@ static void what_does_not_fit_is_refused(void **state)
 {
     (void)state;
     ag_tape *t = tape_new();
-    ag_kv_cache *cache = ag_kv_cache_new(AG_F64, 2, B, T, 1, 1);
-    ag_kv_cache *single = ag_kv_cache_new(AG_F32, 2, B, T, 1, 1);
-    ag_kv_cache *empty = ag_kv_cache_new(AG_F64, 2, B, T, 1, 1);
+    ag_kv_cache *cache = ag_kv_cache_new(NULL, AG_F64, 2, B, T, 1, 1);
+    ag_kv_cache *single = ag_kv_cache_new(NULL, AG_F32, 2, B, T, 1, 1);
+    ag_kv_cache *empty = ag_kv_cache_new(NULL, AG_F64, 2, B, T, 1, 1);
     assert_true(cache && single && empty);
     assert_int_equal(ag_kv_cache_keep_state(cache, 1, N), AG_OK);
     assert_int_equal(ag_kv_cache_keep_state(single, 1, N), AG_OK);

@@ -146,10 +146,11 @@ static int feed(search *s, const float **ret_last, int64_t *ret_stride, ag_err *
     ag_tensor *ids = ag_input_i32(s->t, AG_SHAPE(s->rows, new), s->fed);
     ag_tensor *y = s->cache ? nn_model_decode(s->m, s->t, ids, s->cache)
                             : nn_model_logits(s->m, s->t, ids, NN_EVAL);
+    const float *logits = ag_floats(s->t, y);
     const int r = ag_tape_status(s->t, err);
     if (r < 0) return r;
     *ret_stride = y->shape.dim[1] * s->m->classes;
-    *ret_last = (const float *)y->data + *ret_stride - s->m->classes;
+    *ret_last = logits + *ret_stride - s->m->classes;
     return AG_OK;
 }
 

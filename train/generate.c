@@ -96,8 +96,9 @@ static int feed(decoder *d, ag_err *err)
     ag_tape_reset(d->t);
     ag_tensor *ids = ag_input_i32(d->t, AG_SHAPE(1, d->n_text - d->fed), d->text + d->fed);
     ag_tensor *y = nn_model_decode(d->m, d->t, ids, d->cache);
+    const float *logits = ag_floats(d->t, y);
     if (ag_error(d->t)) return ag_tape_status(d->t, err);
-    memcpy(d->logits, (const float *)y->data + (d->n_text - d->fed - 1) * d->m->classes,
+    memcpy(d->logits, logits + (d->n_text - d->fed - 1) * d->m->classes,
            (size_t)d->m->classes * sizeof(float));
     d->fed = d->n_text;
     return AG_OK;

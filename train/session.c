@@ -1,6 +1,7 @@
 #include "train/session.h"
 
 #include "autograd/base/hash.h"
+#include "autograd/cuda/cuda.h"
 #include "train/build.h"
 #include "train/recompute.h"
 #include "train/optimizer.h"
@@ -116,12 +117,13 @@ static ag_dtype precision_of(const train_config *c)
 /*
  * Samples of a micro-batch, where train.micro_batch leaves it open: the largest divisor of the
  * batch for which what one layer works on fits half of the last-level cache, but enough rows
- * to keep the matrix product busy.
+ * to keep the matrix product busy.  A GPU wants all of it.
  */
 static int64_t choose_micro_batch(const train_session *s)
 {
     enum { LEAST_ROWS = 512 };
     const train_config *c = &s->config;
+    if (c->train.device != TRAIN_DEVICE_CPU) return c->train.batch;
     const int64_t batch = c->train.batch, d_ff = train_config_d_ff(c);
     const int64_t width = s->d_in ? s->d_in + 2 * d_ff : 8 * c->model.d_model + 2 * d_ff;
     long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
@@ -135,12 +137,29 @@ static int64_t choose_micro_batch(const train_session *s)
     return want;
 }
 
-static int build_tapes(train_session *s, const train_open *what, ag_err *err)
+/* What train.device is, open; a plan needs none. */
+static int open_device(train_session *s, bool plan, ag_err *err)
+{
+    if (s->config.train.device == TRAIN_DEVICE_CPU || plan) return AG_OK;
+    return ag_cuda_open(&s->device, err);
+}
+
+static int choose_kernels(const train_session *s, ag_dtype dtype, const ag_kernels **ret,
+                          ag_err *err)
 {
     const char *why = NULL;
+    *ret = s->device ? ag_kernels_cuda(dtype) : ag_kernels_best(dtype, &why);
+    return *ret ? AG_OK : ag_err_set(err, AG_ECONFIG, "%s", why);
+}
+
+static int build_tapes(train_session *s, const train_open *what, ag_err *err)
+{
     const ag_dtype dtype = precision_of(&s->config);
-    const ag_kernels *k = ag_kernels_best(dtype, &why), *f32 = ag_kernels_best(AG_F32, &why);
-    if (!k || !f32) return ag_err_set(err, AG_ECONFIG, "%s", why);
+    const ag_kernels *k, *f32;
+    int r = choose_kernels(s, dtype, &k, err);
+    if (r == AG_OK) r = choose_kernels(s, AG_F32, &f32, err);
+    if (r == AG_OK) r = nn_params_place(s->model->params, s->device, err);
+    if (r < 0) return r;
     s->tape = ag_tape_new(k);
     s->decoder = k == f32 ? s->tape : ag_tape_new(f32);
     if (!s->tape || !s->decoder) return ag_err_set(err, AG_ENOMEM, "out of memory for the tape");
@@ -171,8 +190,9 @@ int train_session_new(const train_config *c, const train_open *what, train_sessi
     s->form = what->form;
     int r = what->data ? open_data(s, what, err) : AG_OK;
     if (r == AG_OK) r = build_model(s, what, err);
-    if (r == AG_OK && what->optimizer) r = train_optimizer_new(s, what->plan, err);
+    if (r == AG_OK) r = open_device(s, what->plan, err);
     if (r == AG_OK) r = build_tapes(s, what, err);
+    if (r == AG_OK && what->optimizer) r = train_optimizer_new(s, what->plan, err);
     if (r == AG_OK) r = build_buffers(s, err);
     if (r == AG_OK && s->opt && c->model.type == TRAIN_MODEL_GPT) r = train_recompute_apply(s, err);
     if (r == AG_OK && s->opt && s->data) r = train_probe_new(s, &s->probe, err);
@@ -279,8 +299,8 @@ static int run_batch(train_session *s, double *ret_loss, ag_err *err)
         ag_tape_noise(s->tape,
                       &(ag_noise_key){ (uint64_t)s->config.run.seed, (uint32_t)s->step, i, n });
         ag_tensor *part = nn_model_loss(s->model, s->tape, x, targets, NN_TRAIN);
-        loss += share * ag_tensor_at(part, 0);
         ag_backward(s->tape, part, share * s->scaler.scale);
+        loss += share * ag_value(s->tape, part, 0);      /* by now a GPU has all that it needs */
         const int r = ag_tape_status(s->tape, err);
         if (r < 0) return r;
         see_inverse(s);
@@ -397,7 +417,7 @@ static int eval_part(train_session *s, const data_draw *w, int64_t i0, int64_t n
     const int r = ag_tape_status(s->tape, err);
     if (r < 0) return r;
     const int64_t rows = s->context, scored = count_scored(s->targets, n * rows);
-    sum->loss += ag_tensor_at(part, 0) * (double)scored;
+    sum->loss += ag_value(s->tape, part, 0) * (double)scored;
     for (int64_t i = 0; i < n; i++)
         add_right(values + i * rows * s->model->classes, s->targets + i * rows, rows,
                   s->model->classes, sum);
@@ -470,11 +490,19 @@ int train_session_first_loss(train_session *s, int64_t samples, nn_mode mode, do
 void train_session_swap_ema(train_session *s)
 {
     if (!s->opt || !s->opt->ema) return;
-    float *w = s->model->params->weights, *e = s->opt->ema;
-    for (int64_t i = 0; i < s->model->params->n; i++) {
-        const float x = w[i];
-        w[i] = e[i];
-        e[i] = x;
+    opt_swap_average(s->opt, nn_params_swap(s->model->params, s->opt->ema));
+}
+
+/* Numbers in the device's memory, in parts. */
+static void hash_floats(const train_session *s, ag_sha256 *h, const float *x, int64_t n)
+{
+    enum { PART = 1 << 14 };
+    float part[PART];
+    if (!s->device) ag_sha256_add(h, x, (size_t)n * sizeof *x);
+    for (int64_t at = 0; s->device && at < n; at += PART) {
+        const size_t bytes = (size_t)(n - at < PART ? n - at : PART) * sizeof *x;
+        s->device->read(part, x + at, bytes);
+        ag_sha256_add(h, part, bytes);
     }
 }
 
@@ -482,11 +510,10 @@ void train_session_hash(const train_session *s, char ret_hex[65])
 {
     ag_sha256 h;
     uint8_t digest[32];
-    const size_t bytes = (size_t)s->model->params->n * sizeof(float);
     ag_sha256_init(&h);
-    ag_sha256_add(&h, s->model->params->weights, bytes);
+    hash_floats(s, &h, s->model->params->weights, s->model->params->n);
     for (int i = 0; s->opt && i < s->opt->n_slots; i++)
-        ag_sha256_add(&h, s->opt->slot[i].data, (size_t)s->opt->slot[i].n * sizeof(float));
+        hash_floats(s, &h, s->opt->slot[i].data, s->opt->slot[i].n);
     if (s->scaler.type != OPT_SCALING_NONE) {
         const opt_scaler *k = &s->scaler;
         const int64_t counted[] = { k->finite_steps, k->skipped, k->skipped_in_row };

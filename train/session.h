@@ -13,6 +13,7 @@
 #define TRAIN_SESSION_H
 
 #include "autograd/autograd.h"
+#include "autograd/device.h"
 #include "data/data.h"
 #include "layers/layers.h"
 #include "optim/optim.h"
@@ -47,6 +48,7 @@ typedef struct train_session {
                                       * the data's */
     train_form   form;
     char         fingerprint[65];    /* of the data (data_fingerprint); "" without data */
+    const ag_device *device;         /* train.device; NULL: the CPU.  It outlives the session */
     nn_model    *model;
     opt_state   *opt;                /* NULL: opened for evaluation */
     opt_schedule schedule;

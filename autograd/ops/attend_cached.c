@@ -181,7 +181,7 @@ static void use_source(const ag_call *c, ag_attention *a)
     if (c->in[K]) {
         c->k->scale(rows * kv->d_k, 1, a->k, k, false);
         c->k->scale(rows * kv->d_v, 1, a->v, v, false);
-        memcpy(kv->source_lengths, a->lengths, (size_t)kv->batch * sizeof *a->lengths);
+        ag_kv_cache_keep_lengths(kv, c->in[LENGTHS]->host);
     }
     *a = (ag_attention){ .batch = a->batch, .heads = a->heads, .tq = a->tq,
                          .tk = kv->source_length, .d_qk = a->d_qk, .d_v = a->d_v,
@@ -189,7 +189,7 @@ static void use_source(const ag_call *c, ag_attention *a)
                          .k = k, .k_row = kv->d_k, .k_batch = kv->source_length * kv->d_k, .v = v,
                          .v_row = kv->d_v, .v_batch = kv->source_length * kv->d_v, .o = a->o,
                          .o_row = a->o_row, .o_batch = a->o_batch, .lse = a->lse,
-                         .lengths = kv->source_lengths };
+                         .lengths = kv->lengths_there };
 }
 
 static void source_forward(ag_call *c)

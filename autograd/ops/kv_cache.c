@@ -1,12 +1,12 @@
 #include "kv_cache.h"
 
-#include "../base/arena.h"
+#include "../device.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
-ag_kv_cache *ag_kv_cache_new(ag_dtype dtype, int layers, int64_t batch, int64_t capacity,
+ag_kv_cache *ag_kv_cache_new(const ag_device *device, ag_dtype dtype, int layers, int64_t batch, int64_t capacity,
                              int64_t d_k, int64_t d_v)
 {
     const int64_t n = ag_shape_size(&AG_SHAPE(layers, batch, capacity, d_k + d_v));
@@ -15,9 +15,9 @@ ag_kv_cache *ag_kv_cache_new(ag_dtype dtype, int layers, int64_t batch, int64_t 
     ag_kv_cache *c = calloc(1, sizeof *c);
     if (!c) return NULL;
     const size_t rows = (size_t)layers * (size_t)batch * (size_t)capacity;
-    *c = (ag_kv_cache){ .dtype = dtype, .layers = layers, .batch = batch, .capacity = capacity,
+    *c = (ag_kv_cache){ .device = device, .dtype = dtype, .layers = layers, .batch = batch, .capacity = capacity,
                         .d_k = d_k, .d_v = d_v, .bytes = (size_t)n * one };
-    c->k = ag_block_alloc(c->bytes);
+    c->k = ag_device_alloc(c->device, c->bytes);
     if (!c->k) {
         free(c);
         return NULL;
@@ -34,7 +34,7 @@ static int keep(const ag_kv_cache *c, int slots, int64_t rows, int64_t width, st
     if (n == 0) return AG_OK;
     if (n > INT64_MAX / 16) return AG_ENOMEM;
     kept->bytes = 2 * (size_t)n * ag_dtype_size(c->dtype);
-    kept->side[0] = ag_block_alloc(kept->bytes);
+    kept->side[0] = ag_device_alloc(c->device, kept->bytes);
     if (!kept->side[0]) return AG_ENOMEM;
     kept->side[1] = kept->side[0] + kept->bytes / 2;
     return AG_OK;
@@ -50,6 +50,11 @@ int ag_kv_cache_keep_state(ag_kv_cache *c, int slots, int64_t width)
     return keep(c, slots, 1, width, &c->state);
 }
 
+static size_t lengths_bytes(const ag_kv_cache *c)
+{
+    return (size_t)c->batch * sizeof *c->source_lengths;
+}
+
 int ag_kv_cache_source(ag_kv_cache *c, int64_t length)
 {
     assert(!c->source && length >= 1);
@@ -57,9 +62,10 @@ int ag_kv_cache_source(ag_kv_cache *c, int64_t length)
     if (n > INT64_MAX / 8) return AG_ENOMEM;
     c->source_length = length;
     c->source_bytes = (size_t)n * ag_dtype_size(c->dtype);
-    c->source = ag_block_alloc(c->source_bytes);
+    c->source = ag_device_alloc(c->device, c->source_bytes);
     c->source_lengths = calloc((size_t)c->batch, sizeof *c->source_lengths);
-    return c->source && c->source_lengths ? AG_OK : AG_ENOMEM;
+    c->lengths_there = c->device ? ag_device_alloc(c->device, lengths_bytes(c)) : c->source_lengths;
+    return c->source && c->lengths_there ? AG_OK : AG_ENOMEM;
 }
 
 int ag_kv_cache_keep_buckets(ag_kv_cache *c, int64_t rounds, int64_t heads, int64_t rotations)
@@ -74,7 +80,7 @@ int ag_kv_cache_keep_buckets(ag_kv_cache *c, int64_t rounds, int64_t heads, int6
     const size_t first = ((size_t)n * sizeof(int32_t) + 63) / 64 * 64;
     c->hash_bytes = first + (size_t)m * ag_dtype_size(c->dtype);
     if (c->hash_bytes == 0) return AG_OK;
-    char *p = ag_block_alloc(c->hash_bytes);
+    char *p = ag_device_alloc(c->device, c->hash_bytes);
     if (!p) return AG_ENOMEM;
     c->bucket = (int32_t *)p;
     c->rotation = p + first;
@@ -88,6 +94,12 @@ int ag_kv_cache_source_in_row(ag_kv_cache *c, int64_t length)
     c->source_length = length;
     c->source_lengths = calloc((size_t)c->batch, sizeof *c->source_lengths);
     return c->source_lengths ? AG_OK : AG_ENOMEM;
+}
+
+void ag_kv_cache_keep_lengths(const ag_kv_cache *c, const int32_t *lengths)
+{
+    memcpy(c->source_lengths, lengths, lengths_bytes(c));
+    if (c->device) c->device->write(c->lengths_there, lengths, lengths_bytes(c));
 }
 
 void ag_kv_cache_source_lengths(ag_kv_cache *c, const int32_t *lengths)
@@ -110,12 +122,13 @@ int64_t ag_kv_cache_new_rows(const ag_kv_cache *c, int64_t b, int64_t t)
 void ag_kv_cache_free(ag_kv_cache *c)
 {
     if (!c) return;
-    ag_block_free(c->k, c->bytes);
-    ag_block_free(c->source, c->source_bytes);
+    ag_device_free(c->device, c->k, c->bytes);
+    ag_device_free(c->device, c->source, c->source_bytes);
+    if (c->device) ag_device_free(c->device, c->lengths_there, lengths_bytes(c));
     free(c->source_lengths);
-    ag_block_free(c->bucket, c->hash_bytes);
-    ag_block_free(c->past.side[0], c->past.bytes);
-    ag_block_free(c->state.side[0], c->state.bytes);
+    ag_device_free(c->device, c->bucket, c->hash_bytes);
+    ag_device_free(c->device, c->past.side[0], c->past.bytes);
+    ag_device_free(c->device, c->state.side[0], c->state.bytes);
     free(c);
 }
 

@@ -5,6 +5,7 @@
 #include "../ops.h"
 
 struct ag_kv_cache {
+    const struct ag_device *device;  /* whose memory keys, values and what is kept are in */
     ag_dtype dtype;
     int      layers;
     int64_t  batch, capacity, d_k, d_v, length;  /* d_k = heads * d_qk, d_v likewise; length in
@@ -16,7 +17,8 @@ struct ag_kv_cache {
     size_t   source_bytes;
     char    *source;                 /* [layers, batch, source_length, d_k], then [.., d_v]; or
                                       * NULL */
-    int32_t *source_lengths;         /* [batch] */
+    int32_t *source_lengths;         /* [batch], on the host */
+    int32_t *lengths_there;          /* the same where kernels read it */
     bool     source_in_row;          /* it is no source apart: it came before the positions that
                                       * `length` counts, in the first call and up to its own length,
                                       * and capacity is of both */
@@ -42,5 +44,7 @@ struct ag_kv_cache {
 /* Where the next position of item b lies, and how many of `t` new ones are no padding. */
 int64_t ag_kv_cache_next(const ag_kv_cache *c, int64_t b);
 int64_t ag_kv_cache_new_rows(const ag_kv_cache *c, int64_t b, int64_t t);
+/* Of a source that is kept: its lengths, from the host. */
+void ag_kv_cache_keep_lengths(const ag_kv_cache *c, const int32_t *lengths);
 
 #endif
