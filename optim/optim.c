@@ -210,6 +210,13 @@ void opt_slot_write(opt_state *o, int k, const float *host)
     ag_device_write(o->device, o->slot[k].data, host, (size_t)o->slot[k].n * sizeof *host);
 }
 
+void opt_swap_average(opt_state *o, float *weights)
+{
+    for (int k = 0; k < o->n_slots; k++)
+        if (o->slot[k].data == o->ema) o->slot[k].data = weights;
+    o->ema = weights;
+}
+
 size_t opt_bytes(const opt_state *o)
 {
     size_t bytes = o->adafactor ? opt_adafactor_bytes(o->adafactor) : 0;

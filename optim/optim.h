@@ -101,6 +101,10 @@ int64_t opt_slot_span(const opt_state *o, int k, int i, int64_t *ret_offset);
 void opt_slot_read(const opt_state *o, int k, float *host);
 void opt_slot_write(opt_state *o, int k, const float *host);
 
+/* The average of the weights has this memory from now on: the weights had it, and have taken that
+ * of the average. */
+void opt_swap_average(opt_state *o, float *weights);
+
 /* Bytes of the slots and of what the optimizer works in. */
 size_t opt_bytes(const opt_state *o);
 

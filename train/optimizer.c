@@ -76,9 +76,9 @@ int train_optimizer_new(train_session *s, bool plan, ag_err *err)
     opt_range *ranges = malloc((size_t)p->n_items * sizeof *ranges);
     if (!ranges) return ag_err_set(err, AG_ENOMEM, "out of memory for the optimizer");
     for (int i = 0; i < p->n_items; i++) ranges[i] = range_of(&p->items[i], o.type);
-    r = opt_new(&o, NULL, p->n, ranges, p->n_items, &s->opt, err);
+    r = opt_new(&o, s->device, p->n, ranges, p->n_items, &s->opt, err);
     free(ranges);
     if (r == AG_OK && s->opt->ema && !plan)      /* as if after a step that changed nothing */
-        memcpy(s->opt->ema, p->weights, (size_t)p->n * sizeof(float));
+        ag_device_copy(s->device, s->opt->ema, p->weights, (size_t)p->n * sizeof(float));
     return r;
 }

@@ -27,15 +27,15 @@ static train_ckpt_tensor tensor_of(const nn_item *p, const char *group, const fl
     return t;
 }
 
-/* What slot k has of parameter i, in *ret_t: false if nothing. */
-static bool slot_tensor(const train_session *s, int k, int i, const char *group,
+/* What slot k, whose numbers are `data`, has of parameter i, in *ret_t: false if nothing. */
+static bool slot_tensor(const train_session *s, int k, const float *data, int i, const char *group,
                         train_ckpt_tensor *ret_t)
 {
     const opt_slot *slot = &s->opt->slot[k];
     int64_t at;
     if (!opt_slot_span(s->opt, k, i, &at)) return false;
     train_ckpt_tensor t = tensor_of(&s->model->params->items[i], group, NULL);
-    t.data = slot->data + at;
+    t.data = data + at;
     if (slot->extent == OPT_OF_COLS) t.dim[t.ndim - 2] = t.dim[t.ndim - 1];
     if (slot->extent == OPT_OF_COLS || slot->extent == OPT_OF_ROWS) t.ndim--;
     *ret_t = t;
@@ -49,9 +49,37 @@ typedef struct parts {               /* what a description points to */
     char   *yaml;
     uint8_t *table;
     size_t  table_size;
+    float   *host[1 + OPT_MAX_SLOTS];            /* of what is on a device: weights, slots */
     int32_t *choices;                /* of the probe */
     size_t  choices_size;
 } parts;
+
+/* Flat numbers where the host can read them: themselves, or a copy that is the part's i-th. */
+static const float *on_host(const train_session *s, parts *p, int i, const float *flat, int64_t n)
+{
+    if (!s->device) return flat;
+    p->host[i] = malloc((size_t)n * sizeof *flat + 1);
+    if (p->host[i]) s->device->read(p->host[i], flat, (size_t)n * sizeof *flat);
+    return p->host[i];
+}
+
+static int collect_tensors(const train_session *s, parts *p, ag_err *err)
+{
+    const nn_params *np = s->model->params;
+    const float *w = on_host(s, p, 0, np->weights, np->n);
+    for (int i = 0; i < np->n_items && w; i++)
+        p->tensor[p->n_tensors++] = tensor_of(&np->items[i], "model", w);
+    for (int k = 0; s->opt && w && k < s->opt->n_slots; k++) {
+        const opt_slot *slot = &s->opt->slot[k];
+        w = on_host(s, p, 1 + k, slot->data, slot->n);
+        slot_group(p->group[k], s->opt->config.type, slot->name);
+        for (int i = 0; i < np->n_items && w; i++)
+            p->n_tensors += slot_tensor(s, k, w, i, p->group[k], &p->tensor[p->n_tensors]);
+    }
+    if (!w) return ag_err_set(err, AG_ENOMEM, "out of memory for the checkpoint");
+    const char *why = s->device ? s->device->check() : NULL;
+    return why ? ag_err_set(err, AG_EFAIL, "the checkpoint: %s", why) : AG_OK;
+}
 
 static int collect(const train_session *s, parts *p, ag_err *err)
 {
@@ -67,15 +95,8 @@ static int collect(const train_session *s, parts *p, ag_err *err)
     if (p->choices_size && !(p->choices = malloc(p->choices_size)))
         return ag_err_set(err, AG_ENOMEM, "out of memory for the checkpoint");
     if (p->choices) train_probe_save(s->probe, p->choices);
-    for (int i = 0; i < np->n_items; i++)
-        p->tensor[p->n_tensors++] = tensor_of(&np->items[i], "model", np->weights);
-    for (int k = 0; k < slots; k++) {
-        slot_group(p->group[k], s->opt->config.type, s->opt->slot[k].name);
-        for (int i = 0; i < np->n_items; i++)
-            p->n_tensors += slot_tensor(s, k, i, p->group[k], &p->tensor[p->n_tensors]);
-    }
     slot_group(p->group[OPT_MAX_SLOTS], s->opt ? s->opt->config.type : OPT_ADAMW, "");
-    return AG_OK;
+    return collect_tensors(s, p, err);
 }
 
 int train_state_save(const train_session *s,
@@ -133,6 +154,7 @@ int train_state_save(const train_session *s,
         };
         r = save(arg, &c, err);
     }
+    for (int i = 0; i < 1 + OPT_MAX_SLOTS; i++) free(p.host[i]);
     free(p.tensor);
     free(p.yaml);
     free(p.table);
@@ -169,16 +191,34 @@ static int read_flat(const train_ckpt_file *f, const nn_params *p, const char *g
     return AG_OK;
 }
 
+/* Where n numbers for the device are read to first; without one, where they belong.  NULL: out of
+ * memory. */
+static float *begin_write(const train_session *s, float *flat, int64_t n, ag_err *err)
+{
+    float *host = s->device ? calloc((size_t)n + 1, sizeof *host) : flat;
+    if (!host) ag_err_set(err, AG_ENOMEM, "out of memory for the checkpoint");
+    return host;
+}
+
+static void end_write(const train_session *s, float *flat, int64_t n, float *host)
+{
+    if (host == flat) return;
+    s->device->write(flat, host, (size_t)n * sizeof *host);
+    free(host);
+}
+
 static int read_slot(const train_ckpt_file *f, train_session *s, int k, const char *group,
                      ag_err *err)
 {
-    float *data = s->opt->slot[k].data;
+    const opt_slot *slot = &s->opt->slot[k];
+    float *data = begin_write(s, slot->data, slot->n, err);
     train_ckpt_tensor t;
-    int r = AG_OK;
+    int r = data ? AG_OK : AG_ENOMEM;
     for (int i = 0; i < s->model->params->n_items && r == AG_OK; i++)
-        if (slot_tensor(s, k, i, group, &t))
+        if (slot_tensor(s, k, data, i, group, &t))
             r = train_ckpt_read(f, group, t.name, t.ndim, t.dim, false, data + (t.data - data),
                                 err);
+    if (data) end_write(s, slot->data, slot->n, data);
     return r;
 }
 
@@ -211,7 +251,11 @@ static int read_weights(const train_ckpt_file *f, train_session *s, bool plain, 
         slot_group(ema, (opt_type)type, "ema");
         if (train_ckpt_has(f, ema)) memcpy(group, ema, sizeof group);
     }
-    return read_flat(f, s->model->params, group, s->model->params->weights, err);
+    const nn_params *p = s->model->params;
+    float *host = begin_write(s, p->weights, p->n, err);
+    const int r = host ? read_flat(f, p, group, host, err) : AG_ENOMEM;
+    if (host) end_write(s, p->weights, p->n, host);
+    return r;
 }
 
 static int read_tokenizer(const train_ckpt_file *f, data_tokenizer **ret_tok, ag_err *err)
