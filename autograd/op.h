@@ -171,8 +171,8 @@ void *ag_tape_meta(ag_tape *t, size_t bytes);
 /* The noise of a matrix of `rows` rows at a site, for this part of the batch. */
 ag_noise ag_noise_for(const ag_tape *t, uint32_t site, int64_t rows);
 
-/* For forward: AG_ERANGE on the tape unless every index of integer input i is in lo .. hi - 1.  What
- * a device computed is not looked at: a kernel makes indices that fit. */
+/* For forward: AG_ERANGE on the tape unless every index of integer input i is in lo .. hi - 1.
+ * What a device computed is not looked at: a kernel makes indices that fit. */
 int ag_check_index(ag_call *c, int i, int64_t lo, int64_t hi);
 size_t ag_real_size(const ag_call *c);         /* bytes of one number of the tape */
 

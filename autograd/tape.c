@@ -155,7 +155,7 @@ int ag_fail(ag_tape *t, int code, const char *fmt, ...)
     return t->error = code;
 }
 
-static ag_tensor *poison(ag_tape *t)
+ag_tensor *ag_poison(ag_tape *t)
 {
     memset(t->nan, 0xff, sizeof t->nan);         /* NaN in every number type */
     t->poison = (ag_tensor){ .size = 1, .dtype = t->k->dtype, .data = &t->nan[0],
@@ -180,14 +180,43 @@ void *ag_tape_meta(ag_tape *t, size_t bytes)
     return p;
 }
 
+/* The calls with the largest outputs that are kept, the largest first, as text. */
+static void largest_text(const ag_tape *t, char *buf, size_t size)
+{
+    enum { MOST = 3 };
+    const ag_call *top[MOST] = { NULL };
+    for (int i = 0; i < t->n; i++) {
+        const ag_call *c = t->call[i];
+        for (int k = 0; k < MOST && c && c->out[0]->data; k++)
+            if (!top[k] || ag_tensor_bytes(c->out[0]) > ag_tensor_bytes(top[k]->out[0])) {
+                const ag_call *was = top[k];
+                top[k] = c;
+                c = was;
+            }
+    }
+    size_t n = 0;
+    buf[0] = '\0';
+    for (int k = 0; k < MOST && top[k] && n < size; k++) {
+        char shape[96], scope[160];
+        ag_call_scope(top[k], scope, sizeof scope);
+        n += (size_t)snprintf(buf + n, size - n, "%s %s %s of %.1f MB%s%s",
+                              k ? ";" : "; the largest:", top[k]->op->name,
+                              ag_shape_text(&top[k]->out[0]->shape, shape),
+                              1e-6 * (double)ag_tensor_bytes(top[k]->out[0]),
+                              scope[0] ? " in " : "", scope);
+    }
+}
+
 void *ag_tape_alloc(ag_tape *t, ag_arena *where, int64_t n, ag_dtype dtype)
 {
     void *p = ag_arena_alloc(where, (size_t)n, ag_dtype_size(dtype));
-    if (!p)
-        ag_fail(t, AG_ENOMEM,
-                "out of memory: %lld numbers wanted, %.1f MB in use; a smaller train.micro_batch "
-                "needs less", (long long)n, 1e-6 * (double)(t->data.used + t->grads.used));
-    return p;
+    if (p || t->error) return p;
+    char largest[640];
+    largest_text(t, largest, sizeof largest);
+    ag_fail(t, AG_ENOMEM, "out of memory: %lld numbers wanted, %.1f MB in use%s; a smaller "
+            "train.micro_batch needs less", (long long)n,
+            1e-6 * (double)(t->data.used + t->grads.used), largest);
+    return NULL;
 }
 
 static ag_tensor *tensor_new(ag_tape *t, const ag_shape *shape, ag_dtype dtype)
@@ -202,112 +231,12 @@ static bool tensor_data(ag_tape *t, ag_tensor *x)
     return (x->data = ag_tape_alloc(t, &t->data, x->size, x->dtype));
 }
 
-static ag_tensor *leaf_new(ag_tape *t, const ag_shape *shape, ag_dtype dtype, bool needs_grad)
+ag_tensor *ag_leaf_new(ag_tape *t, const ag_shape *shape, ag_dtype dtype, bool needs_grad)
 {
     if (t->error) return NULL;
     ag_tensor *x = tensor_new(t, shape, dtype);
     if (!x || !tensor_data(t, x)) return NULL;
     x->needs_grad = x->grad_kept = needs_grad;
-    return x;
-}
-
-ag_tensor *ag_input_blank(ag_tape *t, ag_shape shape, bool needs_grad)
-{
-    ag_tensor *x = leaf_new(t, &shape, t->k->dtype, needs_grad);
-    return x ? x : poison(t);
-}
-
-/* Numbers from the host to x, of f32 or 16 bits. */
-static void put_floats(ag_tape *t, ag_tensor *x, const float *src)
-{
-    const size_t bytes = (size_t)x->size * sizeof *src;
-    if (t->plan && t->k->device) return;
-    if (x->dtype == AG_F32) {
-        ag_device_write(t->k->device, x->data, src, bytes);
-        return;
-    }
-    const ag_mark m = ag_arena_mark(&t->data);
-    const float *from = src;
-    if (t->k->device) {
-        float *wide = ag_tape_alloc(t, &t->data, x->size, AG_F32);
-        if (wide) t->k->device->write(wide, src, bytes);
-        from = wide;
-    }
-    if (from) t->k->narrow(x->size, from, x->data);
-    ag_arena_rewind(&t->data, m);
-}
-
-ag_tensor *ag_input(ag_tape *t, ag_shape shape, const float *src, bool needs_grad)
-{
-    ag_tensor *x = leaf_new(t, &shape, t->k->dtype, needs_grad);
-    if (!x) return poison(t);
-    if (x->dtype == AG_F64) for (int64_t i = 0; i < x->size; i++) ((double *)x->data)[i] = (double)src[i];
-    else put_floats(t, x, src);
-    return x;
-}
-
-ag_tensor *ag_input_f64(ag_tape *t, ag_shape shape, const double *src, bool needs_grad)
-{
-    ag_tensor *x = leaf_new(t, &shape, t->k->dtype, needs_grad);
-    if (!x) return poison(t);
-    if (x->dtype == AG_F64) {
-        memcpy(x->data, src, (size_t)x->size * sizeof *src);
-        return x;
-    }
-    const ag_mark m = ag_arena_mark(&t->meta);
-    float *v = ag_arena_alloc(&t->meta, (size_t)x->size, sizeof *v);
-    for (int64_t i = 0; v && i < x->size; i++) v[i] = (float)src[i];
-    if (v) put_floats(t, x, v);
-    else ag_fail(t, AG_ENOMEM, "out of memory for an input");
-    ag_arena_rewind(&t->meta, m);
-    return x;
-}
-
-const float *ag_floats(ag_tape *t, const ag_tensor *x)
-{
-    const ag_device *device = t->k->device;
-    if (t->error || (x->dtype == AG_F32 && !device)) return x->data;
-    const ag_mark m = ag_arena_mark(&t->data);
-    float *v = x->data;
-    if (x->dtype != AG_F32 && (v = ag_tape_alloc(t, &t->data, x->size, AG_F32)))
-        t->k->widen(x->size, x->data, v);
-    if (!v || !device) return v;
-    float *host = ag_tape_meta(t, (size_t)x->size * sizeof *host);
-    if (host) device->read(host, v, (size_t)x->size * sizeof *host);
-    ag_arena_rewind(&t->data, m);
-    return ag_tape_check(t, NULL) == AG_OK ? host : NULL;
-}
-
-const int32_t *ag_ints(ag_tape *t, const ag_tensor *x)
-{
-    if (t->error || x->host) return x->host;
-    int32_t *host = ag_tape_meta(t, ag_tensor_bytes(x));
-    if (host) t->k->device->read(host, x->data, ag_tensor_bytes(x));
-    return ag_tape_check(t, NULL) == AG_OK ? host : NULL;
-}
-
-double ag_value(ag_tape *t, const ag_tensor *x, int64_t i)
-{
-    const size_t size = ag_dtype_size(x->dtype);
-    double number = 0;               /* room for one of any type */
-    if (t->error) return NAN;
-    ag_device_read(t->k->device, &number, (const char *)x->data + (size_t)i * size, size);
-    return ag_tape_check(t, NULL) == AG_OK ? ag_number_at(x->dtype, &number, 0) : (double)NAN;
-}
-
-ag_tensor *ag_input_i32(ag_tape *t, ag_shape shape, const int32_t *src)
-{
-    ag_tensor *x = leaf_new(t, &shape, AG_I32, false);
-    if (!x) return poison(t);
-    const size_t bytes = (size_t)x->size * sizeof *src;
-    x->host = x->data;
-    if (t->k->device) {
-        int32_t *host = ag_tape_meta(t, bytes);
-        if (!host) return poison(t);
-        if (bytes) memcpy(host, src, bytes);
-        x->host = host;
-    }
-    if (!t->plan || !t->k->device) ag_device_write(t->k->device, x->data, src, bytes);
     return x;
 }
 
@@ -418,10 +347,10 @@ ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN],
                     const ag_attr *attr, ag_tensor **ret_second)
 {
     if (ret_second) *ret_second = &t->poison;
-    if (t->error) return poison(t);
+    if (t->error) return ag_poison(t);
 
     ag_call *c = ag_tape_meta(t, sizeof *c);
-    if (!c) return poison(t);
+    if (!c) return ag_poison(t);
     *c = (ag_call){ .op = op, .tape = t, .k = t->k, .scope = t->scope,
                     .before = ag_arena_mark(&t->data) };
     for (int i = 0; i < op->n_in; i++) c->in[i] = in[i];
@@ -430,14 +359,14 @@ ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN],
     const bool needs_grad = wants_grad(c) && !t->no_grad;
     if (needs_grad && !op->backward) {   /* never a silent hole in the gradient */
         ag_fail(t, AG_EGRAD, "%s has no gradient: %s", op->name, op->nondiff);
-        return poison(t);
+        return ag_poison(t);
     }
-    if (check_inputs(t, c) < 0) return poison(t);
+    if (check_inputs(t, c) < 0) return ag_poison(t);
     c->k = ag_call_kernels(c);
-    if (make_outputs(t, c, needs_grad) < 0) return poison(t);
+    if (make_outputs(t, c, needs_grad) < 0) return ag_poison(t);
 
     if (!t->lazy) ag_call_forward(t, c);
-    if (t->error || ((needs_grad || t->lazy) && record(t, c) < 0)) return poison(t);
+    if (t->error || ((needs_grad || t->lazy) && record(t, c) < 0)) return ag_poison(t);
     if (ret_second) *ret_second = c->out[1];
     return c->out[0];
 }

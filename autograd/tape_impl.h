@@ -45,6 +45,9 @@ struct ag_tape {
 };
 
 /* tape.c */
+/* What a failed op returns: a NaN scalar. */
+ag_tensor *ag_poison(ag_tape *t);
+ag_tensor *ag_leaf_new(ag_tape *t, const ag_shape *shape, ag_dtype dtype, bool needs_grad);
 /* Numbers in one of the two arenas for them; NULL: error set. */
 void *ag_tape_alloc(ag_tape *t, ag_arena *where, int64_t n, ag_dtype dtype);
 void ag_call_forward(ag_tape *t, ag_call *c);                    /* run, and watched */

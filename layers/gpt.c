@@ -161,7 +161,8 @@ static ag_kv_cache *gpt_cache_new(const nn_model *m, int64_t batch)
 {
     const nn_gpt *g = (const nn_gpt *)m;
     const nn_gpt_config *c = &g->config;
-    ag_kv_cache *cache = ag_kv_cache_new(m->params->device, m->params->dtype, (int)c->n_layers, batch, c->context,
+    ag_kv_cache *cache = ag_kv_cache_new(m->params->device, m->params->dtype, (int)c->n_layers,
+                                         batch, c->context,
                                          c->n_heads * c->d_qk, c->n_heads * c->d_v);
     if (cache && nn_block_keep(&g->block[0], cache)) {
         ag_kv_cache_free(cache);

@@ -93,7 +93,8 @@ static ag_kv_cache *transformer_cache_new(const nn_model *model, int64_t batch)
 {
     const nn_transformer *m = (const nn_transformer *)model;
     const nn_gpt_config *c = &m->config.decoder;
-    ag_kv_cache *cache = ag_kv_cache_new(model->params->device, model->params->dtype, (int)c->n_layers, batch, c->context,
+    ag_kv_cache *cache = ag_kv_cache_new(model->params->device, model->params->dtype,
+                                         (int)c->n_layers, batch, c->context,
                                          c->n_heads * c->d_qk, c->n_heads * c->d_v);
     if (cache && (nn_block_keep(&m->decoder[0], cache) ||
                   ag_kv_cache_source(cache, m->config.source))) {

@@ -32,8 +32,10 @@ static void toss_as_before(const nn_model *m, const coins *c)
 static void record_on(train_session *s, ag_tape *t)
 {
     const int64_t n = s->config.train.micro_batch;
-    ag_tensor *x = ag_input_i32(t, AG_SHAPE(n, s->source + s->context), s->ids);
-    ag_tensor *y = ag_input_i32(t, AG_SHAPE(n, s->context), s->targets);
+    ag_tensor *x = s->d_in ? ag_input_blank(t, AG_SHAPE(n, s->d_in), false)
+                           : ag_input_i32(t, AG_SHAPE(n, s->source + s->context), s->ids);
+    ag_tensor *y = s->d_in ? ag_input_i32(t, AG_SHAPE(n), s->targets)
+                           : ag_input_i32(t, AG_SHAPE(n, s->context), s->targets);
     ag_tape_noise(t, &(ag_noise_key){ (uint64_t)s->config.run.seed, 0, 0, n });
     ag_backward(t, nn_model_loss(s->model, t, x, y, NN_TRAIN), 1);
 }
@@ -210,4 +212,52 @@ int train_recompute_apply(train_session *s, ag_err *err)
     const train_config *c = &s->config;
     return train_recompute_new(s, c->train.recompute, c->train.recompute_group,
                                train_bytes(c->train.memory_budget), &s->model->recompute, err);
+}
+
+/* --- out of memory ---------------------------------------------------------------------------- */
+
+/* Bytes of a step with another micro-batch and plan; infinite where it cannot be told. */
+static double step_bytes(train_session *s, int64_t micro, int word)
+{
+    const int64_t was = s->config.train.micro_batch;
+    nn_recompute *r = NULL;
+    train_step_plan p = { .peak = INFINITY };
+    s->config.train.micro_batch = micro;
+    if (train_recompute_new(s, word, 1, 0, &r, NULL) == AG_OK) train_plan_step(s, r, &p, NULL);
+    s->config.train.micro_batch = was;
+    nn_recompute_free(r);
+    return p.peak;
+}
+
+void train_memory_advice(train_session *s, ag_err *err)
+{
+    const int64_t micro = s->config.train.micro_batch;
+    const int word = s->config.train.recompute;
+    size_t total, unused;
+    char about[256];
+    s->device->about(about, sizeof about, &total, &unused);
+    const double room = (double)unused + (double)ag_tape_bytes(s->tape).reserved;
+    char text[512];
+    int n = snprintf(text, sizeof text, "\n  %s: %.2f GB, %.2f GB for a step", about,
+                     1e-9 * (double)total, 1e-9 * room);
+    int64_t fits = micro / 2;
+    double bytes = INFINITY;
+    for (; fits > 0 && !(bytes <= room); fits /= 2) {
+        while (s->config.train.batch % fits) fits--;
+        bytes = step_bytes(s, fits, word);
+        if (bytes <= room) break;
+    }
+    if (fits > 0)
+        n += snprintf(text + n, sizeof text - (size_t)n, "\n  train.micro_batch=%lld would take "
+                      "%.2f GB", (long long)fits, 1e-9 * bytes);
+    const bool gpt = s->config.model.type == TRAIN_MODEL_GPT;
+    for (int w = TRAIN_RECOMPUTE_CHEAP; gpt && w <= TRAIN_RECOMPUTE_BLOCK; w++) {
+        bytes = step_bytes(s, micro, w);
+        if (w == word || !(bytes <= room)) continue;
+        n += snprintf(text + n, sizeof text - (size_t)n, "\n  train.recompute=%s would take "
+                      "%.2f GB", train_choice_word(w), 1e-9 * bytes);
+        break;
+    }
+    const size_t at = strlen(err->msg);
+    snprintf(err->msg + at, sizeof err->msg - at, "%s", text);
 }

@@ -302,6 +302,7 @@ static int run_batch(train_session *s, double *ret_loss, ag_err *err)
         ag_backward(s->tape, part, share * s->scaler.scale);
         loss += share * ag_value(s->tape, part, 0);      /* by now a GPU has all that it needs */
         const int r = ag_tape_status(s->tape, err);
+        if (r == AG_ENOMEM && s->device) train_memory_advice(s, err);
         if (r < 0) return r;
         see_inverse(s);
     }

@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-/* Takes the first GPU that CUDA_VISIBLE_DEVICES leaves.  AG_ECONFIG: built without CUDA, no driver,
+/* Takes the first GPU that CUDA_VISIBLE_DEVICES leaves.  AG_EFAIL: built without CUDA, no driver,
  * no GPU; the message says which.  Again: the same device. */
 int ag_cuda_open(const ag_device **ret, ag_err *err);
 /* Gives back what the device holds for itself; blocks that were allocated stay. */

@@ -164,7 +164,8 @@ void *ag_cuda_workspace(size_t bytes)
     if (gpu.workspace) memory_free(gpu.workspace, gpu.workspace_bytes);
     gpu.workspace = memory_alloc(bytes);
     gpu.workspace_bytes = gpu.workspace ? bytes : 0;
-    if (!gpu.workspace) ag_cuda_fail("out of memory for %.1f MB of workspace", 1e-6 * (double)bytes);
+    if (!gpu.workspace)
+        ag_cuda_fail("out of memory for %.1f MB of workspace", 1e-6 * (double)bytes);
     return gpu.workspace;
 }
 
@@ -199,15 +200,15 @@ static int no_gpu(cudaError_t e, ag_err *err)
 {
     cudaGetLastError();
     if (e == cudaErrorInsufficientDriver)
-        return ag_err_set(err, AG_ECONFIG, "train.device = cuda: there is no NVIDIA driver here, "
+        return ag_err_set(err, AG_EFAIL, "train.device = cuda: there is no NVIDIA driver here, "
                           "or one older than this program's CUDA; train.device=cpu runs without");
     if (e == cudaErrorNoDevice || e == cudaSuccess) {
         const char *visible = getenv("CUDA_VISIBLE_DEVICES");
-        return ag_err_set(err, AG_ECONFIG, "train.device = cuda: there is no GPU%s%s; "
+        return ag_err_set(err, AG_EFAIL, "train.device = cuda: there is no GPU%s%s; "
                           "train.device=cpu runs without", visible ? " among CUDA_VISIBLE_DEVICES="
                           : "", visible ? visible : "");
     }
-    return ag_err_set(err, AG_ECONFIG, "train.device = cuda: %s (%s)", cudaGetErrorString(e),
+    return ag_err_set(err, AG_EFAIL, "train.device = cuda: %s (%s)", cudaGetErrorString(e),
                       cudaGetErrorName(e));
 }
 

@@ -1,6 +1,6 @@
 /*
- * launch.cuh -- how the host side of a kernel family runs kernels, and what it may ask of the device
- * (device.cu).
+ * launch.cuh -- how the host side of a kernel family runs kernels, and what it may ask of the
+ * device (device.cu).
  *
  * Everything runs in one stream, so in order.  A kernel that does not start, and a call of the
  * runtime that fails, leave an error with the device, of which the first is kept; nothing here

@@ -4,7 +4,7 @@
 int ag_cuda_open(const ag_device **ret, ag_err *err)
 {
     *ret = NULL;
-    return ag_err_set(err, AG_ECONFIG, "train.device = cuda: this program was built without CUDA; "
+    return ag_err_set(err, AG_EFAIL, "train.device = cuda: this program was built without CUDA; "
                       "with the CUDA toolkit installed, -Dcuda=enabled builds it in");
 }
 

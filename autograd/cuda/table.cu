@@ -2,8 +2,8 @@
  * table.cu -- the tables of the GPU, one for each number type, put together from what the kernel
  * families have.
  *
- * In the f32 table a kernel that nobody has is one that keeps an error, so that an op which wants it
- * is refused with its name.  In a 16-bit table it is NULL: such an op runs on the f32 table
+ * In the f32 table a kernel that nobody has is one that keeps an error, so that an op which wants
+ * it is refused with its name.  In a 16-bit table it is NULL: such an op runs on the f32 table
  * (convert.h).
  */
 #include "cuda.h"

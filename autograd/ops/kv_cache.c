@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-ag_kv_cache *ag_kv_cache_new(const ag_device *device, ag_dtype dtype, int layers, int64_t batch, int64_t capacity,
-                             int64_t d_k, int64_t d_v)
+ag_kv_cache *ag_kv_cache_new(const ag_device *device, ag_dtype dtype, int layers, int64_t batch,
+                             int64_t capacity, int64_t d_k, int64_t d_v)
 {
     const int64_t n = ag_shape_size(&AG_SHAPE(layers, batch, capacity, d_k + d_v));
     const size_t one = ag_dtype_size(dtype);
@@ -15,8 +15,8 @@ ag_kv_cache *ag_kv_cache_new(const ag_device *device, ag_dtype dtype, int layers
     ag_kv_cache *c = calloc(1, sizeof *c);
     if (!c) return NULL;
     const size_t rows = (size_t)layers * (size_t)batch * (size_t)capacity;
-    *c = (ag_kv_cache){ .device = device, .dtype = dtype, .layers = layers, .batch = batch, .capacity = capacity,
-                        .d_k = d_k, .d_v = d_v, .bytes = (size_t)n * one };
+    *c = (ag_kv_cache){ .device = device, .dtype = dtype, .layers = layers, .batch = batch,
+                        .capacity = capacity, .d_k = d_k, .d_v = d_v, .bytes = (size_t)n * one };
     c->k = ag_device_alloc(c->device, c->bytes);
     if (!c->k) {
         free(c);
