@@ -25,8 +25,8 @@ op_result op_scale(ag_tape *ref, const op_case *c);
 
 typedef struct op_format {           /* how exact a table is */
     ag_dtype dtype;
-    double u, tiny, nmse;            /* half a unit in the last place of 1, of the least number; mean
-                                      * square error over mean square */
+    double u, tiny, nmse;            /* half a unit in the last place of 1, of the least number;
+                                      * mean square error over mean square */
 } op_format;
 void op_compare(const op_case *c, const char *name, const op_result *got, const op_result *want,
                 const op_result *scale, const op_format *f);

@@ -192,10 +192,11 @@ static void a_cache_that_does_not_fit_is_refused(void **state)
 {
     (void)state;
     ag_tape *t = tape_new(ag_kernels_ref(AG_F64));
-    ag_kv_cache *cache = ag_kv_cache_new(NULL, AG_F64, LAYERS, BATCH, 4, HEADS * D_QK, HEADS * D_V);
-    ag_kv_cache *single = ag_kv_cache_new(NULL, AG_F32, LAYERS, BATCH, 4, HEADS * D_QK, HEADS * D_V);
-    ag_kv_cache *narrow = ag_kv_cache_new(NULL, AG_F64, LAYERS, BATCH, 4, HEADS * D_QK, HEADS * D_V - 1);
-    ag_kv_cache *fewer = ag_kv_cache_new(NULL, AG_F64, LAYERS, BATCH - 1, 4, HEADS * D_QK, HEADS * D_V);
+    enum { K = HEADS * D_QK, V = HEADS * D_V };
+    ag_kv_cache *cache = ag_kv_cache_new(NULL, AG_F64, LAYERS, BATCH, 4, K, V);
+    ag_kv_cache *single = ag_kv_cache_new(NULL, AG_F32, LAYERS, BATCH, 4, K, V);
+    ag_kv_cache *narrow = ag_kv_cache_new(NULL, AG_F64, LAYERS, BATCH, 4, K, V - 1);
+    ag_kv_cache *fewer = ag_kv_cache_new(NULL, AG_F64, LAYERS, BATCH - 1, 4, K, V);
     assert_true(cache && single && narrow && fewer);
     const struct { ag_kv_cache *cache; int64_t n; int layer, code; } bad[] = {
         { cache, 5, 0, AG_ERANGE }, { cache, 1, LAYERS, AG_ESHAPE }, { cache, 1, -1, AG_ESHAPE },

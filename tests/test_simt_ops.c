@@ -1,6 +1,7 @@
 /*
- * test_simt_ops.c -- every op's samples on the tables of the GPU against the f64 reference; the same
- * program runs on the CPU, where the kernels' threads are fibers (tests/simt), and on a real GPU.
+ * test_simt_ops.c -- every op's samples on the tables of the GPU against the f64 reference; the
+ * same program runs on the CPU, where the kernels' threads are fibers (tests/simt), and on a real
+ * GPU.
  *
  * On the CPU each case also runs with the threads in other orders, which must give the same bits.
  * An op that a table has no kernel for must be in the list `missing` and must say so.

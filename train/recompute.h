@@ -23,8 +23,8 @@ int train_plan_step(train_session *s, nn_recompute *r, train_step_plan *ret_p, a
  * for auto.  AG_ECONFIG: the bytes do not suffice, the message says which would. */
 int train_recompute_new(train_session *s, int word, int64_t group, double bytes,
                         nn_recompute **ret_r, ag_err *err);
-/* To the message of an AG_ENOMEM on s->device: two changes with which a step would fit, if there are
- * such. */
+/* To the message of an AG_ENOMEM on s->device: two changes with which a step would fit, if there
+ * are such. */
 void train_memory_advice(train_session *s, ag_err *err);
 /* That of the configuration becomes that of the model. */
 int train_recompute_apply(train_session *s, ag_err *err);

@@ -1,17 +1,16 @@
 #include "train/session.h"
 
 #include "autograd/base/hash.h"
-#include "autograd/cuda/cuda.h"
 #include "train/build.h"
 #include "train/recompute.h"
 #include "train/optimizer.h"
+#include "train/tapes.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* --- from the configuration ------------------------------------------------------------------- */
 
@@ -106,70 +105,9 @@ static int build_model(train_session *s, const train_open *what, ag_err *err)
     return train_build_mlp(&s->config, d_in, classes, &s->model, err);
 }
 
-static ag_dtype precision_of(const train_config *c)
-{
-    static const ag_dtype types[] = { [TRAIN_PRECISION_FP32] = AG_F32,
-                                      [TRAIN_PRECISION_BF16] = AG_BF16,
-                                      [TRAIN_PRECISION_FP16] = AG_F16 };
-    return types[c->train.precision];
-}
-
-/*
- * Samples of a micro-batch, where train.micro_batch leaves it open: the largest divisor of the
- * batch for which what one layer works on fits half of the last-level cache, but enough rows
- * to keep the matrix product busy.  A GPU wants all of it.
- */
-static int64_t choose_micro_batch(const train_session *s)
-{
-    enum { LEAST_ROWS = 512 };
-    const train_config *c = &s->config;
-    if (c->train.device != TRAIN_DEVICE_CPU) return c->train.batch;
-    const int64_t batch = c->train.batch, d_ff = train_config_d_ff(c);
-    const int64_t width = s->d_in ? s->d_in + 2 * d_ff : 8 * c->model.d_model + 2 * d_ff;
-    long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    if (cache <= 0) cache = 32l << 20;
-    const int64_t rows = s->source + s->context;
-    const int64_t fit = cache / 2 / (width * rows * (int64_t)ag_dtype_size(precision_of(c)));
-    const int64_t least = (LEAST_ROWS + rows - 1) / rows;
-    int64_t want = fit > least ? fit : least;
-    if (want > batch) want = batch;
-    while (batch % want) want--;
-    return want;
-}
-
-/* What train.device is, open; a plan needs none. */
-static int open_device(train_session *s, bool plan, ag_err *err)
-{
-    if (s->config.train.device == TRAIN_DEVICE_CPU || plan) return AG_OK;
-    return ag_cuda_open(&s->device, err);
-}
-
-static int choose_kernels(const train_session *s, ag_dtype dtype, const ag_kernels **ret,
-                          ag_err *err)
-{
-    const char *why = NULL;
-    *ret = s->device ? ag_kernels_cuda(dtype) : ag_kernels_best(dtype, &why);
-    return *ret ? AG_OK : ag_err_set(err, AG_ECONFIG, "%s", why);
-}
-
-static int build_tapes(train_session *s, const train_open *what, ag_err *err)
-{
-    const ag_dtype dtype = precision_of(&s->config);
-    const ag_kernels *k, *f32;
-    int r = choose_kernels(s, dtype, &k, err);
-    if (r == AG_OK) r = choose_kernels(s, AG_F32, &f32, err);
-    if (r == AG_OK) r = nn_params_place(s->model->params, s->device, err);
-    if (r < 0) return r;
-    s->tape = ag_tape_new(k);
-    s->decoder = k == f32 ? s->tape : ag_tape_new(f32);
-    if (!s->tape || !s->decoder) return ag_err_set(err, AG_ENOMEM, "out of memory for the tape");
-    ag_tape_plan(s->tape, what->plan);
-    return ag_dtype_is_half(dtype) ? nn_params_narrow(s->model->params, err) : AG_OK;
-}
-
 static int build_buffers(train_session *s, ag_err *err)
 {
-    if (!s->config.train.micro_batch) s->config.train.micro_batch = choose_micro_batch(s);
+    if (!s->config.train.micro_batch) s->config.train.micro_batch = train_micro_batch(s);
     const size_t n = (size_t)s->config.train.micro_batch;
     s->ids = malloc(n * (size_t)(s->source + s->context) * sizeof *s->ids);
     s->targets = malloc(n * (size_t)s->context * sizeof *s->targets);
@@ -190,8 +128,7 @@ int train_session_new(const train_config *c, const train_open *what, train_sessi
     s->form = what->form;
     int r = what->data ? open_data(s, what, err) : AG_OK;
     if (r == AG_OK) r = build_model(s, what, err);
-    if (r == AG_OK) r = open_device(s, what->plan, err);
-    if (r == AG_OK) r = build_tapes(s, what, err);
+    if (r == AG_OK) r = train_tapes_new(s, what->plan, err);
     if (r == AG_OK && what->optimizer) r = train_optimizer_new(s, what->plan, err);
     if (r == AG_OK) r = build_buffers(s, err);
     if (r == AG_OK && s->opt && c->model.type == TRAIN_MODEL_GPT) r = train_recompute_apply(s, err);

@@ -21,7 +21,8 @@ MAY = {
 }
 KERNELS = {'autograd/kernels.h', 'autograd/tensor.h', 'autograd/unary.def', 'autograd/binary.def'}
 DEVICE = {'autograd/device.h', 'autograd/flat.h'}
-KNOWS = {'autograd/cpu': KERNELS, 'autograd/cuda': KERNELS | DEVICE, 'optim': DEVICE}      # files of other folders
+KNOWS = {'autograd/cpu': KERNELS, 'autograd/cuda': KERNELS | DEVICE, 'optim': DEVICE,
+         'train': {'autograd/cuda/cuda.h'}}      # files of other folders
 LIBRARIES = {
     r'H5|hdf5': r'data/hdf5\w*\.c|train/(h5|checkpoint)\.[ch]',
     r'libfyaml': r'train/config\w*\.c',
