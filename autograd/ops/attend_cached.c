@@ -7,6 +7,13 @@
 
 #include <string.h>
 
+/* What a cache holds is read in its own number type. */
+static bool cached_half(const ag_call *c, const ag_kernels *k)
+{
+    const ag_kv_cache *kv = c->attr.attention.cache;
+    return ag_attention_half(c, k) && (!kv || kv->dtype == k->dtype);
+}
+
 static int cached_shape(ag_call *c, ag_shape *out)
 {
     const ag_tensor *q = c->in[0], *k = c->in[1], *v = c->in[2];
@@ -61,7 +68,7 @@ static void attend_one(const ag_call *c, const ag_attention *a, int64_t b)
     x.k = (const char *)a->k + (size_t)(b * a->k_batch) * one;
     x.v = (const char *)a->v + (size_t)(b * a->v_batch) * one;
     x.o = (char *)a->o + (size_t)(b * a->o_batch) * one;
-    x.lse = (char *)a->lse + (size_t)(b * a->heads * a->tq) * one;
+    x.lse = (char *)a->lse + (size_t)(b * a->heads * a->tq) * ag_lse_size(c);
     x.q_pos0 = ag_kv_cache_next(c->attr.attention.cache, b);
     x.tk = x.q_pos0 + a->tq;
     c->k->attention_fwd(&x);
@@ -111,7 +118,8 @@ const ag_op ag_op_attend_cached = {
     .name = "attend_cached",
     .doc = "attend of new positions, or attend_qkv, over a cache of earlier ones",
     .n_in = 3, .n_out = 1, .optional = 6, .shape = cached_shape, .saved_bytes = ag_attention_saved,
-    .forward = cached_forward, .nondiff = "it is for decoding: the cache holds no gradient",
+    .forward = cached_forward, .half = cached_half,
+    .nondiff = "it is for decoding: the cache holds no gradient",
     .flops = ag_attention_flops, .sample = cached_sample,
 };
 
@@ -224,7 +232,7 @@ const ag_op ag_op_attend_source = {
     .name = "attend_source",
     .doc = "attend to a source k, v of lengths[b] positions, which a cache keeps for later calls",
     .n_in = 4, .n_out = 1, .optional = 14, .integer_in = 1u << LENGTHS, .shape = source_shape,
-    .saved_bytes = ag_attention_saved, .forward = source_forward,
+    .saved_bytes = ag_attention_saved, .forward = source_forward, .half = cached_half,
     .nondiff = "it is for decoding: the cache holds no gradient", .sample = source_sample,
 };
 

@@ -71,7 +71,18 @@ ag_attention ag_attention_of(const ag_call *c)
 size_t ag_attention_saved(const ag_call *c)
 {
     const ag_shape *q = &c->in[0]->shape;
-    return (size_t)(q->dim[0] * q->dim[1] * c->attr.attention.heads) * ag_real_size(c);
+    return (size_t)(q->dim[0] * q->dim[1] * c->attr.attention.heads) * ag_lse_size(c);
+}
+
+size_t ag_lse_size(const ag_call *c)
+{
+    return ag_dtype_is_half(c->k->dtype) ? sizeof(float) : ag_real_size(c);
+}
+
+bool ag_attention_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->attention_fwd && k->attention_bwd;
 }
 
 static int check_options(const ag_call *c)
@@ -317,7 +328,7 @@ const ag_op ag_op_attend = {
            "q [b,tq,h*d_qk], k [b,tk,h*d_qk], v [b,tk,h*d_v]; keys beyond lengths[b] are not seen",
     .n_in = 4, .n_out = 1, .optional = 1u << 3, .integer_in = 1u << 3, .shape = ag_attend_shape,
     .saved_bytes = ag_attention_saved, .forward = attend_forward,
-    .backward = attend_backward, .workspace = attend_workspace,
+    .backward = attend_backward, .workspace = attend_workspace, .half = ag_attention_half,
     .flops = ag_attention_flops, .sample = attend_sample,
 };
 
@@ -326,7 +337,7 @@ const ag_op ag_op_attend_qkv = {
     .n_in = 2, .n_out = 1, .optional = 1u << 1, .integer_in = 1u << 1,
     .shape = ag_attend_qkv_shape, .saved_bytes = ag_attention_saved,
     .forward = attend_forward, .backward = qkv_backward, .workspace = qkv_workspace,
-    .flops = ag_attention_flops, .sample = qkv_sample,
+    .half = ag_attention_half, .flops = ag_attention_flops, .sample = qkv_sample,
 };
 
 ag_attr ag_attention_attr(const ag_attention_options *o)
