@@ -25,8 +25,10 @@ typedef struct shape {
     bool    causal;
     int64_t q_pos0;
     double  drop;
-    bool    packed;   /* q, k, v slices of one [batch, t, heads*(2 d_qk + d_v) + 3] */
+    bool    packed;   /* q, k, v slices of one [batch, t, heads*(2 d_qk + d_v) + row_gap] */
 } shape;
+
+static int64_t row_gap = 3;   /* numbers between rows */
 
 /* The tensors of one problem: values and gradients of q, k, v, o, as strided rows in guarded
  * buffers. */
@@ -106,7 +108,7 @@ static void fill(problem *p, int which, int grad, uint32_t site)
 static void pattern_init(problem *p, const shape *s, const ag_pattern *pattern)
 {
     memset(p, 0, sizeof *p);
-    const int64_t wq = s->heads * s->d_qk, wv = s->heads * s->d_v, gap = 3;
+    const int64_t wq = s->heads * s->d_qk, wv = s->heads * s->d_v, gap = row_gap;
     p->a = (ag_attention){ .batch = s->batch, .heads = s->heads, .tq = s->tq, .tk = s->tk,
                            .d_qk = s->d_qk, .d_v = s->d_v, .causal = s->causal, .q_pos0 = s->q_pos0,
                            .pattern = pattern,
@@ -143,7 +145,7 @@ static void pattern_init(problem *p, const shape *s, const ag_pattern *pattern)
 }
 
 /* Forgets the results, so that what a kernel leaves out is seen. */
-static void problem_clear(problem *p)
+static inline void problem_clear(problem *p)
 {
     const size_t rows = (size_t)(p->a.batch * p->a.heads * p->a.tq) + 2 * MARGIN;
     fill_guard(p->buffer[0][O], p->size[O]);

@@ -21,6 +21,15 @@
 #define AG_WARP 0xffffffffu          /* all 32 lanes */
 
 #ifdef __CUDACC__
+#define AG_UNROLL _Pragma("unroll")  /* before a loop that indexes registers */
+#define AG_UNROLL_BY(n) AG_PRAGMA(unroll n)
+#define AG_PRAGMA(x) _Pragma(#x)
+#else
+#define AG_UNROLL
+#define AG_UNROLL_BY(n)
+#endif
+
+#ifdef __CUDACC__
 
 #include <cuda_runtime.h>
 

@@ -1,0 +1,406 @@
+/*
+ * test_simt_attention.c -- attention on the tables of the GPU against an oracle in f64: edges of
+ * tiles, strides, causal, lengths, offsets, dropout, few queries of many keys, heads of any size.
+ *
+ * Every case runs with the threads in two orders, which must give the same bits, and may write
+ * nothing but the rows of its results.
+ */
+#include "attention_oracle.h"
+
+#include "autograd/base/half.h"
+#include "autograd/cuda/cuda.h"
+#include "gpu.h"
+
+#include <stdio.h>
+
+typedef struct format { ag_dtype dtype; double bound, tiny; } format;
+
+/* Bounds are of the scale that the oracle gives.  16 bits: weights, ds and outputs are rounded, in
+ * f16 to multiples of 2^-24 where they are small. */
+static const format formats[] = {
+    { AG_F32, 8 * 0x1p-24, 0 }, { AG_BF16, 3 * 0x1p-8, 0 }, { AG_F16, 3 * 0x1p-11, 0x1p-22 },
+};
+enum { FORMATS = sizeof formats / sizeof *formats };
+
+static const ag_device *gpu;
+static const format *form;               /* that is tested now */
+
+/* --- numbers of a format ---------------------------------------------------------------------- */
+
+static void narrow(size_t n, const float *x, void *y)
+{
+    uint16_t *h = y;
+    for (size_t i = 0; i < n; i++)
+        if (form->dtype == AG_F32) ((float *)y)[i] = x[i];
+        else h[i] = form->dtype == AG_BF16 ? ag_bf16_of(x[i]) : ag_f16_of(x[i]);
+}
+
+static void widen(size_t n, const void *x, float *y)
+{
+    const uint16_t *h = x;
+    for (size_t i = 0; i < n; i++)
+        if (form->dtype == AG_F32) y[i] = ((const float *)x)[i];
+        else y[i] = form->dtype == AG_BF16 ? ag_bf16_float(h[i]) : ag_f16_float(h[i]);
+}
+
+/* --- problems on the device ------------------------------------------------------------------- */
+
+typedef struct image {                   /* a buffer of the host's problem, on the device */
+    float *host;
+    size_t n;
+    char  *device, *before, *after;      /* bytes: at first, and when read back */
+} image;
+
+typedef struct run_of {
+    image at[2][N_BUFFERS];
+    image lse, delta;                    /* f32 always */
+    int32_t *lengths;                    /* on the device */
+    ag_attention a;
+    ag_attention_grad g;
+} run_of;
+
+static size_t bytes_of(const image *x, bool f32)
+{
+    return x->n * (f32 ? sizeof(float) : ag_dtype_size(form->dtype));
+}
+
+static void image_init(image *x, float *host, size_t n, bool f32)
+{
+    *x = (image){ .host = host, .n = n };
+    if (!host) return;
+    const size_t bytes = bytes_of(x, f32);
+    x->device = ag_device_alloc(gpu, bytes + 1);
+    x->before = get(bytes);
+    x->after = get(bytes);
+    assert_non_null(x->device);
+    if (f32) memcpy(x->before, host, bytes);
+    else narrow(n, host, x->before);
+}
+
+static void image_release(image *x, bool f32)
+{
+    if (!x->host) return;
+    ag_device_free(gpu, x->device, bytes_of(x, f32) + 1);
+    free(x->before);
+    free(x->after);
+}
+
+/* Where a pointer into the host's problem lies on the device. */
+static void *place(const run_of *r, const void *p)
+{
+    const float *x = p;
+    for (int grad = 0; grad < 2; grad++)
+        for (int i = 0; i < N_BUFFERS; i++) {
+            const image *m = &r->at[grad][i];
+            if (m->host && x >= m->host && x < m->host + m->n)
+                return m->device + (size_t)(x - m->host) * ag_dtype_size(form->dtype);
+        }
+    fail_msg("a pointer to nowhere");
+    return NULL;
+}
+
+static void run_init(run_of *r, problem *p, const int32_t *lengths)
+{
+    const size_t rows = (size_t)(p->a.batch * p->a.heads * p->a.tq) + 2 * MARGIN;
+    for (int grad = 0; grad < 2; grad++)
+        for (int i = 0; i < N_BUFFERS; i++)
+            image_init(&r->at[grad][i], p->buffer[grad][i], p->size[i], false);
+    image_init(&r->lse, p->lse, rows, true);
+    image_init(&r->delta, p->delta, rows, true);
+    r->a = p->a;
+    r->g = p->g;
+    r->a.q = place(r, p->a.q), r->a.k = place(r, p->a.k), r->a.v = place(r, p->a.v);
+    r->a.o = place(r, p->a.o);
+    r->g.do_ = place(r, p->g.do_), r->g.dq = place(r, p->g.dq);
+    r->g.dk = place(r, p->g.dk), r->g.dv = place(r, p->g.dv);
+    r->a.lse = r->lse.device + MARGIN * sizeof(float);
+    r->g.delta = r->delta.device + MARGIN * sizeof(float);
+    r->lengths = NULL;
+    if (lengths) {
+        const size_t bytes = (size_t)p->a.batch * sizeof *lengths;
+        r->lengths = ag_device_alloc(gpu, bytes);
+        gpu->write(r->lengths, lengths, bytes);
+        r->a.lengths = r->lengths;
+    }
+}
+
+static void run_release(run_of *r, int64_t batch)
+{
+    for (int grad = 0; grad < 2; grad++)
+        for (int i = 0; i < N_BUFFERS; i++) image_release(&r->at[grad][i], false);
+    image_release(&r->lse, true);
+    image_release(&r->delta, true);
+    if (r->lengths) ag_device_free(gpu, r->lengths, (size_t)batch * sizeof *r->lengths);
+}
+
+static void each_image(run_of *r, void (*what)(image *x, bool f32))
+{
+    for (int grad = 0; grad < 2; grad++)
+        for (int i = 0; i < N_BUFFERS; i++)
+            if (r->at[grad][i].host) what(&r->at[grad][i], false);
+    what(&r->lse, true);
+    what(&r->delta, true);
+}
+
+static void send(image *x, bool f32) { gpu->write(x->device, x->before, bytes_of(x, f32)); }
+static void fetch(image *x, bool f32)
+{
+    gpu->read(x->after, x->device, bytes_of(x, f32));
+    if (f32) memcpy(x->host, x->after, bytes_of(x, f32));
+    else widen(x->n, x->after, x->host);
+}
+static void fetch_again(image *x, bool f32)
+{
+    char *again = get(bytes_of(x, f32));
+    gpu->read(again, x->device, bytes_of(x, f32));
+    assert_memory_equal(again, x->after, bytes_of(x, f32));
+    free(again);
+}
+
+static void works(void)
+{
+    const char *error = gpu->check();
+    if (error) fail_msg("%s", error);
+}
+
+static void launch(run_of *r, int times)
+{
+    const ag_kernels *k = ag_kernels_cuda(form->dtype);
+    each_image(r, send);
+    k->attention_fwd(&r->a);
+    for (int i = 0; i < times; i++) {
+        r->g.acc = i > 0;
+        k->attention_bwd(&r->a, &r->g);
+    }
+}
+
+/* --- comparison ------------------------------------------------------------------------------- */
+
+static void check_rows(const problem *p, const char *name, int which, int grad, const double *want,
+                       double times)
+{
+    const int64_t t_end = length_of(p, which), d = width_of(p, which) / p->a.heads;
+    const double *scale = want + p->a.batch * p->a.heads * t_end * d;
+    for (int64_t b = 0; b < p->a.batch; b++)
+        for (int64_t h = 0; h < p->a.heads; h++)
+            for (int64_t t = 0; t < t_end; t++)
+                for (int64_t c = 0; c < d; c++, want++, scale++) {
+                    const double got = (double)row_of(p, which, grad, b, t)[h * d + c];
+                    const double error = fabs(got - *want * times),
+                        bound = (form->bound * (*scale + fabs(*want)) + form->tiny) * times;
+                    if (!(error <= bound))
+                        fail_msg("%s %s: tq %d tk %d d %d %d causal %d pos %d drop %g: "
+                                 "[%d,%d,%d,%d] is %.9g, not %.9g, off by %.2f of the bound",
+                                 ag_dtype_name(form->dtype), name, (int)p->a.tq, (int)p->a.tk,
+                                 (int)p->a.d_qk, (int)p->a.d_v, p->a.causal, (int)p->a.q_pos0,
+                                 p->a.drop, (int)b, (int)h, (int)t, (int)c, got, *want * times,
+                                 error / bound);
+                }
+}
+
+static void check_lse(const problem *p, const oracle *r)
+{
+    const int64_t rows = p->a.batch * p->a.heads * p->a.tq;
+    for (int64_t i = 0; i < rows; i++) {
+        const double got = (double)((float *)p->a.lse)[i], want = r->lse[i];
+        if (isinf(want) ? got != want
+                        : !(fabs(got - want) <= 8 * 0x1p-24 * (fabs(want) + r->lse[rows + i])))
+            fail_msg("%s: lse[%d] is %.9g, not %.9g", ag_dtype_name(form->dtype), (int)i, got,
+                     want);
+    }
+}
+
+/* Only results may have changed: what is no row of them has the bytes that it had. */
+static void check_rest(const run_of *r, const problem *p)
+{
+    const size_t one = ag_dtype_size(form->dtype);
+    for (int grad = 0; grad < 2; grad++)
+        for (int which = Q; which < N_BUFFERS; which++) {
+            if ((which == O) == grad) continue;          /* q, k, v and do: only read */
+            for (int64_t b = 0; b < p->a.batch; b++)
+                for (int64_t t = 0; t < length_of(p, which); t++) {
+                    const float *row = row_of(p, which, grad, b, t);
+                    for (int m = Q; m < N_BUFFERS; m++) {
+                        const image *x = &r->at[grad][m];
+                        if (!x->host || row < x->host || row >= x->host + x->n) continue;
+                        const size_t at = (size_t)(row - x->host) * one;
+                        memcpy(x->before + at, x->after + at, (size_t)width_of(p, which) * one);
+                    }
+                }
+        }
+    for (int grad = 0; grad < 2; grad++)
+        for (int which = Q; which < N_BUFFERS; which++)
+            if (r->at[grad][which].host)
+                assert_memory_equal(r->at[grad][which].before, r->at[grad][which].after,
+                                    r->at[grad][which].n * one);
+    const size_t rows = (size_t)(p->a.batch * p->a.heads * p->a.tq), f = sizeof(float);
+    const image *const kept[] = { &r->lse, &r->delta };
+    for (int i = 0; i < 2; i++) {
+        assert_memory_equal(kept[i]->before, kept[i]->after, MARGIN * f);
+        assert_memory_equal(kept[i]->before + (MARGIN + rows) * f,
+                            kept[i]->after + (MARGIN + rows) * f, MARGIN * f);
+    }
+}
+
+/* Inputs as the format has them; the gaps stay NaN. */
+static void round_inputs(problem *p)
+{
+    for (int grad = 0; grad < 2; grad++)
+        for (int i = 0; i < N_BUFFERS; i++) {
+            if (!p->buffer[grad][i] || form->dtype == AG_F32) continue;
+            void *h = get(p->size[i] * 2);
+            narrow(p->size[i], p->buffer[grad][i], h);
+            widen(p->size[i], h, p->buffer[grad][i]);
+            free(h);
+        }
+}
+
+static void run_format(const shape *s, const int32_t *lengths, bool backward)
+{
+    problem p;
+    oracle want;
+    run_of r;
+    pattern_init(&p, s, NULL);
+    round_inputs(&p);
+    p.a.lengths = lengths;
+    oracle_init(&want, &p.a);
+    oracle_run(&p, &want);
+    run_init(&r, &p, lengths);
+    launch(&r, 0);
+    each_image(&r, fetch);
+    works();
+    check_rows(&p, "o", O, 0, want.o, 1);
+    check_lse(&p, &want);
+    for (int times = 1; backward && times <= 2; times++) {
+        launch(&r, times);
+        each_image(&r, fetch);
+        works();
+        check_rows(&p, "dq", Q, 1, want.dq, times);
+        check_rows(&p, "dk", K, 1, want.dk, times);
+        check_rows(&p, "dv", V, 1, want.dv, times);
+    }
+    gpu_order((unsigned)(s->tq * 7 + s->tk));
+    launch(&r, backward ? 2 : 0);
+    each_image(&r, fetch_again);
+    gpu_order(0);
+    works();
+    check_rest(&r, &p);
+    run_release(&r, s->batch);
+    oracle_free(&want);
+    problem_free(&p);
+}
+
+/* Aligned rows, where the head allows them, take other ways than others. */
+static void run_both(const shape *s, const int32_t *lengths, bool backward)
+{
+    const int64_t gaps[] = { 3, 8 };
+    for (int i = 0; i < (s->d_qk % 8 == 0 && s->d_v % 8 == 0 ? 2 : 1); i++) {
+        row_gap = gaps[i];
+        for (form = formats; form < formats + FORMATS; form++) run_format(s, lengths, backward);
+    }
+}
+
+static void run_keys(const shape *s, const int32_t *lengths) { run_both(s, lengths, true); }
+
+static void run_case(const shape *s) { run_keys(s, NULL); }
+
+static void run_forward(const shape *s, const int32_t *lengths)
+{
+    run_both(s, lengths, false);
+}
+
+/* --- tests ------------------------------------------------------------------------------------ */
+
+static void edges_of_tiles(void **state)
+{
+    static const int64_t t[] = { 1, 16, 63, 64, 65, 129 };
+    (void)state;
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+        run_case(&(shape){ 1, 1, t[i], t[i], 32, 32, i % 2, 0, 0, true });
+        run_case(&(shape){ 1, 2, t[i], t[5 - i], 16, 8, false, 0, i % 2 * 0.3, false });
+    }
+    run_case(&(shape){ 2, 2, 70, 70, 64, 64, true, 0, 0, true });
+}
+
+static void widths(void **state)
+{
+    static const int64_t d[][2] = { { 1, 8 }, { 17, 1 }, { 24, 48 }, { 64, 64 }, { 80, 33 },
+                                    { 96, 96 }, { 128, 128 }, { 128, 16 }, { 40, 128 } };
+    (void)state;
+    for (size_t i = 0; i < sizeof d / sizeof *d; i++)
+        run_case(&(shape){ 1, 2, 33, 67, d[i][0], d[i][1], i % 2, 20, i % 3 * 0.2, false });
+}
+
+/* Heads that are too large for tiles. */
+static void any_width(void **state)
+{
+    static const int32_t lengths[] = { 40, 0 };
+    (void)state;
+    run_case(&(shape){ 1, 2, 35, 35, 129, 17, true, 0, 0.3, true });
+    run_case(&(shape){ 1, 1, 5, 40, 64, 300, true, 30, 0, false });
+    run_keys(&(shape){ 2, 1, 3, 70, 257, 64, false, 0, 0, false }, lengths);
+}
+
+static void offsets(void **state)
+{
+    (void)state;
+    for (int causal = 0; causal < 2; causal++) {
+        run_case(&(shape){ 1, 1, 65, 130, 32, 32, causal, 65, 0, false });
+        run_case(&(shape){ 2, 1, 130, 70, 32, 16, causal, 5, 0.3, false });
+        run_case(&(shape){ 1, 2, 5, 77, 17, 33, causal, 72, 0.3, false });
+    }
+}
+
+static void rows_without_keys(void **state)
+{
+    (void)state;
+    run_case(&(shape){ 1, 1, 130, 130, 32, 32, true, -70, 0, false });
+    run_case(&(shape){ 1, 2, 20, 20, 32, 32, true, -3, 0.3, true });
+    run_case(&(shape){ 1, 2, 3, 300, 32, 32, true, -2, 0, false });
+    run_case(&(shape){ 1, 1, 30, 40, 32, 32, true, -100, 0, false });
+    run_case(&(shape){ 2, 2, 3, 0, 32, 32, false, 0, 0, false });
+    run_case(&(shape){ 1, 2, 70, 0, 32, 32, true, 0, 0, false });
+    run_case(&(shape){ 2, 2, 0, 5, 32, 32, true, 0, 0, false });
+    run_case(&(shape){ 0, 2, 5, 5, 32, 32, true, 0, 0, false });
+}
+
+static void lengths_of_items(void **state)
+{
+    static const int32_t n[] = { 0, 1, 64, 65, 130 };
+    (void)state;
+    run_keys(&(shape){ 5, 1, 70, 130, 32, 17, true, 60, 0.3, false }, n);
+    run_keys(&(shape){ 5, 1, 66, 130, 32, 32, false, 0, 0, false }, n);
+    run_keys(&(shape){ 5, 2, 1, 130, 32, 32, false, 0, 0, false }, n);
+    run_keys(&(shape){ 5, 1, 9, 130, 64, 64, false, 0, 0, false }, n);
+}
+
+/* Few queries of many keys: these are cut into parts. */
+static void decoding(void **state)
+{
+    static const int32_t many[] = { 0, 511, 700 };
+    static const int64_t tq[] = { 1, 2, 4, 5, 16 };
+    (void)state;
+    for (size_t i = 0; i < sizeof tq / sizeof *tq; i++) {
+        run_forward(&(shape){ 1, 2, tq[i], 700, 64, 64, true, 700 - tq[i], 0, false }, NULL);
+        run_forward(&(shape){ 3, 1, tq[i], 700, 32, 24, true, 600, 0, false }, many);
+        run_forward(&(shape){ 1, 1, tq[i], 600, 128, 80, false, 0, 0, false }, NULL);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(edges_of_tiles), cmocka_unit_test(widths), cmocka_unit_test(any_width),
+        cmocka_unit_test(offsets), cmocka_unit_test(rows_without_keys),
+        cmocka_unit_test(lengths_of_items), cmocka_unit_test(decoding),
+    };
+    ag_err err = { 0 };
+    if (ag_cuda_open(&gpu, &err) < 0) {
+        fprintf(stderr, "%s\n", err.msg);
+        return 1;
+    }
+    form = formats;
+    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    ag_cuda_close();
+    return failed;
+}
