@@ -144,10 +144,10 @@ static int run_model(train_session *s, const char *name, const options *o, table
     const size_t bytes = (size_t)s->model->params->n * sizeof(float);
     train_decode_time x[MAX_BATCHES] = { { 0 } };
     double before, after;
-    int r = train_read_bandwidth(bytes, &before, err);
+    int r = train_read_bandwidth(s->device, bytes, &before, err);
     for (int i = 0; i < o->batches && r == AG_OK; i++) {
         r = measure(s, o, o->batch[i], &x[i], err);
-        if (r == AG_OK) r = train_read_bandwidth(bytes, &after, err);
+        if (r == AG_OK) r = train_read_bandwidth(s->device, bytes, &after, err);
         if (r < 0) return r;
         if (!t->n) t->first[i] = x[i].token;
         print_row(name, &x[i], &s->model->cost, o->batch[i], fmax(before, after), t->first[i], o);

@@ -4,6 +4,7 @@
 
 #include "autograd/base/arena.h"
 #include "autograd/base/clock.h"
+#include "autograd/device.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -29,8 +30,32 @@ static uint64_t read_all(const line *x, int64_t n)
     return sum;
 }
 
-int train_read_bandwidth(size_t bytes, double *ret, ag_err *err)
+/* A copy on the device reads and writes each byte. */
+static int copy_bandwidth(const ag_device *d, size_t bytes, double *ret, ag_err *err)
 {
+    enum { TURNS = 5, PASSES = 8 };
+    void *x = ag_device_alloc(d, bytes), *y = ag_device_alloc(d, bytes);
+    double best = 0;
+    for (int i = 0; x && y && i < TURNS; i++) {
+        d->wait();
+        const double t = ag_seconds();
+        for (int k = 0; k < PASSES; k++) d->copy(y, x, bytes);
+        d->wait();
+        best = fmax(best, 2.0 * PASSES * (double)bytes / (ag_seconds() - t));
+    }
+    ag_device_free(d, x, bytes);
+    ag_device_free(d, y, bytes);
+    const char *why = d->check();
+    if (why) return ag_err_set(err, AG_EFAIL, "%s", why);
+    if (best == 0)
+        return ag_err_set(err, AG_ENOMEM, "out of memory for %.1f MB", 1e-6 * (double)bytes);
+    *ret = best;
+    return AG_OK;
+}
+
+int train_read_bandwidth(const ag_device *device, size_t bytes, double *ret, ag_err *err)
+{
+    if (device) return copy_bandwidth(device, bytes, ret, err);
     enum { TURNS = 5, LEAST = 1 << 25 };         /* of a turn, bytes: a clock must see it */
     const int64_t passes = 1 + LEAST / (int64_t)bytes;
     line *x = ag_block_alloc(bytes);
@@ -60,6 +85,7 @@ static int feed(train_session *s, ag_kv_cache *cache, const train_decode_plan *p
         memcpy(ids + b * t, p->text + b * (p->prompt + p->tokens) + at, (size_t)t * sizeof *ids);
     nn_model_decode(s->model, s->decoder,
                     ag_input_i32(s->decoder, AG_SHAPE(p->batch, t), ids), cache);
+    if (s->device) s->device->wait();
     return ag_tape_status(s->decoder, err);
 }
 

@@ -32,7 +32,8 @@ typedef struct train_decode_time {   /* medians, in seconds */
 int train_decode_measure(train_session *s, const train_decode_plan *p, train_decode_time *ret,
                          ag_err *err);
 
-/* Bytes per second of reading `bytes` bytes, the best of some turns.  AG_ENOMEM. */
-int train_read_bandwidth(size_t bytes, double *ret, ag_err *err);
+/* Bytes per second of reading `bytes` bytes, the best of some turns; on a device of copying them,
+ * read and written.  AG_ENOMEM. */
+int train_read_bandwidth(const ag_device *device, size_t bytes, double *ret, ag_err *err);
 
 #endif

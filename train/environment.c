@@ -87,17 +87,21 @@ static void processor(char buf[128])
         if (*p == '"' || *p == '\\' || (unsigned char)*p < ' ') *p = ' ';
 }
 
-int train_environment(const char *kernels, char **ret_json, ag_err *err)
+int train_environment(const ag_device *device, const char *kernels, char **ret_json, ag_err *err)
 {
-    char cpu[128];
+    char cpu[128], gpu[256] = "none";
+    size_t total, unused;
     struct utsname u = { .sysname = "unknown" };
     processor(cpu);
+    if (device) device->about(gpu, sizeof gpu, &total, &unused);
     uname(&u);
     char *json = NULL;
     if (asprintf(&json, "{\n  \"version\": \"" TULLE_VERSION "\",\n  \"compiler\": \"%s\",\n"
                  "  \"kernels\": \"%s\",\n"
-                 "  \"processor\": \"%s\",\n  \"threads\": %d,\n  \"system\": \"%s %s %s\"\n}\n",
-                 __VERSION__, kernels, cpu, train_threads(), u.sysname, u.release, u.machine) < 0)
+                 "  \"processor\": \"%s\",\n  \"gpu\": \"%s\",\n  \"threads\": %d,\n"
+                 "  \"system\": \"%s %s %s\"\n}\n",
+                 __VERSION__, kernels, cpu, gpu, train_threads(), u.sysname, u.release,
+                 u.machine) < 0)
         return ag_err_set(err, AG_ENOMEM, "out of memory");
     *ret_json = json;
     return AG_OK;

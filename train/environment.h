@@ -3,6 +3,7 @@
 #define TRAIN_ENVIRONMENT_H
 
 #include "autograd/base/error.h"
+#include "autograd/device.h"
 #include <sched.h>
 #include <stdint.h>
 
@@ -14,8 +15,8 @@ int train_threads(void);             /* that parallel loops use */
  * otherwise.  If that makes one thread for each processor, every thread is bound to its own. */
 int train_threads_set(int64_t n, ag_err *err);
 
-/* A JSON object (malloc): version, compiler, kernels (instruction set), processor, threads, system.
- * AG_ENOMEM. */
-int train_environment(const char *kernels, char **ret_json, ag_err *err);
+/* A JSON object (malloc): version, compiler, kernels (instruction set), processor, GPU, threads,
+ * system; device NULL: no GPU.  AG_ENOMEM. */
+int train_environment(const ag_device *device, const char *kernels, char **ret_json, ag_err *err);
 
 #endif

@@ -2,6 +2,7 @@
 
 #include "autograd/cuda/cuda.h"
 
+#include <stdio.h>
 #include <unistd.h>
 
 static ag_dtype precision_of(const train_config *c)
@@ -59,4 +60,14 @@ int train_tapes_new(train_session *s, bool plan, ag_err *err)
     if (!s->tape || !s->decoder) return ag_err_set(err, AG_ENOMEM, "out of memory for the tape");
     ag_tape_plan(s->tape, plan);
     return ag_dtype_is_half(dtype) ? nn_params_narrow(s->model->params, err) : AG_OK;
+}
+
+const char *train_device_text(const train_session *s, char *buf, size_t size)
+{
+    size_t total, unused;
+    char about[256];
+    s->device->about(about, sizeof about, &total, &unused);
+    snprintf(buf, size, "%s, %.2f of %.2f GB unused", about, 1e-9 * (double)unused,
+             1e-9 * (double)total);
+    return buf;
 }

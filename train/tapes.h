@@ -15,4 +15,7 @@ int64_t train_micro_batch(const train_session *s);
  * the tapes.  AG_ECONFIG, AG_ENOMEM; AG_EFAIL: there is no such device. */
 int train_tapes_new(train_session *s, bool plan, ag_err *err);
 
+/* "NVIDIA H100 ..., 79.10 of 80.00 GB unused" into buf, of a session on a device; returns buf. */
+const char *train_device_text(const train_session *s, char *buf, size_t size);
+
 #endif

@@ -8,6 +8,7 @@
 #include "train/metrics.h"
 #include "train/state.h"
 #include "train/status.h"
+#include "train/tapes.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -340,6 +341,8 @@ static void describe(run *r)
                       ag_tape_kernels(s->tape)->name, train_threads(),
                       (long long)s->config.train.batch, (long long)s->config.train.micro_batch);
     char plan[512];
+    if (s->device)
+        train_status_line(&r->status, "        %s", train_device_text(s, plan, sizeof plan));
     if (s->model->recompute)
         train_status_line(&r->status, "        recompute %s: layers %s",
                           train_choice_word(s->config.train.recompute),
@@ -387,7 +390,8 @@ static int begin(run *r, FILE *out, int64_t keep_metrics, ag_err *err)
     if (code == AG_OK) code = train_rundir_write(&r->dir, "config.yaml", text, err);
     free(text);
     text = NULL;
-    if (code == AG_OK) code = train_environment(ag_tape_kernels(s->tape)->name, &text, err);
+    if (code == AG_OK)
+        code = train_environment(s->device, ag_tape_kernels(s->tape)->name, &text, err);
     if (code == AG_OK) code = train_rundir_write(&r->dir, "env.json", text, err);
     free(text);
     if (code < 0) return code;

@@ -23,6 +23,10 @@ void ag_cuda_close(void);
 /* The table of that number type, f32, bf16 or f16, once the device is open; NULL: not open. */
 const ag_kernels *ag_kernels_cuda(ag_dtype dtype);
 
+/* For benchmarks: seconds of the GPU's clock from one to the other; waits. */
+void   ag_cuda_time_begin(void);
+double ag_cuda_time_end(void);
+
 #ifdef __cplusplus
 }
 #endif

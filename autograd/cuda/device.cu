@@ -169,6 +169,27 @@ void *ag_cuda_workspace(size_t bytes)
     return gpu.workspace;
 }
 
+/* --- time ------------------------------------------------------------------------------------- */
+
+static cudaEvent_t began, ended;
+
+void ag_cuda_time_begin(void)
+{
+    if (!began && (!ag_cuda_ok(cudaEventCreateWithFlags(&began, cudaEventDefault), "an event") ||
+                   !ag_cuda_ok(cudaEventCreateWithFlags(&ended, cudaEventDefault), "an event")))
+        return;
+    ag_cuda_ok(cudaEventRecord(began, gpu.stream), "cudaEventRecord");
+}
+
+double ag_cuda_time_end(void)
+{
+    float ms = 0;
+    if (began && ag_cuda_ok(cudaEventRecord(ended, gpu.stream), "cudaEventRecord") &&
+        ag_cuda_ok(cudaEventSynchronize(ended), "cudaEventSynchronize"))
+        ag_cuda_ok(cudaEventElapsedTime(&ms, began, ended), "cudaEventElapsedTime");
+    return 1e-3 * (double)ms;
+}
+
 /* --- opening ---------------------------------------------------------------------------------- */
 
 static ag_device device;
@@ -192,6 +213,9 @@ void ag_cuda_close(void)
         if (gpu.taken[i]) cudaEventDestroy(gpu.taken[i]);
         if (gpu.stage[i]) cudaFreeHost(gpu.stage[i]);
     }
+    if (began) cudaEventDestroy(began);
+    if (ended) cudaEventDestroy(ended);
+    began = ended = NULL;
     if (gpu.stream) cudaStreamDestroy(gpu.stream);
     memset(&gpu, 0, sizeof gpu);
 }
