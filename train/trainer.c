@@ -327,22 +327,20 @@ static void describe(run *r)
 {
     const train_session *s = r->s;
     const nn_cost *k = &s->model->cost;
-    if (s->data) train_status_line(&r->status, "data    %s", s->data->about);
     const char *each = s->d_in ? "image" : "token";
+    char plan[512];
+    if (s->data) train_status_line(&r->status, "data    %s", s->data->about);
     train_status_line(&r->status, "model   %s, %lld parameters; %lld are read per %s",
                       s->model->kind, (long long)k->params, (long long)k->touched, each);
     train_status_line(&r->status, "        feed-forward %lld, %lld read, d_ff %lld; "
                       "attention %lld, output %lld", (long long)k->ff_params,
-                      (long long)k->ff_touched,
-                      (long long)k->d_ff, (long long)k->attention_params,
-                      (long long)k->head_params);
+                      (long long)k->ff_touched, (long long)k->d_ff,
+                      (long long)k->attention_params, (long long)k->head_params);
     train_status_line(&r->status, "run     %s, %s, %s kernels, %d threads, batch %lld in parts of "
                       "%lld", r->dir.dir, train_choice_word(s->config.train.precision),
                       ag_tape_kernels(s->tape)->name, train_threads(),
                       (long long)s->config.train.batch, (long long)s->config.train.micro_batch);
-    char plan[512];
-    if (s->device)
-        train_status_line(&r->status, "        %s", train_device_text(s, plan, sizeof plan));
+    if (s->device) train_status_line(&r->status, "        %s", train_device_text(s, plan, 512));
     if (s->model->recompute)
         train_status_line(&r->status, "        recompute %s: layers %s",
                           train_choice_word(s->config.train.recompute),
@@ -385,7 +383,7 @@ static int begin(run *r, FILE *out, int64_t keep_metrics, ag_err *err)
     describe(r);
     int code = read_prompt(r, err);
     char *text = NULL;
-    s->config.data.changed = false;              /* it holds once */
+    s->config.data.changed = false;  /* it holds once */
     if (code == AG_OK) code = train_config_dump(&s->config, TRAIN_DUMP_ANNOTATED, &text, err);
     if (code == AG_OK) code = train_rundir_write(&r->dir, "config.yaml", text, err);
     free(text);
