@@ -386,8 +386,7 @@ static int begin(run *r, FILE *out, int64_t keep_metrics, ag_err *err)
     s->config.data.changed = false;  /* it holds once */
     if (code == AG_OK) code = train_config_dump(&s->config, TRAIN_DUMP_ANNOTATED, &text, err);
     if (code == AG_OK) code = train_rundir_write(&r->dir, "config.yaml", text, err);
-    free(text);
-    text = NULL;
+    free(text), text = NULL;
     if (code == AG_OK)
         code = train_environment(s->device, ag_tape_kernels(s->tape)->name, &text, err);
     if (code == AG_OK) code = train_rundir_write(&r->dir, "env.json", text, err);

@@ -281,7 +281,8 @@ static void attention(int64_t batch, int64_t heads, int64_t tq, int64_t t, int64
     attended x = { .a = { .batch = batch, .heads = heads, .tq = tq, .tk = t, .d_qk = d, .d_v = d,
                           .causal = true, .q_pos0 = t - tq, .scale = 0.125, .q = reals(q),
                           .q_row = w, .q_batch = tq * w, .k = reals(n), .k_row = w,
-                          .k_batch = t * w, .v = reals(n), .v_row = w, .v_batch = t * w, .o = reals(q), .o_row = w,
+                          .k_batch = t * w, .v = reals(n), .v_row = w,
+                          .v_batch = t * w, .o = reals(q), .o_row = w,
                           .o_batch = tq * w, .lse = floats(batch * heads * tq) } };
     if (back)
         x.g = (ag_attention_grad){ .do_ = reals(q), .dq = reals(q), .dk = reals(n), .dv = reals(n),
