@@ -2,7 +2,8 @@
 """The peer of the GPT benchmarks: the same training step in PyTorch, as a nanoGPT user would write it.
 
 Prints one JSON line like `tulle bench --json`.  --bf16 runs under autocast; --best uses the additive mask;
-huge pages and oneDNN come from the environment that steps.py sets.
+huge pages and oneDNN come from the environment that steps.py sets.  --cuda runs on the GPU with flash attention and
+torch.compile (gpu.py).
 """
 import argparse, json, math, resource, statistics, time
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -13,6 +14,7 @@ for name, value in dict(layers=6, heads=6, width=384, context=256, vocab=65, bat
 p.add_argument('--dropout', type=float, default=0.0)
 p.add_argument('--best', action='store_true')
 p.add_argument('--bf16', action='store_true')
+p.add_argument('--cuda', action='store_true')
 a = p.parse_args()
 torch.set_num_threads(a.threads)
 torch.manual_seed(1)
@@ -32,6 +34,10 @@ class Attention(nn.Module):
         B, T, C = x.shape
         d = C // a.heads
         q, k, v = (u.view(B, T, a.heads, d).transpose(1, 2) for u in self.qkv(x).split(C, 2))
+        if a.cuda:
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=a.dropout if self.training else 0.0, is_causal=True)
+            y = self.proj(y.transpose(1, 2).reshape(B, T, C))
+            return self.drop_y(y) if a.dropout else y
         if a.best:
             w = (q * (1 / math.sqrt(d))) @ k.transpose(-2, -1) + self.minus
         else:
@@ -70,7 +76,7 @@ class GPT(nn.Module):
         self.head.weight = self.token.weight
 
     def forward(self, x, y):
-        h = self.token(x) + self.position(torch.arange(x.shape[1]))
+        h = self.token(x) + self.position(torch.arange(x.shape[1], device=x.device))
         if a.dropout:
             h = self.drop(h)
         for b in self.blocks:
@@ -78,20 +84,25 @@ class GPT(nn.Module):
         return F.cross_entropy(self.head(self.norm(h)).view(-1, a.vocab), y.view(-1))
 
 
-model = GPT()
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, foreach=True)
+device = 'cuda' if a.cuda else 'cpu'
+model = GPT().to(device)
+fast = dict(fused=True) if a.cuda else dict(foreach=True)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, **fast)
 text = torch.randint(0, a.vocab, (200000,))
+run = torch.compile(model) if a.cuda else model
 
 
 def step():
     at = torch.randint(0, len(text) - a.context - 1, (a.batch,))
     x = torch.stack([text[i:i + a.context] for i in at])
     y = torch.stack([text[i + 1:i + 1 + a.context] for i in at])
-    with torch.autocast('cpu', dtype=torch.bfloat16, enabled=a.bf16):
-        loss = model(x, y)
+    x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=a.bf16):
+        loss = run(x, y)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
+    return loss.item()               # a run shows its loss; on a GPU this waits for the step
 
 
 for _ in range(a.warm):
