@@ -24,7 +24,7 @@ def bare_root(at):
 
 def run(at, *args, code=0):
     done = subprocess.run([CHROOT, at, '/bundle/bin/tulle', *args], capture_output=True, text=True,
-                          env={'PATH': '/', 'HOME': '/tmp'})
+                          env={'PATH': '/', 'LD_ORIGIN_PATH': '/bundle/bin'})     # for want of /proc
     assert done.returncode == code, f'{args}: exit status {done.returncode}, wanted {code}\n{done.stderr}'
     return done
 
@@ -40,7 +40,7 @@ with tempfile.TemporaryDirectory() as t:
             assert not m or BARE.match(m[1]) or str(at / 'bundle/lib') in m[2], line
         sys.exit(0)
     bare_root(at)
-    quick = ['/bundle/configs/quickstart.yaml', 'train.steps=20', 'run.dir=/tmp/run']
+    quick = ['/bundle/configs/quickstart.yaml', 'train.steps=60', 'run.dir=/tmp/run']
     run(at, 'train', *quick, '--quiet')
     assert run(at, 'sample', '/tmp/run', '-n', '20').stdout.strip()
     done = run(at, 'train', *quick[:2], 'run.dir=/tmp/other', 'train.device=cuda', code=1)
