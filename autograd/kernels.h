@@ -333,7 +333,11 @@ typedef struct ag_kernels {
                      void *da, void *dgate, bool acc);
 } ag_kernels;
 
-/* Bytes that choose_fwd and choose_bwd need for a while, on any CPU table. */
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Bytes that choose_fwd and choose_bwd need for a while, on any table. */
 size_t ag_choose_scratch(const ag_chooser *c, ag_dtype dtype);
 
 /* Bytes that lsh_fwd and lsh_bwd, and lsh_decode need for a while. */
@@ -350,5 +354,9 @@ const ag_kernels *ag_kernels_best(ag_dtype dtype, const char **ret_why);
 /* Every table of that type that this machine can run, for tests: up to max of them, ref first.
  * Returns how many. */
 int ag_kernels_all(ag_dtype dtype, const ag_kernels **ret, int max);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

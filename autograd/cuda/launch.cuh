@@ -65,7 +65,8 @@ template <class T> void rows_table(ag_kernels *k);       /* rows.cu: along rows 
 template <class T> void embedding_table(ag_kernels *k);  /* embedding.cu: by index */
 template <class T> void gemm_table(ag_kernels *k);       /* gemm.cu */
 template <class T> void attention_table(ag_kernels *k);  /* attention.cu */
-template <class T> void controller_table(ag_kernels *k); /* controller.cu: controller, choose */
+template <class T> void controller_table(ag_kernels *k); /* controller.cu */
+template <class T> void choose_table(ag_kernels *k);     /* choose.cu */
 template <class T> void live_table(ag_kernels *k);       /* live.cu */
 ag_flat flat_table(void);                                /* flat.cu: the optimizer */
 

@@ -49,6 +49,7 @@ template <class T> static void table_make(ag_dtype dtype)
     gemm_table<T>(k);
     attention_table<T>(k);
     controller_table<T>(k);
+    choose_table<T>(k);
     live_table<T>(k);
     if (dtype == AG_F32) fill_holes(k);
     else k->wide = &tables[AG_F32];

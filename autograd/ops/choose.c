@@ -95,6 +95,12 @@ static size_t choose_workspace(const ag_call *c, bool back)
     return ag_choose_scratch(&a, c->k->dtype);
 }
 
+static bool choose_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->choose_fwd && k->choose_bwd;
+}
+
 static int64_t choose_flops(const ag_call *c)
 {
     return ag_rows(c->in[LOW]) * ag_cols(c->in[C2]) * (2 * ag_cols(c->in[LOW]) + 6);
@@ -133,6 +139,7 @@ const ag_op ag_op_choose = {
     .shape = choose_shape, .forward = choose_forward, .backward = choose_backward,
     .recalls = choose_recalls,
     .workspace = choose_workspace,
+    .half = choose_half, .weights = 1u << C2 | 1u << CB,
     .flops = choose_flops, .sample = choose_sample,
 };
 

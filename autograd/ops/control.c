@@ -59,6 +59,12 @@ static void control_backward(ag_call *c)
     c->k->controller_bwd(&a, c->saved, c->out[0]->grad, dz, acc);
 }
 
+static bool control_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->controller_fwd && k->controller_bwd;
+}
+
 static int64_t control_flops(const ag_call *c) { return 6 * c->in[0]->size; }
 
 static bool control_sample(int64_t i, ag_sample *s)
@@ -86,7 +92,7 @@ const ag_op ag_op_control = {
     .doc = "mask[..,blocks*n], choice[..,blocks]: one of n units per block, by logits z", .n_in = 1,
     .n_out = 2, .integer_out = 1u << 1, .shape = control_shape, .saved_bytes = control_saved,
     .forward = control_forward, .backward = control_backward, .flops = control_flops,
-    .recalls = control_recalls, .sample = control_sample,
+    .recalls = control_recalls, .half = control_half, .sample = control_sample,
 };
 
 ag_tensor *ag_control(ag_tape *t, ag_tensor *z, const ag_controller_options *o,

@@ -190,6 +190,12 @@ static size_t live_ff_workspace(const ag_call *c, bool back)
                 ? 2 * ag_scratch_size((size_t)(part * s.units) * ag_real_size(c)) : 0);
 }
 
+static bool live_ff_half(const ag_call *c, const ag_kernels *k)
+{
+    if (c->attr.live.all && c->in[GATE] && !(k->pick_fwd && k->gemm)) return false;
+    return k->live_dot && k->live_sum && k->live_grad && k->gate_fwd && k->gate_bwd && k->act_bwd;
+}
+
 static int64_t live_ff_flops(const ag_call *c)
 {
     const sizes s = sizes_of(c);
@@ -235,6 +241,7 @@ const ag_op ag_op_live_ff = {
     .integer_in = 1u << CHOICE, .passes = 1u << R, .shape = live_ff_shape,
     .saved_bytes = live_ff_saved, .forward = live_ff_forward, .backward = live_ff_backward,
     .workspace = live_ff_workspace,
+    .half = live_ff_half, .weights = 1u << W1 | 1u << B1 | 1u << W2 | 1u << B2,
     .unread = live_ff_unread,
     .flops = live_ff_flops, .sample = live_ff_sample,
 };
