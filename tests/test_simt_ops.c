@@ -8,22 +8,13 @@
  *
  *   test_simt_ops [OP]      TULLE_SIMT_SEED=n: the order to begin with
  */
-#include "op_check.h"
+#include "gpu_check.h"
 
 #include "autograd/cuda/cuda.h"
 #include "big_cases.h"
 #include "gpu.h"
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-
-static const op_format formats[] = {
-    { AG_F32, 0x1p-24, 0x1p-149, 1e-12 },
-    { AG_BF16, 0x1p-8, 0x1p-133, 1e-4 },
-    { AG_F16, 0x1p-11, 0x1p-24, 2e-6 },
-};
-enum { FORMATS = sizeof formats / sizeof *formats };
 
 /* What the GPU does not do yet. */
 static const ag_op *const missing[] = {
@@ -48,29 +39,6 @@ static void check_missing(ag_tape *t, const op_case *c)
     ag_tape_reset(t);
 }
 
-static void check_bits(const op_case *c, const op_result *a, const op_result *b)
-{
-    char text[512];
-    for (int i = 0; i < 2 + AG_MAX_IN; i++)
-        if (a->v[i] && memcmp(a->v[i], b->v[i], (size_t)a->size[i] * sizeof *a->v[i]))
-            fail_msg("%s: other bits in %s %d when run again", case_text(c, 0, text),
-                     i < 2 ? "output" : "gradient", i < 2 ? i : i - 2);
-}
-
-static void check_case(ag_tape *ref, ag_tape *t, const op_case *c, const op_format *f)
-{
-    op_result want = op_run(ref, c), scale = op_scale(ref, c), got = op_run(t, c);
-    op_compare(c, ag_dtype_name(f->dtype), &got, &want, &scale, f);
-    gpu_order(1 + (unsigned)c->index);
-    op_result again = op_run(t, c);
-    gpu_order(0);
-    check_bits(c, &got, &again);
-    op_result_release(&again);
-    op_result_release(&got);
-    op_result_release(&want);
-    op_result_release(&scale);
-}
-
 /* The large cases are for real GPUs: fibers take too long. */
 static void check_large(const ag_op *op, ag_tape *ref, ag_tape *t, const op_format *f)
 {
@@ -79,7 +47,7 @@ static void check_large(const ag_op *op, ag_tape *ref, ag_tape *t, const op_form
         op_case c = { .op = op, .index = 1000 + i, .s = big[i].s };
         for (int j = 0; j < op->n_in; j++)
             if (!((c.s.absent | op->integer_in) >> j & 1)) c.real |= 1u << j;
-        check_case(ref, t, &c, f);
+        gpu_check_case(ref, t, &c, f);
     }
 }
 
@@ -87,16 +55,16 @@ static void agrees_with_the_reference(void **state)
 {
     const ag_op *op = *state;
     ag_tape *ref = tape_new(ag_kernels_ref(AG_F64));
-    for (int k = 0; k < FORMATS; k++) {
-        ag_tape *t = poisoned_tape(ag_kernels_cuda(formats[k].dtype));
-        case_round_to(formats[k].dtype);
+    for (int k = 0; k < GPU_FORMATS; k++) {
+        ag_tape *t = poisoned_tape(ag_kernels_cuda(gpu_formats[k].dtype));
+        case_round_to(gpu_formats[k].dtype);
         op_case c;
         for (int64_t i = 0; case_at(op, i, &c); i++) {
             if (c.s.bad) continue;
             if (is_missing(op)) check_missing(t, &c);
-            else check_case(ref, t, &c, &formats[k]);
+            else gpu_check_case(ref, t, &c, &gpu_formats[k]);
         }
-        if (!is_missing(op)) check_large(op, ref, t, &formats[k]);
+        if (!is_missing(op)) check_large(op, ref, t, &gpu_formats[k]);
         ag_tape_free(t);
     }
     case_round_to(AG_F32);
@@ -105,16 +73,7 @@ static void agrees_with_the_reference(void **state)
 
 int main(int argc, char **argv)
 {
-    const ag_device *device;
-    ag_err err = { 0 };
-    size_t total, free_bytes;
-    char about[256];
-    if (ag_cuda_open(&device, &err) < 0) {
-        fprintf(stderr, "%s\n", err.msg);
-        return 1;
-    }
-    device->about(about, sizeof about, &total, &free_bytes);
-    printf("%s, %.1f GB\n", about, 1e-9 * (double)total);
+    if (!gpu_open()) return 1;
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     const int failed = run_per_op("the GPU", agrees_with_the_reference);
     ag_cuda_close();
