@@ -30,7 +30,8 @@
     CASE(live_ff, 0.1, 1,                                                               \
          .in = { S2(rows, d), S2((blocks) * (size) * (w), d), S1((blocks) * (size) * (w)), \
                  S2((blocks) * (size) * (w), d_out), S1(d_out),                         \
-                 S2(rows, (blocks) * (every ? size : k)), S2(rows, (blocks) * (k)), S2(rows, d_out) }, \
+                 S2(rows, (blocks) * (every ? size : k)), S2(rows, (blocks) * (k)),     \
+                 S2(rows, d_out) },                                                     \
          .int_lo = from, .int_hi = size, .surrogate = every,                            \
          .attr.live = { .n = size, .width = w, .picks = k, .all = every })
 
@@ -138,7 +139,8 @@ static void check_given(const op_format *f, int64_t rows, bool all, ag_gate gate
     ag_kernels_ref(AG_F64)->choose_fwd(&c, choice, want, scratch);
     free(scratch);
 
-    const size_t bytes = ag_choose_scratch(&c, f->dtype), list = (size_t)(rows * BLOCKS * picks) * 4;
+    const size_t bytes = ag_choose_scratch(&c, f->dtype);
+    const size_t list = (size_t)(rows * BLOCKS * picks) * sizeof *choice;
     void *dlow = upload(f, rows * RANK, low), *dc2 = upload(f, RANK * UNITS, c2);
     void *dgate = upload(f, size, got), *dscratch = ag_device_alloc(gpu, bytes);
     int32_t *dchoice = ag_device_alloc(gpu, list);
@@ -148,7 +150,8 @@ static void check_given(const op_format *f, int64_t rows, bool all, ag_gate gate
     k->choose_fwd(&c, dchoice, dgate, dscratch);
     download(f, size, dgate, got);
     assert_null(gpu->check());
-    for (int64_t i = 0; i < size; i++) assert_true(fabs(got[i] - want[i]) <= 2 * f->u * want[i] + 1e-6);
+    for (int64_t i = 0; i < size; i++)
+        assert_true(fabs(got[i] - want[i]) <= 2 * f->u * want[i] + 1e-6);
     int32_t *after = malloc(list);
     assert_non_null(after);
     ag_device_read(gpu, after, dchoice, list);
@@ -212,8 +215,8 @@ static void choices_fit(void **state)
     void *dp = upload(f, N * BLOCKS, p);
     int32_t *dchoice = ag_device_alloc(gpu, sizeof choice);
     assert_non_null(dchoice);
-    k->controller_fwd(&(ag_controller){ .rows = 1, .blocks = BLOCKS, .n = N, .hard = true }, dz, dmask,
-                      dchoice, dp);
+    k->controller_fwd(&(ag_controller){ .rows = 1, .blocks = BLOCKS, .n = N, .hard = true }, dz,
+                      dmask, dchoice, dp);
     ag_device_read(gpu, choice, dchoice, sizeof choice);
     assert_null(gpu->check());
     assert_int_equal(choice[0], 0);

@@ -35,7 +35,16 @@ int ag_cuda_processors(void);        /* how many: for the size of grids */
     if (ag_cuda_room((const void *)(kernel), s))                                        \
         (kernel)<<<g, b, s, ag_cuda_stream()>>>(__VA_ARGS__)
 #else
-#define AG_RUN(kernel, g, b, s, ...) simt::launch(#kernel, g, b, s, [=] { (kernel)(__VA_ARGS__); })
+namespace simt {
+template <class T> struct given { typedef T type; };
+/* The arguments are those of now, however late the kernel runs. */
+template <class... T> auto call_later(void (*kernel)(T...), typename given<T>::type... args)
+{
+    return [=] { kernel(args...); };
+}
+}
+#define AG_RUN(kernel, g, b, s, ...)                                                    \
+    simt::launch(#kernel, g, b, s, simt::call_later(kernel, __VA_ARGS__))
 #endif
 
 #define AG_LAUNCH(kernel, grid, block, shared, ...)                                     \

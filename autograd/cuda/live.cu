@@ -45,7 +45,7 @@ static int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 /* May rows of d be read 16 bytes at a time? */
 template <class T> static bool is_even(int64_t d, const void *a, const void *b)
 {
-    return (((uintptr_t)a | (uintptr_t)b | (uintptr_t)d * sizeof(T)) & 15) == 0;
+    return aligned(a) && aligned(b) && d * (int64_t)sizeof(T) % 16 == 0;
 }
 
 /* Warps that a GPU should have at least. */
