@@ -51,7 +51,7 @@ static __device__ __forceinline__ void put(bf16 *p, float x) { *p = number_bf16(
 static __device__ __forceinline__ void put(f16 *p, float x) { *p = number_f16(x); }
 
 /* N numbers in a row, moved by one access: N * sizeof(T) is 16 and p aligned to that, or N is 1. */
-template <class T, int N = 16 / (int)sizeof(T)> struct pack { T at[N]; };
+template <class T, int N = 16 / (int)sizeof(T)> struct alignas(N * sizeof(T)) pack { T at[N]; };
 
 template <class T, int N = 16 / (int)sizeof(T)>
 static __device__ __forceinline__ pack<T, N> pack_load(const T *p)

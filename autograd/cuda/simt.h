@@ -56,7 +56,7 @@
 struct uint3 { unsigned x, y, z; };
 struct dim3 {
     unsigned x, y, z;
-    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+    dim3(unsigned nx = 1, unsigned ny = 1, unsigned nz = 1) : x(nx), y(ny), z(nz) {}
 };
 struct float2 { float x, y; };
 struct __align__(16) float4 { float x, y, z, w; };
