@@ -31,11 +31,12 @@ struct CUevent_st { double time; };  /* seconds; when the device came past it */
 
 namespace {
 
-const size_t PAGE = 4096, SPACE = (size_t)64 << 30;      /* of addresses */
+const size_t SPACE = (size_t)64 << 30;                   /* of addresses */
+const size_t PAGE = 4096, HUGE_PAGE = 2 << 20;           /* the latter cost less to take away */
 const size_t BEHIND = 256;           /* bytes behind a block that nobody may touch, at least */
 const unsigned char MARK = 0xff;     /* what they hold: NaN */
 
-struct block { size_t bytes, room; };                    /* room: in whole pages, with BEHIND */
+struct block { size_t bytes, room; };                    /* room: whole pages, with BEHIND */
 typedef unsigned char *address;
 
 address space, next_address;
@@ -131,16 +132,19 @@ void check_ends(void)
 #endif
 }
 
-/* The next free addresses; NULL: there are none. */
-address place(size_t room)
+address aligned(address p, size_t to) { return (address)(((uintptr_t)p + to - 1) / to * to); }
+
+/* The next free addresses, a multiple of page; NULL: there are none. */
+address place(size_t room, size_t page)
 {
     for (int around = 0; around < 2; around++) {
-        for (auto b = blocks.begin(); b != blocks.end(); ++b) {
-            if (b->first + b->second.room <= next_address) continue;
-            if (next_address + room <= b->first) break;
-            next_address = b->first + b->second.room;
+        address p = aligned(next_address, page);
+        for (const auto &b : blocks) {
+            if (b.first + b.second.room <= p) continue;
+            if (p + room <= b.first) break;
+            p = aligned(b.first + b.second.room, page);
         }
-        if (next_address + room <= space + SPACE) return next_address;
+        if (p + room <= space + SPACE) return p;
         next_address = space;
     }
     return NULL;
@@ -297,9 +301,11 @@ cudaError_t cudaMalloc(void **ret, size_t bytes)
     *ret = NULL;
     CALL(cudaErrorMemoryAllocation);
     if (!bytes) return cudaSuccess;
-    const size_t room = (bytes + BEHIND + PAGE - 1) / PAGE * PAGE;
-    const address p = bytes <= limit && n_bytes <= limit - bytes ? place(room) : NULL;
+    const size_t page = bytes < HUGE_PAGE / 2 ? PAGE : HUGE_PAGE;
+    const size_t room = (bytes + BEHIND + page - 1) / page * page;
+    const address p = bytes <= limit && n_bytes <= limit - bytes ? place(room, page) : NULL;
     if (!p) return keep(cudaErrorMemoryAllocation);
+    if (page == HUGE_PAGE) madvise(p, room, MADV_HUGEPAGE);
     protect(p, room, PROT_READ | PROT_WRITE);
     ASAN_UNPOISON_MEMORY_REGION(p, room);
     memset(p, 0xff, bytes);

@@ -41,7 +41,7 @@ const bool OWN_FIBERS = false;
 const int SETS = 1;
 #endif
 const unsigned MOST_THREADS = 1024, LANES = 32, MOST_BYTES = 64;
-const size_t PAGES = 64 << 10, MOST_SHARED = 227 << 10;
+const size_t PAGE = 64 << 10, MOST_SHARED = 227 << 10;
 
 struct thread {
     fiber *on;                       /* NULL: not started */
@@ -271,15 +271,14 @@ void fiber_main(void)
  * pages that trap come less than 16 bytes later.  Where blocks are unordered each has its own.
  */
 unsigned char *shared_pages;
-
-const size_t SHARED_ROOM = (MOST_SHARED + PAGES - 1) / PAGES * PAGES;
+size_t shared_room;                  /* bytes of them before those that trap */
 
 void shared_free(void)
 {
 #ifdef __SANITIZE_ADDRESS__
     free(shared_pages);
 #else
-    if (shared_pages) munmap(shared_pages, SHARED_ROOM + PAGES);
+    if (shared_pages) munmap(shared_pages, shared_room + PAGE);
 #endif
     shared = shared_pages = NULL;
 }
@@ -290,15 +289,16 @@ void shared_new(size_t bytes)
     shared_free();
     shared = shared_pages = (unsigned char *)malloc(bytes);
 #else
-    if (SETS > 1) shared_free();
+    const size_t room = (bytes + PAGE - 1) / PAGE * PAGE;
+    if (SETS > 1 || room > shared_room) shared_free();
     if (!shared_pages) {
-        void *p = mmap(NULL, SHARED_ROOM + PAGES, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void *p = mmap(NULL, room + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         shared_pages = (unsigned char *)p;
-        if (p == MAP_FAILED || mprotect(shared_pages + SHARED_ROOM, PAGES, PROT_NONE))
+        shared_room = room;
+        if (p == MAP_FAILED || mprotect(shared_pages + room, PAGE, PROT_NONE))
             stop("no memory for shared memory");
     }
-    shared = shared_pages + SHARED_ROOM - (bytes + 15) / 16 * 16;
+    shared = shared_pages + shared_room - (bytes + 15) / 16 * 16;
 #endif
     fill(shared, 0xff, bytes);
 }
