@@ -80,7 +80,7 @@ static void agrees_with_the_reference(void **state)
     ag_tape_free(ref);
 }
 
-/* --- kernels by themselves ------------------------------------------------------------------------ */
+/* --- kernels by themselves -------------------------------------------------------------------- */
 
 static const ag_kernels *k;
 static const ag_device *gpu;
