@@ -40,11 +40,11 @@ void ag_convert_add(ag_tape *t, int64_t n, ag_dtype from, const void *x, ag_dtyp
 
 static bool is_real(const ag_call *c, int i) { return c->in[i] && c->in[i]->dtype != AG_I32; }
 
-ag_dtype ag_call_dtype(const ag_call *c)
+/* f32 where all numbers that c reads were computed in f32, that of the tape else. */
+static ag_dtype read_dtype(const ag_call *c)
 {
     const ag_dtype storage = c->tape->k->dtype;
     if (!ag_dtype_is_half(storage)) return storage;
-    if (c->op->f32_out) return AG_F32;
     if (c->op->alias) return c->in[0]->dtype;
     bool f32 = false;
     for (int i = 0; i < c->op->n_in; i++) {
@@ -55,11 +55,16 @@ ag_dtype ag_call_dtype(const ag_call *c)
     return f32 ? AG_F32 : storage;
 }
 
+ag_dtype ag_call_dtype(const ag_call *c)
+{
+    return c->op->f32_out && ag_dtype_is_half(c->tape->k->dtype) ? AG_F32 : read_dtype(c);
+}
+
 const ag_kernels *ag_call_kernels(const ag_call *c)
 {
     const ag_kernels *k = c->tape->k;
     if (!k->wide) return k;
-    return ag_call_dtype(c) != AG_F32 && c->op->half && c->op->half(c, k) ? k : k->wide;
+    return read_dtype(c) != AG_F32 && c->op->half && c->op->half(c, k) ? k : k->wide;
 }
 
 /* --- views ------------------------------------------------------------------------------------ */
@@ -82,17 +87,15 @@ static void *view_data(ag_call *c, const ag_tensor *x, ag_dtype want, bool read)
     return p;
 }
 
-static ag_dtype wanted(const ag_call *c, const ag_tensor *x)
-{
-    return x->dtype == AG_I32 ? AG_I32 : c->k->dtype;
-}
+/* The type of real outputs that the kernels of c write. */
+static ag_dtype out_dtype(const ag_call *c) { return c->op->f32_out ? AG_F32 : c->k->dtype; }
 
-static void view_tensor(ag_call *c, const ag_tensor *x, bool read, ag_tensor *ret)
+/* x as the kernels want it, real numbers of that type. */
+static void view_tensor(ag_call *c, const ag_tensor *x, ag_dtype real, bool read, ag_tensor *ret)
 {
-    const ag_dtype want = wanted(c, x);
     *ret = *x;
-    ret->dtype = want;
-    ret->data = view_data(c, x, want, read);
+    ret->dtype = x->dtype == AG_I32 ? AG_I32 : real;
+    ret->data = view_data(c, x, ret->dtype, read);
     ret->grad = NULL;
     ret->grad_kept = ret->grad_written = false;
 }
@@ -115,10 +118,11 @@ static void view_init(view *v, ag_call *c, bool backward)
         int same = 0;                /* an input may be there twice */
         while (c->in[same] != c->in[i]) same++;
         v->call.in[i] = &v->in[same];
-        if (same == i) view_tensor(c, c->in[i], is_read(c, c->in[i], unread), &v->in[i]);
+        if (same == i)
+            view_tensor(c, c->in[i], c->k->dtype, is_read(c, c->in[i], unread), &v->in[i]);
     }
     for (int i = 0; i < c->op->n_out; i++) {
-        view_tensor(c, c->out[i], !(unread >> (AG_MAX_IN + i) & 1), &v->out[i]);
+        view_tensor(c, c->out[i], out_dtype(c), !(unread >> (AG_MAX_IN + i) & 1), &v->out[i]);
         v->call.out[i] = &v->out[i];
     }
 }
@@ -142,7 +146,7 @@ static void view_grad(ag_call *c, const ag_tensor *x, ag_dtype want, ag_tensor *
 static void view_grads(view *v, ag_call *c)
 {
     for (int i = 0; i < c->op->n_out; i++)
-        if (c->out[i]->grad) view_grad(c, c->out[i], c->k->dtype, &v->out[i]);
+        if (c->out[i]->grad) view_grad(c, c->out[i], out_dtype(c), &v->out[i]);
     for (int i = 0; i < c->op->n_in; i++) {
         const ag_tensor *x = c->in[i];
         if (!x || !x->needs_grad || v->call.in[i] != &v->in[i]) continue;

@@ -118,7 +118,8 @@ typedef struct ag_op {
      * and forward makes the rest; there is none to run where it has them all.  NULL: none. */
     unsigned (*recalls)(const ag_call *c);
     int64_t (*flops)(const ag_call *c);        /* of forward; NULL: one per element of out[0] */
-    bool     f32_out;                /* real outputs are f32 on a 16-bit tape: a loss */
+    bool     f32_out;                /* real outputs, and their gradients, are f32 on a 16-bit tape:
+                                      * a loss; its 16-bit kernels know */
     /* May c run on k, a 16-bit table: are all kernels there?  NULL: no.  Its f32 table runs it
      * else. */
     bool (*half)(const ag_call *c, const ag_kernels *k);
@@ -175,6 +176,7 @@ ag_noise ag_noise_for(const ag_tape *t, uint32_t site, int64_t rows);
  * What a device computed is not looked at: a kernel makes indices that fit. */
 int ag_check_index(ag_call *c, int i, int64_t lo, int64_t hi);
 size_t ag_real_size(const ag_call *c);         /* bytes of one number of the tape */
+size_t ag_kept_size(const ag_call *c);         /* of one that kernels keep of a row, f32 at least */
 
 /* The next digit, 0 .. n-1, of the mixed-radix number *i. */
 int ag_digit(int64_t *i, int n);

@@ -409,3 +409,8 @@ ag_noise ag_noise_for(const ag_tape *t, uint32_t site, int64_t rows)
 }
 
 size_t ag_real_size(const ag_call *c) { return ag_dtype_size(c->k->dtype); }
+
+size_t ag_kept_size(const ag_call *c)
+{
+    return ag_dtype_is_half(c->k->dtype) ? sizeof(float) : ag_real_size(c);
+}

@@ -96,6 +96,8 @@ static __global__ void group_scatter(pass p)
     int place[ROUNDS];               /* among the same digits of this warp; -1: no entry */
     for (int r = 0; r < ROUNDS; r++) {
         const int64_t i = (int64_t)blockIdx.x * CHUNK + (warp * ROUNDS + r) * 32 + lane;
+        place[r] = -1;
+        if (i - lane >= p.g.n) continue;                 /* no lane has an entry */
         const bool valid = pass_key(p, i, &key[r], &entry[r]);
         const int digit = valid ? digit_of(p, key[r]) : 0;
         const unsigned same = lanes_like(digit, valid);
@@ -139,7 +141,8 @@ size_t group_bytes(const group_keys *g)
 void group_entries(const group_keys *g, void *memory, groups *ret)
 {
     const int64_t n = padded(g->segments * g->n);
-    int32_t *at = (int32_t *)memory, *key[2] = { at, at + n }, *entry[2] = { at + 2 * n, at + 3 * n };
+    int32_t *at = (int32_t *)memory;
+    int32_t *key[2] = { at, at + n }, *entry[2] = { at + 2 * n, at + 3 * n };
     const dim3 grid(blocks_for(g->n, CHUNK), (unsigned)g->segments);
     int side = 0;
     pass p = { *g, 0, NULL, NULL, NULL, NULL, at + 4 * n };

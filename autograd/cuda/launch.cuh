@@ -69,7 +69,9 @@ static inline unsigned blocks_for(int64_t n, int64_t per)
 
 /* The rows of the table that each family fills in, for number type T; instantiated in its file for
  * float, bf16 and f16. */
-template <class T> void map_table(ag_kernels *k);        /* map.cu: elementwise, copies */
+template <class T> void map_table(ag_kernels *k);        /* map.cu: elementwise */
+template <class T> void copy_table(ag_kernels *k);       /* copy.cu: from row to row */
+template <class T> void noise_table(ag_kernels *k);      /* noise.cu: dropout, normal numbers */
 template <class T> void rows_table(ag_kernels *k);       /* rows.cu: along rows and columns */
 template <class T> void embedding_table(ag_kernels *k);  /* embedding.cu: by index */
 template <class T> void gemm_table(ag_kernels *k);       /* gemm.cu */

@@ -159,6 +159,55 @@ template <class T> static void scale(int64_t n, double alpha, const void *x, voi
     map<times, T>(times{ (float)alpha }, n, x, NULL, NULL, y, acc);
 }
 
+struct spread {                      /* alpha c[0] */
+    static constexpr bool A = false, B = false, C = false;
+    float alpha;
+    const float *c;
+    __device__ float operator()(float, float, float) const { return alpha * *c; }
+};
+
+template <class T> static void add_scalar(int64_t n, double alpha, const void *c, void *y, bool acc)
+{
+    map<spread, T>(spread{ (float)alpha, (const float *)c }, n, NULL, NULL, NULL, y, acc);
+}
+
+/* Fixed point.  x times a power of two is exact, so a float holds what is rounded. */
+template <class T>
+static __global__ void fixed_add_run(int64_t n, float one, int sign, const T *x, int32_t *s,
+                                     int32_t *peak)
+{
+    int32_t most = 0;
+    EACH(i, n) {
+        const float v = rintf(get(x + i) * one);
+        const bool fits = v > -0x1p31f && v < 0x1p31f;   /* false for NaN */
+        const int64_t d = (fits ? (int64_t)v : 0) * (sign < 0 ? -1 : 1);
+        const int64_t sum = (sign ? s[i] : 0) + d;
+        s[i] = (int32_t)(uint32_t)(uint64_t)sum;
+        const int64_t size = sum < 0 ? -sum : sum;
+        most = max(most, fits && size <= INT32_MAX ? (int32_t)size : INT32_MAX);
+    }
+    for (int d = 16; d; d /= 2) most = max(most, __shfl_xor_sync(AG_WARP, most, d));
+    if (threadIdx.x % 32 == 0 && most) atomicMax(peak, most);
+}
+
+template <class T>
+static void fixed_add(int64_t n, int point, int sign, const void *x, int32_t *s, int32_t *peak)
+{
+    AG_LAUNCH(fixed_add_run<T>, grid_of(n), THREADS, 0, n, ldexpf(1, point), sign, (const T *)x, s,
+              peak);
+}
+
+template <class T>
+static __global__ void fixed_read_run(int64_t n, float unit, const int32_t *s, T *y)
+{
+    EACH(i, n) put(y + i, (float)s[i] * unit);
+}
+
+template <class T> static void fixed_read(int64_t n, int point, const int32_t *s, void *y)
+{
+    AG_LAUNCH(fixed_read_run<T>, grid_of(n), THREADS, 0, n, ldexpf(1, -point), s, (T *)y);
+}
+
 template <class T> static __global__ void narrow_run(int64_t n, const float *x, T *y)
 {
     EACH(i, n) put(y + i, x[i]);
@@ -194,6 +243,9 @@ template <class T> void map_table(ag_kernels *k)
     k->fill = fill<T>;
     k->add = add<T>;
     k->scale = scale<T>;
+    k->add_scalar = add_scalar<T>;
+    k->fixed_add = fixed_add<T>;
+    k->fixed_read = fixed_read<T>;
     if (sizeof(T) == 2) {
         k->narrow = narrow<T>;
         k->widen = widen<T>;

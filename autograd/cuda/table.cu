@@ -44,6 +44,8 @@ template <class T> static void table_make(ag_dtype dtype)
     k->dtype = dtype;
     k->device = ag_cuda_device();
     map_table<T>(k);
+    copy_table<T>(k);
+    noise_table<T>(k);
     rows_table<T>(k);
     embedding_table<T>(k);
     gemm_table<T>(k);

@@ -19,7 +19,7 @@ static int cross_entropy_shape(ag_call *c, ag_shape *out)
 
 static size_t cross_entropy_saved(const ag_call *c)
 {
-    return (size_t)ag_rows(c->in[0]) * ag_real_size(c);
+    return (size_t)ag_rows(c->in[0]) * ag_kept_size(c);
 }
 
 static void cross_entropy_forward(ag_call *c)
@@ -39,6 +39,12 @@ static void cross_entropy_backward(ag_call *c)
 }
 
 static int64_t cross_entropy_flops(const ag_call *c) { return 4 * c->in[0]->size; }
+
+static bool cross_entropy_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->xent_fwd && k->xent_bwd;
+}
 
 static bool cross_entropy_sample(int64_t i, ag_sample *s)
 {
@@ -66,6 +72,7 @@ const ag_op ag_op_cross_entropy = {
     .saved_bytes = cross_entropy_saved, .forward = cross_entropy_forward,
     .backward = cross_entropy_backward, .flops = cross_entropy_flops,
     .unread = ag_unread_out,
+    .half = cross_entropy_half,
     .sample = cross_entropy_sample,
 };
 

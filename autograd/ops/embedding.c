@@ -42,6 +42,12 @@ static void embedding_backward(ag_call *c)
                         c->in[IDS]->shape.dim[1], c->attr.embedding.pos0, dtable, dpos);
 }
 
+static bool embedding_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->embedding_fwd && k->embedding_bwd;
+}
+
 static bool embedding_sample(int64_t i, ag_sample *s)
 {
     static const int64_t B[] = { 1, 3, 0 }, T[] = { 1, 5 }, V[] = { 1, 7 }, D[] = { 1, 4, 33 };
@@ -70,6 +76,7 @@ const ag_op ag_op_embedding = {
     .n_in = 3, .n_out = 1, .optional = 1u << POS, .integer_in = 1u << IDS,
     .shape = embedding_shape, .forward = embedding_forward, .backward = embedding_backward,
     .unread = ag_unread_out,
+    .half = embedding_half, .weights = 1u << TABLE | 1u << POS,
     .sample = embedding_sample,
 };
 

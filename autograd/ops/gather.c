@@ -43,6 +43,12 @@ static void gather_backward(ag_call *c)
                      ag_grad_add(c, 0));
 }
 
+static bool gather_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->gather_fwd && k->gather_bwd;
+}
+
 static bool gather_sample(int64_t i, ag_sample *s)
 {
     static const int64_t M[] = { 1, 9, 0 }, N[] = { 1, 5, 33 }, V[] = { 1, 4 };
@@ -62,6 +68,7 @@ const ag_op ag_op_gather = {
     .name = "gather", .doc = "y[..,n] = x[idx[..], n]", .n_in = 2, .n_out = 1,
     .integer_in = 1u << 1, .shape = gather_shape, .forward = gather_forward,
     .backward = gather_backward, .unread = ag_unread_out,
+    .half = gather_half,
     .sample = gather_sample,
 };
 
@@ -101,6 +108,12 @@ static void pick_backward(ag_call *c)
     c->k->pick_bwd(ag_rows(x), ag_cols(x), c->in[1]->data, c->out[0]->grad, ag_grad_add(c, 0));
 }
 
+static bool pick_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->pick_fwd && k->pick_bwd;
+}
+
 static bool pick_sample(int64_t i, ag_sample *s)
 {
     static const int64_t M[] = { 1, 9, 0 }, N[] = { 1, 5, 33 };
@@ -114,7 +127,8 @@ static bool pick_sample(int64_t i, ag_sample *s)
 
 const ag_op ag_op_pick = {
     .name = "pick", .doc = "y[..] = x[.., idx[..]]", .n_in = 2, .n_out = 1, .integer_in = 1u << 1,
-    .shape = pick_shape, .forward = pick_forward, .backward = pick_backward, .sample = pick_sample,
+    .shape = pick_shape, .forward = pick_forward, .backward = pick_backward, .half = pick_half,
+    .sample = pick_sample,
 };
 
 ag_tensor *ag_pick(ag_tape *t, ag_tensor *x, ag_tensor *idx)
@@ -143,6 +157,12 @@ static unsigned argmax_recalls(const ag_call *c)
     return 1;
 }
 
+static bool argmax_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->argmax;
+}
+
 static bool argmax_sample(int64_t i, ag_sample *s)
 {
     static const int64_t M[] = { 1, 9, 0 }, N[] = { 1, 5, 33 };
@@ -155,7 +175,8 @@ static bool argmax_sample(int64_t i, ag_sample *s)
 const ag_op ag_op_argmax = {
     .name = "argmax", .doc = "the index of the largest of x[..,n]; ties: the lowest", .n_in = 1,
     .n_out = 1, .integer_out = 1, .shape = argmax_shape, .forward = argmax_forward,
-    .recalls = argmax_recalls, .nondiff = "its output is an index", .sample = argmax_sample,
+    .recalls = argmax_recalls, .nondiff = "its output is an index", .half = argmax_half,
+    .sample = argmax_sample,
 };
 
 ag_tensor *ag_argmax(ag_tape *t, ag_tensor *x)

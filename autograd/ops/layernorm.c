@@ -27,14 +27,14 @@ static int layernorm_shape(ag_call *c, ag_shape *out)
 
 static size_t layernorm_saved(const ag_call *c)
 {
-    return 2 * (size_t)ag_rows(c->in[X]) * ag_real_size(c);
+    return 2 * (size_t)ag_rows(c->in[X]) * ag_kept_size(c);
 }
 
 static void *saved_mean(const ag_call *c) { return c->saved; }
 
 static void *saved_rstd(const ag_call *c)
 {
-    return (char *)c->saved + (size_t)ag_rows(c->in[X]) * ag_real_size(c);
+    return (char *)c->saved + (size_t)ag_rows(c->in[X]) * ag_kept_size(c);
 }
 
 static void layernorm_forward(ag_call *c)
@@ -55,6 +55,12 @@ static void layernorm_backward(ag_call *c)
 }
 
 static int64_t layernorm_flops(const ag_call *c) { return 7 * c->in[X]->size; }
+
+static bool layernorm_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->layernorm_fwd && k->layernorm_bwd;
+}
 
 static bool layernorm_sample(int64_t i, ag_sample *s)
 {
@@ -77,6 +83,7 @@ const ag_op ag_op_layernorm = {
     .shape = layernorm_shape, .saved_bytes = layernorm_saved, .forward = layernorm_forward,
     .backward = layernorm_backward,
     .cheap = ag_cheap_forward, .flops = layernorm_flops, .unread = ag_unread_out,
+    .half = layernorm_half, .weights = 1u << GAIN | 1u << BIAS,
     .sample = layernorm_sample,
 };
 

@@ -88,6 +88,12 @@ static unsigned merge_unread(const ag_call *c)
     return AG_UNREAD_IN(X) | AG_UNREAD_IN(Y) | AG_UNREAD_OUT(0);
 }
 
+static bool merge_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->copy_rows;
+}
+
 static bool merge_sample(int64_t i, ag_sample *s)
 {
     static const int64_t M[] = { 1, 5, 0 }, N[] = { 1, 3, 9, 0 }, D[] = { 1, 7 };
@@ -105,6 +111,7 @@ const ag_op ag_op_merge = {
     .doc = "y[b] = e[b,m,d], zeros, with target[b,n,d] over positions lengths[b] .. + n - 1",
     .n_in = 3, .n_out = 1, .integer_in = 1u << LENGTHS, .shape = merge_shape,
     .forward = merge_forward, .backward = merge_backward, .unread = merge_unread,
+    .half = merge_half,
     .sample = merge_sample,
 };
 
@@ -174,6 +181,7 @@ const ag_op ag_op_strip = {
     .name = "strip", .doc = "y[b,i] = x[b, lengths[b] + i], n rows of each item", .n_in = 2,
     .n_out = 1, .integer_in = 1u << STRIP_LENGTHS, .shape = strip_shape,
     .forward = strip_forward, .backward = strip_backward, .unread = strip_unread,
+    .half = merge_half,
     .sample = strip_sample,
 };
 

@@ -27,6 +27,12 @@ static void sum_backward(ag_call *c)
     c->k->add_scalar(c->in[0]->size, weight(c), c->out[0]->grad, dx, acc);
 }
 
+static bool sum_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->sum && k->add_scalar;
+}
+
 static bool sum_sample(int64_t i, ag_sample *s)
 {
     static const ag_shape shapes[] = { { 0, { 0 } }, { 1, { 0 } }, { 1, { 1 } }, { 2, { 3, 35 } },
@@ -40,13 +46,15 @@ static bool sum_sample(int64_t i, ag_sample *s)
 const ag_op ag_op_sum = {
     .name = "sum", .doc = "y = sum of x", .n_in = 1, .n_out = 1, .shape = scalar_shape,
     .f32_out = true, .forward = sum_forward, .backward = sum_backward, .unread = ag_unread_all,
+    .half = sum_half,
     .sample = sum_sample,
 };
 
 const ag_op ag_op_mean = {
     .name = "mean", .doc = "y = mean of x; 0 of nothing", .n_in = 1, .n_out = 1,
     .shape = scalar_shape, .f32_out = true, .forward = sum_forward, .backward = sum_backward,
-    .unread = ag_unread_all, .sample = sum_sample,
+    .unread = ag_unread_all, .half = sum_half,
+    .sample = sum_sample,
 };
 
 ag_tensor *ag_sum(ag_tape *t, ag_tensor *x)
@@ -80,6 +88,12 @@ static void row_sum_backward(ag_call *c)
     c->k->row_add(ag_rows(c->in[0]), ag_cols(c->in[0]), c->out[0]->grad, dx, acc);
 }
 
+static bool row_sum_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->row_sum && k->row_add;
+}
+
 static bool row_sum_sample(int64_t i, ag_sample *s)
 {
     static const int64_t M[] = { 1, 5, 0 }, N[] = { 0, 1, 17, 600 };
@@ -93,6 +107,7 @@ const ag_op ag_op_row_sum = {
     .name = "row_sum", .doc = "y[..] = sum of x[..,n] over n", .n_in = 1, .n_out = 1,
     .shape = row_sum_shape,
     .forward = row_sum_forward, .backward = row_sum_backward, .unread = ag_unread_all,
+    .half = row_sum_half,
     .sample = row_sum_sample,
 };
 
@@ -134,6 +149,12 @@ static size_t repeat_workspace(const ag_call *c, bool back)
     return back && x->grad_written ? (size_t)x->size * ag_real_size(c) : 0;
 }
 
+static bool repeat_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->row_sum && k->row_add && k->add;
+}
+
 static bool repeat_sample(int64_t i, ag_sample *s)
 {
     static const int64_t M[] = { 1, 5, 0 }, N[] = { 1, 17 }, TIMES[] = { 1, 3, 40 };
@@ -147,6 +168,7 @@ const ag_op ag_op_repeat = {
     .name = "repeat", .doc = "y[..,n*times]: each number of x[..,n] so many times", .n_in = 1,
     .n_out = 1, .shape = repeat_shape, .forward = repeat_forward, .backward = repeat_backward,
     .workspace = repeat_workspace, .unread = ag_unread_all,
+    .half = repeat_half,
     .sample = repeat_sample,
 };
 

@@ -54,6 +54,12 @@ static size_t scatter_workspace(const ag_call *c, bool back)
     return back && x->needs_grad && x->grad_written ? (size_t)x->size * ag_real_size(c) : 0;
 }
 
+static bool scatter_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->copy_rows && k->gather_fwd && k->gather_bwd && k->add;
+}
+
 static bool scatter_sample(int64_t i, ag_sample *s)
 {
     static const int64_t M[] = { 1, 9, 0 }, N[] = { 1, 5, 33 }, V[] = { 1, 4 };
@@ -80,6 +86,7 @@ const ag_op ag_op_scatter = {
     .optional = 1u << R, .integer_in = 1u << IDX, .passes = 1u << R, .shape = scatter_shape,
     .forward = scatter_forward, .backward = scatter_backward,
     .workspace = scatter_workspace, .unread = ag_unread_out,
+    .half = scatter_half,
     .sample = scatter_sample,
 };
 

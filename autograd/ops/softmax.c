@@ -31,6 +31,12 @@ static void softmax_backward(ag_call *c)
 
 static int64_t softmax_flops(const ag_call *c) { return 4 * c->in[0]->size; }
 
+static bool softmax_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->softmax_fwd && k->softmax_bwd;
+}
+
 static bool sample(int64_t i, ag_sample *s, bool log)
 {
     static const int64_t M[] = { 1, 5, 0 }, N[] = { 1, 2, 16, 65 };
@@ -50,13 +56,15 @@ static bool log_softmax_sample(int64_t i, ag_sample *s) { return sample(i, s, tr
 const ag_op ag_op_softmax = {
     .name = "softmax", .doc = "y[..,n] = exp(x) / sum(exp(x))", .n_in = 1, .n_out = 1,
     .shape = softmax_shape, .forward = softmax_forward, .backward = softmax_backward,
-    .flops = softmax_flops, .sample = softmax_sample,
+    .flops = softmax_flops, .half = softmax_half,
+    .sample = softmax_sample,
 };
 
 const ag_op ag_op_log_softmax = {
     .name = "log_softmax", .doc = "y[..,n] = x - log(sum(exp(x)))", .n_in = 1, .n_out = 1,
     .shape = softmax_shape, .forward = softmax_forward, .backward = softmax_backward,
-    .flops = softmax_flops, .sample = log_softmax_sample,
+    .flops = softmax_flops, .half = softmax_half,
+    .sample = log_softmax_sample,
 };
 
 ag_tensor *ag_softmax(ag_tape *t, ag_tensor *x)
