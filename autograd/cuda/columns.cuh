@@ -59,13 +59,13 @@ static __global__ void columns_run(F f, int64_t n, int64_t batch, int64_t chunk,
         }
         if (threadIdx.y == 0 && col < n)
             for (int o = 0; o < OUT; o++) {
-                O *to = e.to[o] ? e.to[o] + z * n + col : NULL;
+                O *end = e.to[o] ? e.to[o] + z * n + col : NULL;
                 float *part = e.part ? e.part + ((z * gridDim.y + blockIdx.y) * OUT + o) * n + col
                                      : NULL;
                 for (int k = 0; k < W; k++) {
                     const float s = shared[(o * W + k) * COLUMN_THREADS + tid];
                     if (part) part[k] = s;
-                    else if (to) put(to + k, (e.acc ? get(to + k) : 0) + s);
+                    else if (end) put(end + k, (e.acc ? get(end + k) : 0) + s);
                 }
             }
         __syncthreads();
