@@ -21,8 +21,11 @@ static const ag_op *const missing[] = {
     &ag_op_sru, &ag_op_sru_cached, &ag_op_lsh_hash, &ag_op_lsh_attend, &ag_op_lsh_cached,
 };
 
-static bool is_missing(const ag_op *op)
+static bool is_missing(const op_case *c)
 {
+    const ag_op *op = c->op;
+    if ((op == &ag_op_attend || op == &ag_op_attend_qkv) && c->s.attr.attention.pattern)
+        return true;
     for (size_t i = 0; i < sizeof missing / sizeof *missing; i++)
         if (missing[i] == op) return true;
     return false;
@@ -47,7 +50,7 @@ static void check_large(const ag_op *op, ag_tape *ref, ag_tape *t, const op_form
         op_case c = { .op = op, .index = 1000 + i, .s = big[i].s };
         for (int j = 0; j < op->n_in; j++)
             if (!((c.s.absent | op->integer_in) >> j & 1)) c.real |= 1u << j;
-        gpu_check_case(ref, t, &c, f);
+        if (!is_missing(&c)) gpu_check_case(ref, t, &c, f);
     }
 }
 
@@ -61,10 +64,10 @@ static void agrees_with_the_reference(void **state)
         op_case c;
         for (int64_t i = 0; case_at(op, i, &c); i++) {
             if (c.s.bad) continue;
-            if (is_missing(op)) check_missing(t, &c);
+            if (is_missing(&c)) check_missing(t, &c);
             else gpu_check_case(ref, t, &c, &gpu_formats[k]);
         }
-        if (!is_missing(op)) check_large(op, ref, t, &gpu_formats[k]);
+        check_large(op, ref, t, &gpu_formats[k]);
         ag_tape_free(t);
     }
     case_round_to(AG_F32);

@@ -10,19 +10,25 @@
 /* A constant in the type of the arithmetic. */
 #define R(c) ((float)(c))
 
+/* exp(-z), not so large that its product with 1 / (1 + exp(-z)) is no number. */
+static __device__ __forceinline__ float gate_exp(float z) { return expf(fminf(-z, 80.0f)); }
+
 /* GELU (1606.08415).  tanh form: x (1 + tanh s) / 2 = x sigmoid(2 s), s = sqrt(2/pi) (x + 0.044715
- * x^3); so written nothing cancels. */
-static __device__ __forceinline__ float ag_gelu_gate(float x)
+ * x^3); so written nothing cancels.  Of g = sigmoid(z) = 1 / (1 + e) the rest 1 - g is e g. */
+static __device__ __forceinline__ float gelu_tanh_exp(float x)
 {
-    return 1 / (1 + expf(-1.5957691216f * (x + 0.044715f * x * x * x)));
+    return gate_exp(1.5957691216f * (x + 0.044715f * x * x * x));
 }
 
-static __device__ __forceinline__ float ag_f_gelu_tanh(float x) { return x * ag_gelu_gate(x); }
+static __device__ __forceinline__ float ag_f_gelu_tanh(float x)
+{
+    return x / (1 + gelu_tanh_exp(x));
+}
 
 static __device__ __forceinline__ float ag_d_gelu_tanh(float x)
 {
-    const float g = ag_gelu_gate(x), ds = 1.5957691216f * (1 + 0.134145f * x * x);
-    return g + x * g * (1 - g) * ds;
+    const float e = gelu_tanh_exp(x), g = 1 / (1 + e), ds = 1.5957691216f * (1 + 0.134145f * x * x);
+    return g + x * g * (e * g) * ds;
 }
 
 /* exact form: x Phi(x), Phi(x) = erfc(-x / sqrt 2) / 2 */
@@ -39,13 +45,13 @@ static __device__ __forceinline__ float ag_d_gelu_erf(float x)
 /* quick form: x sigmoid(1.702 x) */
 static __device__ __forceinline__ float ag_f_gelu_quick(float x)
 {
-    return x / (1 + expf(-1.702f * x));
+    return x / (1 + gate_exp(1.702f * x));
 }
 
 static __device__ __forceinline__ float ag_d_gelu_quick(float x)
 {
-    const float g = 1 / (1 + expf(-1.702f * x));
-    return g + 1.702f * x * g * (1 - g);
+    const float e = gate_exp(1.702f * x), g = 1 / (1 + e);
+    return g + 1.702f * x * g * (e * g);
 }
 
 static __device__ __forceinline__ float act_of(ag_act act, float x)
