@@ -97,8 +97,8 @@ static __device__ float gate_factor(const ag_flat_gate &gate)
 {
     const double norm = gate.unscale * sqrt(*gate.square);
     const double clip = gate.clip_norm > 0 && norm > gate.clip_norm ? gate.clip_norm / norm : 1;
-    const bool open = norm <= DBL_MAX && clip * gate.unscale >= (double)FLT_MIN &&
-                      norm * clip <= gate.most;          /* false for NaN */
+    /* An infinite norm has a factor of 0 or a product above all; NaN compares as false. */
+    const bool open = clip * gate.unscale >= (double)FLT_MIN && norm * clip <= gate.most;
     return open ? (float)(clip * gate.unscale) : 0;
 }
 
