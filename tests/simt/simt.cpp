@@ -35,13 +35,13 @@ namespace {
 
 #ifdef SIMT_TSAN
 const bool OWN_FIBERS = true;        /* each thread has a fiber of its own */
-const int SETS = 3;
+const int SETS = 2;
 #else
 const bool OWN_FIBERS = false;
 const int SETS = 1;
 #endif
 const unsigned MOST_THREADS = 1024, LANES = 32, MOST_BYTES = 64;
-const size_t PAGE = 64 << 10, MOST_SHARED = 227 << 10;
+const size_t MOST_SHARED = 227 << 10;
 
 struct thread {
     fiber *on;                       /* NULL: not started */
@@ -267,41 +267,34 @@ void fiber_main(void)
 /* ---- blocks ---- */
 
 /*
- * Shared memory of a block.  It ends where nothing may be touched: AddressSanitizer knows the byte,
- * pages that trap come less than 16 bytes later.  Where blocks are unordered each has its own.
+ * Shared memory, for each set of fibers.  It ends where nothing may be touched: AddressSanitizer
+ * knows the byte, a page that traps comes less than 16 bytes later.
  */
-unsigned char *shared_pages;
-size_t shared_room;                  /* bytes of them before those that trap */
+unsigned char *shared_of[SETS];
 
-void shared_free(void)
-{
 #ifdef __SANITIZE_ADDRESS__
-    free(shared_pages);
-#else
-    if (shared_pages) munmap(shared_pages, shared_room + PAGE);
-#endif
-    shared = shared_pages = NULL;
+unsigned char *shared_new(int which, size_t bytes)
+{
+    free(shared_of[which]);
+    return (unsigned char *)malloc(bytes);
 }
-
-void shared_new(size_t bytes)
-{
-#ifdef __SANITIZE_ADDRESS__
-    shared_free();
-    shared = shared_pages = (unsigned char *)malloc(bytes);
 #else
-    const size_t room = (bytes + PAGE - 1) / PAGE * PAGE;
-    if (SETS > 1 || room > shared_room) shared_free();
-    if (!shared_pages) {
-        void *p = mmap(NULL, room + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        shared_pages = (unsigned char *)p;
-        shared_room = room;
-        if (p == MAP_FAILED || mprotect(shared_pages + room, PAGE, PROT_NONE))
+unsigned char *shared_new(int which, size_t bytes)
+{
+    static unsigned char *pages[SETS];
+    static size_t room[SETS];        /* bytes of pages, before one that traps */
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), need = (bytes + page - 1) / page * page;
+    if (!pages[which] || need > room[which]) {
+        if (pages[which]) munmap(pages[which], room[which] + page);
+        room[which] = need;
+        void *p = mmap(NULL, need + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        pages[which] = (unsigned char *)p;
+        if (p == MAP_FAILED || mprotect(pages[which] + need, page, PROT_NONE))
             stop("no memory for shared memory");
     }
-    shared = shared_pages + shared_room - (bytes + 15) / 16 * 16;
-#endif
-    fill(shared, 0xff, bytes);
+    return pages[which] + room[which] - (bytes + 15) / 16 * 16;
 }
+#endif
 
 meeting meeting_of(unsigned first, unsigned count, order *met)
 {
@@ -314,7 +307,8 @@ meeting meeting_of(unsigned first, unsigned count, order *met)
 
 void run_block(unsigned n, size_t shared_bytes)
 {
-    shared_new(shared_bytes);
+    shared = shared_of[set];
+    fill(shared, 0xff, shared_bytes);
     block = meeting_of(0, n, block_met[set]);
     for (unsigned w = 0; w * LANES < n; w++) {
         const unsigned first = w * LANES, count = n - first < LANES ? n - first : LANES;
@@ -362,6 +356,7 @@ void check_launch(dim3 grid, dim3 size, size_t shared_bytes)
 
 void run_grid(size_t shared_bytes)
 {
+    for (int i = 0; i < SETS; i++) shared_of[i] = shared_new(i, shared_bytes);
     started.before();
     n_blocks = 0;
     for (unsigned number : block_order((size_t)grid_size.x * grid_size.y * grid_size.z)) {
