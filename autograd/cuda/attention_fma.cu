@@ -354,7 +354,3 @@ template <class T> bool attention_tiles_bwd(const attention<T> &a)
 
 template bool attention_tiles_fwd(const attention<float> &a);
 template bool attention_tiles_bwd(const attention<float> &a);
-template bool attention_tiles_fwd(const attention<bf16> &a);
-template bool attention_tiles_bwd(const attention<bf16> &a);
-template bool attention_tiles_fwd(const attention<f16> &a);
-template bool attention_tiles_bwd(const attention<f16> &a);
