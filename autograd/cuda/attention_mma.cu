@@ -3,8 +3,8 @@
  * heads of at most 128 (FlashAttention-2, 2307.08691).
  *
  * Four warps have 16 rows of a tile of scores each, all 64 columns of them or, where registers are
- * short, 32 at a time.  The scores stay in registers: rounded to 16 bits they are the left factor of
- * the next product.  The tiles that a block walks over come by asynchronous copies into one of two
+ * short, 32 at a time.  The scores stay in registers: rounded to 16 bits they are the left factor
+ * of the next product.  The tiles that a block walks over come by asynchronous copies into one of two
  * buffers while the other one is worked on.  Rows in shared memory are D + 8 numbers apart, an odd
  * multiple of 16 bytes: the 8 rows that ldmatrix reads lie in different banks.
  *
@@ -28,7 +28,7 @@ static __device__ void tile_load(async_copies &copies, T *s, const T *x, int64_t
 {
     constexpr int N = 8, PACKS = D / N;
     if (vectors) {
-        AG_UNROLL for (int i0 = 0; i0 < TILE * PACKS; i0 += THREADS) {
+        AG_UNROLL_BY(2) for (int i0 = 0; i0 < TILE * PACKS; i0 += THREADS) {
             const int i = i0 + (int)threadIdx.x, r = first + i / PACKS, c = i % PACKS * N;
             const bool there = r < end && c < d;
             copies.start(s + i / PACKS * tile<D>::ROW + c, there ? x + r * row + c : x,
@@ -73,7 +73,7 @@ DEVICE void scores(const T *a, int apart, const T *b, int d, float x[N][4])
     AG_UNROLL for (int n = 0; n < N; n++)
         AG_UNROLL for (int i = 0; i < 4; i++) x[n][i] = 0;
     AG_UNROLL for (int k = 0; k < tile<D>::K16; k++) {
-        if (k * 16 >= d) continue;
+        if (k * 16 >= d) break;
         uint32_t fa[4], fb[4];
         load_a<T, D>(fa, a, k * 16, apart);
         AG_UNROLL for (int n = 0; n < N; n += 2) {
@@ -89,13 +89,13 @@ template <class T, int D, int N>
 DEVICE void add_product(const float w[N][4], const T *b, int rows, int d, float y[D / 8][4])
 {
     AG_UNROLL for (int k = 0; k < N / 2; k++) {
-        if (k * 16 >= rows) continue;
+        if (k * 16 >= rows) break;
         const uint32_t fa[4] = { pack2<T>(w[2 * k][0], w[2 * k][1]),
                                  pack2<T>(w[2 * k][2], w[2 * k][3]),
                                  pack2<T>(w[2 * k + 1][0], w[2 * k + 1][1]),
                                  pack2<T>(w[2 * k + 1][2], w[2 * k + 1][3]) };
         AG_UNROLL for (int c = 0; c < tile<D>::K16; c++) {
-            if (c * 16 >= d) continue;
+            if (c * 16 >= d) break;
             uint32_t fb[4];
             load_b_rows<T, D>(fb, b + k * 16 * tile<D>::ROW, c * 16);
             mma<T>(y[2 * c], fa, fb);
@@ -142,14 +142,16 @@ DEVICE void row_store(T *to, int d, float times, bool acc, bool vectors, int r,
 
 /* --- forward ---------------------------------------------------------------------------------- */
 
-/* Dropout of row r: one block of noise is of the columns c, c+16, c+32, c+48. */
-template <class T> DEVICE void drop_row(const attention<T> &a, int64_t row, int j0, float x[N8][4],
-                                        int r)
+/* Dropout of row r and 8 N columns from j0 + part on, part 0 or TILE / 2: one block of noise is of
+ * columns j, j+16, j+32, j+48 of the tile. */
+template <class T, int N>
+DEVICE void drop_row(const attention<T> &a, int64_t row, int j0, int part, float x[N][4], int r)
 {
     AG_UNROLL for (int c = 0; c < 4; c++) {          /* two in each of the first two 8 columns */
         float kept[4];
         kept_of(a, row, j0 + c / 2 * 8 + frag_col(c % 2), kept);
-        AG_UNROLL for (int w = 0; w < 4; w++) x[c / 2 + 2 * w][2 * r + c % 2] *= kept[w];
+        AG_UNROLL for (int w = 0; w < N / 2; w++)
+            x[c / 2 + 2 * w][2 * r + c % 2] *= part ? kept[(2 + w) % 4] : kept[w];
     }
 }
 
@@ -224,7 +226,7 @@ static __global__ void __launch_bounds__(THREADS) mma_fwd(attention<T> a, int ti
                                               &sum[r]);
             AG_UNROLL for (int c = 0; c < D / 8; c++)
                 o[c][2 * r] *= shrink, o[c][2 * r + 1] *= shrink;
-            if (a.drop_below) drop_row(a, e.bh * a.tq + i, j0, x, r);
+            if (a.drop_below) drop_row<T, N8>(a, e.bh * a.tq + i, j0, 0, x, r);
         }
         add_product<T, D, N8>(x, v + now * tile<D>::SIZE, end - j0, a.d_v, o);
     }
@@ -241,13 +243,14 @@ static __global__ void __launch_bounds__(THREADS) mma_fwd(attention<T> a, int ti
 template <class T, int D>
 static __global__ void __launch_bounds__(THREADS) mma_dq(attention<T> a, int tiles)
 {
+    constexpr int N = D <= 64 ? N8 : N8 / 2;             /* columns of 8 at a time */
     AG_SHARED(T, q);                 /* q, do, two of k, two of v */
     T *g = q + tile<D>::SIZE, *k = g + tile<D>::SIZE, *v = k + 2 * tile<D>::SIZE;
     const int i0 = (tiles - 1 - (int)blockIdx.x % tiles) * TILE;
     const head_at e = head_of(blockIdx.x / tiles, a.heads);
     const int n = keys_of(a, e.b), end = seen(a, n, min(i0 + TILE, a.tq) - 1);
     const T *k_at = row_k(a, a.k, e, 0), *v_at = row_v(a, a.v, e, 0);
-    float dq[D / 8][4] = {}, x[N8][4], y[N8][4], lse2[2], delta[2];
+    float dq[D / 8][4] = {}, x[N][4], y[N][4], lse2[2], delta[2];
     async_copies copies;
     tile_load<T, D>(copies, q, row_q(a, a.q, e, 0), a.q_row, i0, a.tq, a.d_qk, a.vectors);
     tile_load<T, D>(copies, g, row_o(a, a.d_o, e, 0), a.o_row, i0, a.tq, a.d_v, a.vectors);
@@ -262,23 +265,26 @@ static __global__ void __launch_bounds__(THREADS) mma_dq(attention<T> a, int til
     for (int j0 = 0; j0 < end; j0 += TILE, now ^= 1) {
         copies.wait();
         __syncthreads();
-        const int here = now * tile<D>::SIZE, other = tile<D>::SIZE - here;
         if (j0 + TILE < end) {
+            const int other = (now ^ 1) * tile<D>::SIZE;
             tile_load<T, D>(copies, k + other, k_at, a.k_row, j0 + TILE, end, a.d_qk, a.vectors);
             tile_load<T, D>(copies, v + other, v_at, a.v_row, j0 + TILE, end, a.d_v, a.vectors);
         }
-        scores<T, D, N8>(q + warp() * 16 * tile<D>::ROW, 8, k + here, a.d_qk, x);
-        scores<T, D, N8>(g + warp() * 16 * tile<D>::ROW, 8, v + here, a.d_v, y);
-        AG_UNROLL for (int r = 0; r < 2; r++) {
-            const int i = i0 + warp() * 16 + frag_row(2 * r), see = seen(a, n, i);
-            if (a.drop_below) drop_row(a, e.bh * a.tq + i, j0, y, r);
-            AG_UNROLL for (int m = 0; m < N8; m++)
-                AG_UNROLL for (int c = 2 * r; c < 2 * r + 2; c++) {
-                    const float p = exp2f(x[m][c] * a.scale2 - lse2[r]);
-                    y[m][c] = j0 + m * 8 + frag_col(c) < see ? p * (y[m][c] - delta[r]) : 0;
-                }
+        for (int part = 0; part < TILE && j0 + part < end; part += N * 8) {
+            const int here = now * tile<D>::SIZE + part * tile<D>::ROW;
+            scores<T, D, N>(q + warp() * 16 * tile<D>::ROW, 8, k + here, a.d_qk, x);
+            scores<T, D, N>(g + warp() * 16 * tile<D>::ROW, 8, v + here, a.d_v, y);
+            AG_UNROLL for (int r = 0; r < 2; r++) {
+                const int i = i0 + warp() * 16 + frag_row(2 * r), see = seen(a, n, i) - j0 - part;
+                if (a.drop_below) drop_row<T, N>(a, e.bh * a.tq + i, j0, part, y, r);
+                AG_UNROLL for (int m = 0; m < N; m++)
+                    AG_UNROLL for (int c = 2 * r; c < 2 * r + 2; c++) {
+                        const float p = exp2f(x[m][c] * a.scale2 - lse2[r]);
+                        y[m][c] = m * 8 + frag_col(c) < see ? p * (y[m][c] - delta[r]) : 0;
+                    }
+            }
+            add_product<T, D, N>(y, k + here, end - j0 - part, a.d_qk, dq);
         }
-        add_product<T, D, N8>(y, k + here, end - j0, a.d_qk, dq);
     }
     AG_UNROLL for (int r = 0; r < 2; r++) {
         const int i = i0 + warp() * 16 + frag_row(2 * r);
@@ -326,7 +332,7 @@ DEVICE void keys_grad(const attention<T> &a, head_at e, int n, int i0, int j, co
 template <class T, int D>
 static __global__ void __launch_bounds__(THREADS) mma_dkv(attention<T> a, int tiles)
 {
-    constexpr int N = D <= 64 ? N8 : N8 / 2;             /* columns of 8 at a time */
+    constexpr int N = D < 64 ? N8 : N8 / 2;              /* columns of 8 at a time */
     AG_SHARED(T, k);                 /* k, v, two of q, two of do; two of lse and delta */
     T *v = k + tile<D>::SIZE, *q = v + tile<D>::SIZE, *g = q + 2 * tile<D>::SIZE;
     float *number = (float *)(g + 2 * tile<D>::SIZE);
@@ -410,6 +416,6 @@ template <class T> bool attention_tiles_bwd(const attention<T> &a)
 }
 
 template bool attention_tiles_fwd(const attention<bf16> &a);
-template bool attention_tiles_fwd(const attention<f16> &a);
 template bool attention_tiles_bwd(const attention<bf16> &a);
+template bool attention_tiles_fwd(const attention<f16> &a);
 template bool attention_tiles_bwd(const attention<f16> &a);
