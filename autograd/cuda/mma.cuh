@@ -101,17 +101,15 @@ struct async_copies {
 
 template <class T> static inline void mma(float c[4], const uint32_t a[4], const uint32_t b[2])
 {
-    struct { uint32_t a[4], b[2]; } mine, all[32];
-    memcpy(mine.a, a, sizeof mine.a);
-    memcpy(mine.b, b, sizeof mine.b);
+    struct { float a[4][2], b[2][2]; } mine, all[32];
+    for (int i = 0; i < 4; i++) mine.a[i][0] = low_of<T>(a[i]), mine.a[i][1] = high_of<T>(a[i]);
+    for (int i = 0; i < 2; i++) mine.b[i][0] = low_of<T>(b[i]), mine.b[i][1] = high_of<T>(b[i]);
     simt::exchange(AG_HERE, &mine, sizeof mine, all);
     const unsigned g = simt::lane() / 4, t = simt::lane() % 4;
-    const auto half = [](uint32_t x, unsigned k) { return k % 2 ? high_of<T>(x) : low_of<T>(x); };
     for (unsigned i = 0; i < 4; i++)
         for (unsigned k = 0; k < 16; k++) {
             const unsigned n = 2 * t + i % 2, of = k % 8 / 2;
-            c[i] += half(all[g * 4 + of].a[i / 2 + k / 8 * 2], k) *
-                half(all[n * 4 + of].b[k / 8], k);
+            c[i] += all[g * 4 + of].a[i / 2 + k / 8 * 2][k % 2] * all[n * 4 + of].b[k / 8][k % 2];
         }
 }
 
