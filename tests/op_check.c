@@ -70,8 +70,7 @@ ag_tape *poisoned_tape(const ag_kernels *k)
     return t;
 }
 
-/* Forgets the case; what it used becomes NaN again. */
-static void poison_again(ag_tape *t)
+void poison_again(ag_tape *t)
 {
     const ag_tape_memory m = ag_tape_bytes(t);           /* scratch comes on top of what is used */
     const size_t most = 4 * m.used + (1 << 18), used = most < m.peak ? most : m.peak;

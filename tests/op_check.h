@@ -17,6 +17,8 @@ void op_result_release(op_result *r);
 
 /* A tape of k; if it is f32, its memory is full of NaN. */
 ag_tape *poisoned_tape(const ag_kernels *k);
+/* Forgets a case; what it used becomes NaN again. */
+void poison_again(ag_tape *t);
 /* Forward and, where there is one, backward from case_cotangent; the tape is reset.  Fails the test
  * on an error. */
 op_result op_run(ag_tape *t, const op_case *c);

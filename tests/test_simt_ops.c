@@ -39,7 +39,7 @@ static void check_missing(ag_tape *t, const op_case *c)
     case_apply(t, c, in, NULL);
     if (!ag_error(t)) fail_msg("%s works now: take it off the list", c->op->name);
     assert_non_null(strstr(ag_error_message(t), "the GPU has no kernel"));
-    ag_tape_reset(t);
+    poison_again(t);
 }
 
 /* The large cases are for real GPUs: fibers take too long. */
