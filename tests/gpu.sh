@@ -1,0 +1,48 @@
+#!/bin/sh
+# gpu.sh -- what only a machine with a GPU can show: the tests of the kernels on it, natively and under compute-sanitizer
+# where that is installed, the same bits in many runs, and the benchmarks.
+#
+#   tests/gpu.sh BUILD [test|sanitize|bits|bench ...]        default: test sanitize bits
+set -eu
+cd "$(dirname "$0")/.."
+build=$1
+shift
+[ $# -gt 0 ] || set -- test sanitize bits
+programs="ops live gemm optim attention train"
+
+for what in "$@"; do
+    case $what in
+    test)
+        for p in $programs; do "$build/tests/test_gpu_$p"; done
+        ;;
+    sanitize)
+        tool=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
+        [ -x "$tool" ] || { echo "compute-sanitizer is not installed: skipped" >&2; continue; }
+        for t in memcheck racecheck synccheck initcheck; do
+            for p in $programs; do
+                echo "compute-sanitizer --tool $t: $p"
+                "$tool" --tool $t --error-exitcode 1 --kernel-name-exclude kernel_substring=cublas "$build/tests/test_gpu_$p" >/dev/null
+            done
+        done
+        ;;
+    bits)
+        dir=$(mktemp -d)
+        for config in shakespeare-dense shakespeare-sparse; do
+            for i in $(seq 20); do
+                "$build/train/tulle" train configs/$config.yaml train.device=cuda train.precision=bf16 train.steps=20 \
+                    schedule.warmup_steps=5 train.eval_every=0 train.eval_batches=1 sample.every=0 checkpoint.every=0 \
+                    run.dir="$dir/run" run.overwrite=true | sed -n 's/.*state sha256 //p'
+            done | sort | uniq -c | tee "$dir/hashes"
+            [ "$(wc -l <"$dir/hashes")" = 1 ] || { echo "$config: runs differ" >&2; exit 1; }
+        done
+        rm -r "$dir"
+        ;;
+    bench)
+        python3 tests/bench/gpu.py "$build"
+        ;;
+    *)
+        echo "gpu.sh: what is '$what'?" >&2
+        exit 2
+        ;;
+    esac
+done
