@@ -173,6 +173,7 @@ int train_cmd_sample(int argc, char **argv, ag_err *err)
         { "beam", TRAIN_FLAG_INT, &beam.width, 0, 1, TRAIN_BEAM_MOST },
         { "alpha", TRAIN_FLAG_REAL, &beam.alpha, 0, 0, 10 },
         { "no-ema", TRAIN_FLAG_ON, &what.plain_weights, 0, 0, 0 },
+        { "device", TRAIN_FLAG_TEXT, &what.device, 0, 0, 0 },
         { "best", TRAIN_FLAG_ON, &best, 0, 0, 0 },
         { 0 },
     };
@@ -251,6 +252,7 @@ int train_cmd_eval(int argc, char **argv, ag_err *err)
         { "alpha", TRAIN_FLAG_REAL, &beam.alpha, 0, 0, 10 },
         { "count", TRAIN_FLAG_INT, &count, 'c', 1, 1e9 },
         { "no-ema", TRAIN_FLAG_ON, &what.plain_weights, 0, 0, 0 },
+        { "device", TRAIN_FLAG_TEXT, &what.device, 0, 0, 0 },
         { "best", TRAIN_FLAG_ON, &best, 0, 0, 0 },
         { "json", TRAIN_FLAG_ON, &json, 0, 0, 0 },
         { 0 },

@@ -99,6 +99,14 @@ int train_checkpoint_arg(const char *arg, bool best, train_ckpt_file **ret_file,
     return r < 0 ? r : train_ckpt_open(path, ret_file, err);
 }
 
+static int set_device(train_config *c, const char *word, ag_err *err)
+{
+    char text[64];
+    snprintf(text, sizeof text, "train.device=%s", word);
+    const int r = train_config_override(c, text, err);
+    return r < 0 && err ? ag_err_prefix(err, "--device: ") : r;
+}
+
 int train_open_arg(const char *arg, bool best, const train_open *what, train_session **ret_s,
                    ag_err *err)
 {
@@ -108,6 +116,7 @@ int train_open_arg(const char *arg, bool best, const train_open *what, train_ses
     int r = train_checkpoint_arg(arg, best, &f, warning, err);
     if (r == AG_OK && warning[0]) fprintf(stderr, "tulle: warning: %s\n", warning);
     if (r == AG_OK) r = train_state_config(f, &c, err);
+    if (r == AG_OK && what->device) r = set_device(&c, what->device, err);
     if (r == AG_OK) r = train_threads_set(c.train.threads, err);
     if (r == AG_OK) r = train_state_load(f, &c, what, ret_s, err);
     train_ckpt_close(f);

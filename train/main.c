@@ -16,12 +16,12 @@ static const train_command commands[] = {
     { "resume", "RUN [key=value ...] [--quiet]", "go on with a run that was stopped or killed",
       train_cmd_resume, true },
     { "sample", "RUN [--prompt TEXT] [-n N] [--temperature T] [--top-k K] [--top-p P] [--seed S] "
-      "[--no-ema] [--best] [-c COUNT] [-o FILE] | RUN --source TEXT [--beam N] [--alpha A] "
-      "[--no-ema] [--best]",
+      "[--no-ema] [--best] [--device cpu|cuda] [-c COUNT] [-o FILE] | RUN --source TEXT [--beam N] "
+      "[--alpha A] [--no-ema] [--best] [--device cpu|cuda]",
       "draw text from a trained model, or images (PNG) or sound (WAV); answer a source",
       train_cmd_sample, true },
     { "eval", "RUN [--split val|test|train] [--batches N] [--last N] [--no-ema] [--best] "
-      "[--json] [--decode [--beam N] [--alpha A] [--count N]]",
+      "[--device cpu|cuda] [--json] [--decode [--beam N] [--alpha A] [--count N]]",
       "loss and accuracy of a trained model; of pairs what it answers: exact matches and ROUGE",
       train_cmd_eval, false },
     { "ablate", "FILE [key=value ...] [--dir DIR] [--jobs N] [--seeds K] [--arms A,B] [--json]",

@@ -79,6 +79,8 @@ typedef struct train_open {          /* what a session needs */
     int64_t classes, d_in;           /* of a checkpoint; 0: the data's */
     train_form form;                 /* of a checkpoint; used without data */
     bool plain_weights;              /* of a checkpoint, without optimizer: not their average */
+    const char *device;              /* of a command: not the checkpoint's train.device but this
+                                      * word; NULL: that */
     data_progress *progress;         /* told of a download; may be NULL */
     void *progress_arg;
 } train_open;

@@ -227,11 +227,11 @@ static int no_gpu(cudaError_t e, ag_err *err)
     cudaGetLastError();
     if (e == cudaErrorInsufficientDriver)
         return ag_err_set(err, AG_EFAIL, "train.device = cuda: there is no NVIDIA driver here, "
-                          "or one older than this program's CUDA; train.device=cpu runs without");
+                          "or one older than this program's CUDA; the CPU does without: train.device=cpu, or --device cpu");
     if (e == cudaErrorNoDevice || e == cudaSuccess) {
         const char *visible = getenv("CUDA_VISIBLE_DEVICES");
         return ag_err_set(err, AG_EFAIL, "train.device = cuda: there is no GPU%s%s; "
-                          "train.device=cpu runs without", visible ? " among CUDA_VISIBLE_DEVICES="
+                          "the CPU does without: train.device=cpu, or --device cpu", visible ? " among CUDA_VISIBLE_DEVICES="
                           : "", visible ? visible : "");
     }
     return ag_err_set(err, AG_EFAIL, "train.device = cuda: %s (%s)", cudaGetErrorString(e),
