@@ -244,7 +244,8 @@ static void compare(const op_case *c, const char *name, int i, int64_t n, const 
         error += e * e;
         square += scale ? s * s : fmax(want[j] * want[j], cancels(c->op) ? s * s : 0);
     }
-    if (n > (f->dtype == AG_F32 ? 4 : 64) && !(error <= f->nmse * square + (double)n * f->tiny * f->tiny + 1e-30))
+    const int64_t few = f->dtype == AG_F32 ? 4 : 64;
+    if (n > few && !(error <= f->nmse * square + (double)n * f->tiny * f->tiny + 1e-30))
         fail_msg("%s: %s: %s %d: mean square error %.3g of the mean square", name,
                  case_text(c, 0, text), i < 2 ? "output" : "gradient", i < 2 ? i : i - 2,
                  error / square);

@@ -239,8 +239,8 @@ void train_memory_advice(train_session *s, ag_err *err)
     s->device->about(about, sizeof about, &total, &unused);
     const double room = (double)unused + (double)ag_tape_bytes(s->tape).reserved;
     char text[512];
-    int n = snprintf(text, sizeof text, "\n  %s: %.2f GB, %.2f GB for a step", about,
-                     1e-9 * (double)total, 1e-9 * room);
+    int n = snprintf(text, sizeof text, "\n  %s: %.1f MB, %.1f MB of them for a step",
+                     about, 1e-6 * (double)total, 1e-6 * room);
     int64_t fits = micro / 2;
     double bytes = INFINITY;
     for (; fits > 0 && !(bytes <= room); fits /= 2) {
@@ -250,13 +250,13 @@ void train_memory_advice(train_session *s, ag_err *err)
     }
     if (fits > 0)
         n += snprintf(text + n, sizeof text - (size_t)n, "\n  train.micro_batch=%lld would take "
-                      "%.2f GB", (long long)fits, 1e-9 * bytes);
+                      "%.1f MB", (long long)fits, 1e-6 * bytes);
     const bool gpt = s->config.model.type == TRAIN_MODEL_GPT;
     for (int w = TRAIN_RECOMPUTE_CHEAP; gpt && w <= TRAIN_RECOMPUTE_BLOCK; w++) {
         bytes = step_bytes(s, micro, w);
         if (w == word || !(bytes <= room)) continue;
         n += snprintf(text + n, sizeof text - (size_t)n, "\n  train.recompute=%s would take "
-                      "%.2f GB", train_choice_word(w), 1e-9 * bytes);
+                      "%.1f MB", train_choice_word(w), 1e-6 * bytes);
         break;
     }
     const size_t at = strlen(err->msg);

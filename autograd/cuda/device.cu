@@ -227,12 +227,13 @@ static int no_gpu(cudaError_t e, ag_err *err)
     cudaGetLastError();
     if (e == cudaErrorInsufficientDriver)
         return ag_err_set(err, AG_EFAIL, "train.device = cuda: there is no NVIDIA driver here, "
-                          "or one older than this program's CUDA; the CPU does without: train.device=cpu, or --device cpu");
+                          "or one older than this program's CUDA; the CPU does without: "
+                          "train.device=cpu, or --device cpu");
     if (e == cudaErrorNoDevice || e == cudaSuccess) {
         const char *visible = getenv("CUDA_VISIBLE_DEVICES");
-        return ag_err_set(err, AG_EFAIL, "train.device = cuda: there is no GPU%s%s; "
-                          "the CPU does without: train.device=cpu, or --device cpu", visible ? " among CUDA_VISIBLE_DEVICES="
-                          : "", visible ? visible : "");
+        return ag_err_set(err, AG_EFAIL, "train.device = cuda: there is no GPU%s%s; the CPU does "
+                          "without: train.device=cpu, or --device cpu",
+                          visible ? " among CUDA_VISIBLE_DEVICES=" : "", visible ? visible : "");
     }
     return ag_err_set(err, AG_EFAIL, "train.device = cuda: %s (%s)", cudaGetErrorString(e),
                       cudaGetErrorName(e));

@@ -7,6 +7,7 @@ does not suffice, where the GPU has no kernel for the model, and where there is 
 import json, os, pathlib, re, subprocess, sys, tempfile
 
 program = pathlib.Path(sys.argv[1]).resolve()
+MEMORY = str(10 << 20)             # bytes: less than a batch of 256 needs
 SMALL = '''
 data: {source: language, size: 4000}
 model: {n_layers: 2, n_heads: 2, d_model: 16, context: 8, ff: {type: sparse, block: 8}}
@@ -53,11 +54,11 @@ with tempfile.TemporaryDirectory() as t:
     assert 'cuda' in run('bench', 'a.yaml', '--steps', '2', '--warm', '1').stdout
     run('bench', 'decode', 'a.yaml', '--prompt', '4', '--tokens', '2')
 
-    many = run('train', 'a.yaml', 'run.dir=many', 'train.batch=1024', code=3, TULLE_SIMT_MEMORY=str(48 << 20)).stderr
+    many = run('train', 'a.yaml', 'run.dir=many', 'train.batch=256', code=3, TULLE_SIMT_MEMORY=MEMORY).stderr
     for word in ('out of memory', 'the largest:', 'train.micro_batch=', 'train.recompute='):
         assert word in many, many
     hint = re.search(r'train\.micro_batch=\d+', many)[0]
-    run('train', 'a.yaml', 'run.dir=fits', 'train.batch=1024', 'train.steps=3', hint, TULLE_SIMT_MEMORY=str(48 << 20))
+    run('train', 'a.yaml', 'run.dir=fits', 'train.batch=256', 'train.steps=3', hint, TULLE_SIMT_MEMORY=MEMORY)
 
     local = run('train', 'a.yaml', 'run.dir=local', 'model.attention.type=local', 'model.attention.window=4', code=1).stderr
     assert 'the GPU has no kernel' in local and 'train.device=cpu' in local, local
