@@ -60,7 +60,7 @@ with tempfile.TemporaryDirectory() as t:
     hint = re.search(r'train\.micro_batch=\d+', many)[0]
     run('train', 'a.yaml', 'run.dir=fits', 'train.batch=256', 'train.steps=3', hint, TULLE_SIMT_MEMORY=MEMORY)
 
-    local = run('train', 'a.yaml', 'run.dir=local', 'model.attention.type=local', 'model.attention.window=4', code=1).stderr
+    local = run('train', 'a.yaml', 'run.dir=local', 'model.attention.pattern=local(4)', code=1).stderr
     assert 'the GPU has no kernel' in local and 'train.device=cpu' in local, local
     none = run('train', 'a.yaml', 'run.dir=none', code=1, CUDA_VISIBLE_DEVICES='').stderr
     assert none.count('\n') == 1 and 'there is no GPU' in none, none
