@@ -4,9 +4,9 @@
  *
  * Four warps have 16 rows of a tile of scores each, all 64 columns of them or, where registers are
  * short, 32 at a time.  The scores stay in registers: rounded to 16 bits they are the left factor
- * of the next product.  The tiles that a block walks over come by asynchronous copies into one of two
- * buffers while the other one is worked on.  Rows in shared memory are D + 8 numbers apart, an odd
- * multiple of 16 bytes: the 8 rows that ldmatrix reads lie in different banks.
+ * of the next product.  The tiles that a block walks over come by asynchronous copies into one of
+ * two buffers while the other one is worked on.  Rows in shared memory are D + 8 numbers apart, an
+ * odd multiple of 16 bytes: the 8 rows that ldmatrix reads lie in different banks.
  *
  * A warp reads 64 x D numbers of k and of v from shared memory for 4 x 16 x 64 x D operations, 16
  * for each byte; a processor reads 128 bytes in a clock, which feeds 2048 operations.
@@ -66,9 +66,9 @@ template <class T, int D> DEVICE void load_b_rows(uint32_t b[4], const T *s, int
     ldmatrix_trans(b, s + lane() % 16 * tile<D>::ROW + c + lane() / 16 * 8);
 }
 
-/* x = a b^T over d numbers: 16 rows of a, 8 N rows of b */
+/* x = a b^T over d numbers: 16 rows of a, 8 N rows of b, of which `rows` are there; 0 else */
 template <class T, int D, int N>
-DEVICE void scores(const T *a, int apart, const T *b, int d, float x[N][4])
+DEVICE void scores(const T *a, int apart, const T *b, int rows, int d, float x[N][4])
 {
     AG_UNROLL for (int n = 0; n < N; n++)
         AG_UNROLL for (int i = 0; i < 4; i++) x[n][i] = 0;
@@ -77,6 +77,7 @@ DEVICE void scores(const T *a, int apart, const T *b, int d, float x[N][4])
         uint32_t fa[4], fb[4];
         load_a<T, D>(fa, a, k * 16, apart);
         AG_UNROLL for (int n = 0; n < N; n += 2) {
+            if (n * 8 >= rows) break;
             load_b<T, D>(fb, b + n * 8 * tile<D>::ROW, k * 16);
             mma<T>(x[n], fa, fb);
             mma<T>(x[n + 1], fa, fb + 2);
@@ -219,7 +220,9 @@ static __global__ void __launch_bounds__(THREADS) mma_fwd(attention<T> a, int ti
             tile_load<T, D>(copies, k + other, k_at, a.k_row, j0 + TILE, end, a.d_qk, a.vectors);
             tile_load<T, D>(copies, v + other, v_at, a.v_row, j0 + TILE, end, a.d_v, a.vectors);
         }
-        scores<T, D, N8>(q + warp() * 16 * tile<D>::ROW, 8, k + now * tile<D>::SIZE, a.d_qk, x);
+        if (i0 + warp() * 16 >= a.tq) continue;      /* no query for this warp */
+        scores<T, D, N8>(q + warp() * 16 * tile<D>::ROW, 8, k + now * tile<D>::SIZE, end - j0,
+                           a.d_qk, x);
         AG_UNROLL for (int r = 0; r < 2; r++) {
             const int i = i0 + warp() * 16 + frag_row(2 * r);
             const float shrink = softmax_step(x, r, j0, min(end, seen(a, n, i)), a.scale2, &top[r],
@@ -270,10 +273,12 @@ static __global__ void __launch_bounds__(THREADS) mma_dq(attention<T> a, int til
             tile_load<T, D>(copies, k + other, k_at, a.k_row, j0 + TILE, end, a.d_qk, a.vectors);
             tile_load<T, D>(copies, v + other, v_at, a.v_row, j0 + TILE, end, a.d_v, a.vectors);
         }
-        for (int part = 0; part < TILE && j0 + part < end; part += N * 8) {
+        const int last = i0 + warp() * 16 < a.tq ? end : 0;         /* 0: no query for this warp */
+        for (int part = 0; part < TILE && j0 + part < last; part += N * 8) {
             const int here = now * tile<D>::SIZE + part * tile<D>::ROW;
-            scores<T, D, N>(q + warp() * 16 * tile<D>::ROW, 8, k + here, a.d_qk, x);
-            scores<T, D, N>(g + warp() * 16 * tile<D>::ROW, 8, v + here, a.d_v, y);
+            const int rows = warp() * 16 * tile<D>::ROW, keys = end - j0 - part;
+            scores<T, D, N>(q + rows, 8, k + here, keys, a.d_qk, x);
+            scores<T, D, N>(g + rows, 8, v + here, keys, a.d_v, y);
             AG_UNROLL for (int r = 0; r < 2; r++) {
                 const int i = i0 + warp() * 16 + frag_row(2 * r), see = seen(a, n, i) - j0 - part;
                 if (a.drop_below) drop_row<T, N>(a, e.bh * a.tq + i, j0, part, y, r);
@@ -283,7 +288,7 @@ static __global__ void __launch_bounds__(THREADS) mma_dq(attention<T> a, int til
                         y[m][c] = m * 8 + frag_col(c) < see ? p * (y[m][c] - delta[r]) : 0;
                     }
             }
-            add_product<T, D, N>(y, k + here, end - j0 - part, a.d_qk, dq);
+            add_product<T, D, N>(y, k + here, keys, a.d_qk, dq);
         }
     }
     AG_UNROLL for (int r = 0; r < 2; r++) {
@@ -358,15 +363,16 @@ static __global__ void __launch_bounds__(THREADS) mma_dkv(attention<T> a, int ti
             tile_load<T, D>(copies, g + other, g_at, a.o_row, i0 + TILE, a.tq, a.d_v, a.vectors);
             next = query_number(a, e, i0 + TILE);
         }
-        for (int part = 0; part < TILE && i0 + part < a.tq; part += N * 8) {
+        for (int part = 0; part < TILE && i0 + part < a.tq && j0 + mine < n; part += N * 8) {
             const T *qs = q + now * tile<D>::SIZE + part * tile<D>::ROW,
                 *gs = g + now * tile<D>::SIZE + part * tile<D>::ROW;
-            scores<T, D, N>(k + mine * tile<D>::ROW, 16, qs, a.d_qk, x);
-            scores<T, D, N>(v + mine * tile<D>::ROW, 16, gs, a.d_v, y);
+            const int queries = a.tq - i0 - part;
+            scores<T, D, N>(k + mine * tile<D>::ROW, 16, qs, queries, a.d_qk, x);
+            scores<T, D, N>(v + mine * tile<D>::ROW, 16, gs, queries, a.d_v, y);
             keys_grad<T, N>(a, e, n, i0 + part, j0 + mine + lane() / 4,
                             number + now * THREADS + part, x, y);
-            add_product<T, D, N>(x, gs, a.tq - i0 - part, a.d_v, dv);
-            add_product<T, D, N>(y, qs, a.tq - i0 - part, a.d_qk, dk);
+            add_product<T, D, N>(x, gs, queries, a.d_v, dv);
+            add_product<T, D, N>(y, qs, queries, a.d_qk, dk);
         }
     }
     AG_UNROLL for (int r = 0; r < 2; r++) {

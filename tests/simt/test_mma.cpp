@@ -85,7 +85,8 @@ static void places(void **)
         const unsigned row = (k * 5 + 3) % 16, col = (k * 3 + 1) % 8;
         float c[M * 8];
         simt::launch("one_place", 1, 32, 0, [&] { one_place(row, k, col, c); });
-        for (unsigned i = 0; i < M * 8; i++) assert_true(c[i] == (i == row * 8 + col ? 1.0f : 0.0f));
+        for (unsigned i = 0; i < M * 8; i++)
+            assert_true(c[i] == (i == row * 8 + col ? 1.0f : 0.0f));
     }
 }
 
