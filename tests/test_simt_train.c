@@ -46,6 +46,8 @@ static const struct {
 };
 enum { MODELS = sizeof models / sizeof *models };
 
+static const char *extra = "run.seed=1";         /* one more key of what config() makes */
+
 static train_config config(int model, const char *device, const char *precision)
 {
     train_config c;
@@ -53,7 +55,8 @@ static train_config config(int model, const char *device, const char *precision)
     train_config_init(&c);
     for (int i = 0; models[model].keys[i]; i++)
         if (train_config_override(&c, models[model].keys[i], &err)) fail_msg("%s", err.msg);
-    if (train_config_override(&c, device, &err) || train_config_override(&c, precision, &err) ||
+    if (train_config_override(&c, extra, &err) ||
+        train_config_override(&c, device, &err) || train_config_override(&c, precision, &err) ||
         train_config_check(&c, &err))
         fail_msg("%s", err.msg);
     return c;
@@ -112,6 +115,31 @@ static void losses_are_those_of_the_cpu(void **state)
         /* roundings fall elsewhere: products of a GPU round sums of 16-bit numbers less often */
         check_close(m, "train.precision=bf16", models[m].sparse ? 0.03 : 0.01);
         check_close(m, "train.precision=fp16", models[m].sparse ? 0.01 : 0.002);
+    }
+}
+
+/* What else a GPU can do. */
+static void other_parts_are_those_of_the_cpu(void **state)
+{
+    static const char *const keys[] = {
+        "train.recompute=block", "train.recompute=cheap", "model.reversible=fp32",
+        "model.reversible=fixed", "model.attention.type=mult", "model.attention.type=multconv",
+        "model.attention.type=lowrank", "model.ff.type=switch", "model.ff.type=block",
+        "train.micro_batch=2", "optim.type=sgd", "model.activation=gelu_quick" };
+    (void)state;
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        double want[3], got[3];
+        extra = keys[i];
+        train_session *cpu = session(0, "train.device=cpu", "train.precision=fp32");
+        train_session *gpu = session(0, "train.device=cuda", "train.precision=fp32");
+        extra = "run.seed=1";
+        steps(cpu, 3, want, NULL);
+        steps(gpu, 3, got, NULL);
+        for (int k = 0; k < 3; k++)
+            if (!(fabs(got[k] - want[k]) <= 1e-5 * want[k]))
+                fail_msg("%s, step %d: loss %.8f, on the CPU %.8f", keys[i], k, got[k], want[k]);
+        train_session_free(cpu);
+        train_session_free(gpu);
     }
 }
 
@@ -314,6 +342,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(losses_are_those_of_the_cpu),
+        cmocka_unit_test(other_parts_are_those_of_the_cpu),
         cmocka_unit_test(every_order_has_the_same_bits),
         cmocka_unit_test(a_checkpoint_goes_on_on_the_other_device),
         cmocka_unit_test(samples_are_those_of_the_cpu),
