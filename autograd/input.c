@@ -58,12 +58,20 @@ ag_tensor *ag_input_f64(ag_tape *t, ag_shape shape, const double *src, bool need
     return x;
 }
 
+static const float *rounded(ag_tape *t, const ag_tensor *x)
+{
+    float *v = ag_tape_meta(t, (size_t)x->size * sizeof *v);
+    for (int64_t i = 0; v && i < x->size; i++) v[i] = (float)((const double *)x->data)[i];
+    return v;
+}
+
 const float *ag_floats(ag_tape *t, const ag_tensor *x)
 {
     const ag_device *device = t->k->device;
     if (t->error || (x->dtype == AG_F32 && !device)) return x->data;
     const ag_mark m = ag_arena_mark(&t->data);
     float *v = x->data;
+    if (x->dtype == AG_F64) return rounded(t, x);
     if (x->dtype != AG_F32 && (v = ag_tape_alloc(t, &t->data, x->size, AG_F32)))
         t->k->widen(x->size, x->data, v);
     if (!v || !device) return v;

@@ -47,8 +47,8 @@ ag_tensor *ag_input_i32(ag_tape *t, ag_shape shape, const int32_t *src);
 
 /* One whose numbers are garbage, for a tape that plans. */
 ag_tensor *ag_input_blank(ag_tape *t, ag_shape shape, bool needs_grad);
-/* The numbers of x as floats on the host: its data, or a copy that lives as long as x; not on an
- * f64 tape.  NULL: there is no memory (the tape's error). */
+/* The numbers of x as floats on the host: its data, or a copy that lives as long as x.  NULL: there
+ * is no memory (the tape's error). */
 const float *ag_floats(ag_tape *t, const ag_tensor *x);
 /* The same for integers. */
 const int32_t *ag_ints(ag_tape *t, const ag_tensor *x);
