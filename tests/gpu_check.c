@@ -1,10 +1,12 @@
 /* gpu_check.c -- see gpu_check.h. */
 #include "gpu_check.h"
 
+#include "autograd/base/half.h"
 #include "autograd/cuda/cuda.h"
 #include "gpu.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 const op_format gpu_formats[GPU_FORMATS] = {
@@ -49,4 +51,56 @@ void gpu_check_case(ag_tape *ref, ag_tape *t, const op_case *c, const op_format 
     op_result_release(&got);
     op_result_release(&want);
     op_result_release(&scale);
+}
+
+void gpu_check_cases(int n, const gpu_case *cases, const op_format *f)
+{
+    ag_tape *ref = tape_new(ag_kernels_ref(AG_F64)), *t = poisoned_tape(ag_kernels_cuda(f->dtype));
+    case_round_to(f->dtype);
+    for (int i = 0; i < n; i++) {
+        op_case c = { .op = cases[i].op, .index = 100 + i, .s = cases[i].s };
+        for (int j = 0; j < c.op->n_in; j++)
+            if (!((c.s.absent | c.op->integer_in) >> j & 1)) c.real |= 1u << j;
+        gpu_check_case(ref, t, &c, f);
+    }
+    case_round_to(AG_F32);
+    ag_tape_free(t);
+    ag_tape_free(ref);
+}
+
+static const ag_device *gpu(void) { return ag_kernels_cuda(AG_F32)->device; }
+
+static size_t bytes_of(const op_format *f, int64_t n)
+{
+    return (size_t)n * ag_dtype_size(f->dtype);
+}
+
+void *gpu_upload(const op_format *f, int64_t n, const double *x)
+{
+    char *host = malloc(bytes_of(f, n) + 1);
+    assert_non_null(host);
+    for (int64_t i = 0; i < n; i++) {
+        const float v = (float)x[i];
+        if (f->dtype == AG_F32) ((float *)(void *)host)[i] = v;
+        else ((uint16_t *)(void *)host)[i] = f->dtype == AG_BF16 ? ag_bf16_of(v) : ag_f16_of(v);
+    }
+    void *p = ag_device_alloc(gpu(), bytes_of(f, n) + 1);
+    assert_non_null(p);
+    ag_device_write(gpu(), p, host, bytes_of(f, n));
+    free(host);
+    return p;
+}
+
+void gpu_download(const op_format *f, int64_t n, const void *p, double *x)
+{
+    char *host = malloc(bytes_of(f, n) + 1);
+    assert_non_null(host);
+    ag_device_read(gpu(), host, p, bytes_of(f, n));
+    for (int64_t i = 0; i < n; i++) x[i] = real_at(host, f->dtype, i);
+    free(host);
+}
+
+void gpu_drop(const op_format *f, int64_t n, void *p)
+{
+    ag_device_free(gpu(), p, bytes_of(f, n) + 1);
 }

@@ -13,4 +13,13 @@ bool gpu_open(void);
  * again with the threads in another order it must give the same bits. */
 void gpu_check_case(ag_tape *ref, ag_tape *t, const op_case *c, const op_format *f);
 
+typedef struct gpu_case { const ag_op *op; ag_sample s; } gpu_case;
+/* All of them in format f. */
+void gpu_check_cases(int n, const gpu_case *cases, const op_format *f);
+
+/* n numbers of the format in device memory, there and back; gpu_drop gives the memory back. */
+void *gpu_upload(const op_format *f, int64_t n, const double *x);
+void gpu_download(const op_format *f, int64_t n, const void *p, double *x);
+void gpu_drop(const op_format *f, int64_t n, void *p);
+
 #endif

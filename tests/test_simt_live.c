@@ -6,7 +6,6 @@
  */
 #include "gpu_check.h"
 
-#include "autograd/base/half.h"
 #include "autograd/cuda/cuda.h"
 
 #include <math.h>
@@ -35,7 +34,7 @@
          .int_lo = from, .int_hi = size, .surrogate = every,                            \
          .attr.live = { .n = size, .width = w, .picks = k, .all = every })
 
-static const struct { const ag_op *op; ag_sample s; } cases[] = {
+static const gpu_case cases[] = {
     CONTROL(70, 3, 64, false, true, 0.1),
     CONTROL(5, 2, 256, true, true, 0.5),
     CONTROL(3, 2, 300, false, false, 0),
@@ -64,59 +63,12 @@ static const struct { const ag_op *op; ag_sample s; } cases[] = {
 };
 enum { CASES = sizeof cases / sizeof *cases };
 
-static void agrees_with_the_reference(void **state)
-{
-    const op_format *f = *state;
-    ag_tape *ref = tape_new(ag_kernels_ref(AG_F64)), *t = poisoned_tape(ag_kernels_cuda(f->dtype));
-    case_round_to(f->dtype);
-    for (int i = 0; i < CASES; i++) {
-        op_case c = { .op = cases[i].op, .index = 100 + i, .s = cases[i].s };
-        for (int j = 0; j < c.op->n_in; j++)
-            if (!(c.op->integer_in >> j & 1)) c.real |= 1u << j;
-        gpu_check_case(ref, t, &c, f);
-    }
-    case_round_to(AG_F32);
-    ag_tape_free(t);
-    ag_tape_free(ref);
-}
+static void agrees_with_the_reference(void **state) { gpu_check_cases(CASES, cases, *state); }
 
 /* --- kernels by themselves -------------------------------------------------------------------- */
 
 static const ag_kernels *k;
 static const ag_device *gpu;
-
-/* n numbers of the format on the device. */
-static void *upload(const op_format *f, int64_t n, const double *x)
-{
-    const size_t bytes = (size_t)n * ag_dtype_size(f->dtype);
-    char *host = malloc(bytes + 1);
-    assert_non_null(host);
-    for (int64_t i = 0; i < n; i++) {
-        const float v = (float)x[i];
-        if (f->dtype == AG_F32) ((float *)(void *)host)[i] = v;
-        else ((uint16_t *)(void *)host)[i] = f->dtype == AG_BF16 ? ag_bf16_of(v) : ag_f16_of(v);
-    }
-    void *p = ag_device_alloc(gpu, bytes + 1);
-    assert_non_null(p);
-    ag_device_write(gpu, p, host, bytes);
-    free(host);
-    return p;
-}
-
-static void download(const op_format *f, int64_t n, const void *p, double *x)
-{
-    const size_t bytes = (size_t)n * ag_dtype_size(f->dtype);
-    char *host = malloc(bytes + 1);
-    assert_non_null(host);
-    ag_device_read(gpu, host, p, bytes);
-    for (int64_t i = 0; i < n; i++) x[i] = real_at(host, f->dtype, i);
-    free(host);
-}
-
-static void drop(const op_format *f, int64_t n, void *p)
-{
-    ag_device_free(gpu, p, (size_t)n * ag_dtype_size(f->dtype) + 1);
-}
 
 /* Where the choices are given, only gates are made: of the given ones, with the same noise. */
 static void check_given(const op_format *f, int64_t rows, bool all, ag_gate gate)
@@ -141,14 +93,14 @@ static void check_given(const op_format *f, int64_t rows, bool all, ag_gate gate
 
     const size_t bytes = ag_choose_scratch(&c, f->dtype);
     const size_t list = (size_t)(rows * BLOCKS * picks) * sizeof *choice;
-    void *dlow = upload(f, rows * RANK, low), *dc2 = upload(f, RANK * UNITS, c2);
-    void *dgate = upload(f, size, got), *dscratch = ag_device_alloc(gpu, bytes);
+    void *dlow = gpu_upload(f, rows * RANK, low), *dc2 = gpu_upload(f, RANK * UNITS, c2);
+    void *dgate = gpu_upload(f, size, got), *dscratch = ag_device_alloc(gpu, bytes);
     int32_t *dchoice = ag_device_alloc(gpu, list);
     assert_true(dscratch && dchoice);
     ag_device_write(gpu, dchoice, choice, list);
     c.low = dlow, c.c2 = dc2;
     k->choose_fwd(&c, dchoice, dgate, dscratch);
-    download(f, size, dgate, got);
+    gpu_download(f, size, dgate, got);
     assert_null(gpu->check());
     for (int64_t i = 0; i < size; i++)
         assert_true(fabs(got[i] - want[i]) <= 2 * f->u * want[i] + 1e-6);
@@ -157,7 +109,8 @@ static void check_given(const op_format *f, int64_t rows, bool all, ag_gate gate
     ag_device_read(gpu, after, dchoice, list);
     assert_memory_equal(after, choice, list);
 
-    drop(f, rows * RANK, dlow), drop(f, RANK * UNITS, dc2), drop(f, size, dgate);
+    gpu_drop(f, rows * RANK, dlow), gpu_drop(f, RANK * UNITS, dc2);
+    gpu_drop(f, size, dgate);
     ag_device_free(gpu, dscratch, bytes);
     ag_device_free(gpu, dchoice, list);
     free(low), free(c2), free(want), free(got), free(choice), free(after);
@@ -182,17 +135,18 @@ static void zeros_are_skipped(void **state)
         for (int i = 0; i < BLOCKS * N * D; i++) w[i] = i / D == 2 ? i : (double)NAN;
         for (int i = 0; i < MOST * BLOCKS; i++) h[i] = i % 4 == 1 ? 2 : 0, choice[i] = i % 2 == 0;
         memset(y, 0, sizeof y);
-        void *dw = upload(f, BLOCKS * N * D, w), *dh = upload(f, rows * BLOCKS, h);
-        void *dy = upload(f, rows * D, y);
+        void *dw = gpu_upload(f, BLOCKS * N * D, w), *dh = gpu_upload(f, rows * BLOCKS, h);
+        void *dy = gpu_upload(f, rows * D, y);
         int32_t *dchoice = ag_device_alloc(gpu, sizeof choice);
         assert_non_null(dchoice);
         ag_device_write(gpu, dchoice, choice, sizeof choice);
         k->live_sum(&(ag_live){ .rows = rows, .d = D, .blocks = BLOCKS, .n = N, .width = 1,
                                 .picks = 1, .choice = dchoice }, dh, dw, NULL, NULL, dy, false);
-        download(f, rows * D, dy, y);
+        gpu_download(f, rows * D, dy, y);
         assert_null(gpu->check());
         for (int64_t i = 0; i < rows * D; i++) assert_true(y[i] == 2 * w[2 * D + i % D]);
-        drop(f, BLOCKS * N * D, dw), drop(f, rows * BLOCKS, dh), drop(f, rows * D, dy);
+        gpu_drop(f, BLOCKS * N * D, dw), gpu_drop(f, rows * BLOCKS, dh);
+        gpu_drop(f, rows * D, dy);
         ag_device_free(gpu, dchoice, sizeof choice);
     }
 }
@@ -211,8 +165,8 @@ static void choices_fit(void **state)
         z[i] = i < N ? (double)NAN : i < 2 * N ? (j == 33 ? -3 : -(double)INFINITY)
                                                : j == 5 ? (double)NAN : j >= 36;
     }
-    void *dz = upload(f, N * BLOCKS, z), *dmask = upload(f, N * BLOCKS, p);
-    void *dp = upload(f, N * BLOCKS, p);
+    void *dz = gpu_upload(f, N * BLOCKS, z), *dmask = gpu_upload(f, N * BLOCKS, p);
+    void *dp = gpu_upload(f, N * BLOCKS, p);
     int32_t *dchoice = ag_device_alloc(gpu, sizeof choice);
     assert_non_null(dchoice);
     k->controller_fwd(&(ag_controller){ .rows = 1, .blocks = BLOCKS, .n = N, .hard = true }, dz,
@@ -222,7 +176,8 @@ static void choices_fit(void **state)
     assert_int_equal(choice[0], 0);
     assert_int_equal(choice[1], 33);
     assert_int_equal(choice[2], 36);                     /* the lowest of equals */
-    drop(f, N * BLOCKS, dz), drop(f, N * BLOCKS, dmask), drop(f, N * BLOCKS, dp);
+    gpu_drop(f, N * BLOCKS, dz), gpu_drop(f, N * BLOCKS, dmask);
+    gpu_drop(f, N * BLOCKS, dp);
     ag_device_free(gpu, dchoice, sizeof choice);
 }
 

@@ -37,11 +37,11 @@ static __global__ void columns_run(F f, int64_t n, int64_t batch, int64_t chunk,
     const int64_t col = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
     const int64_t from = blockIdx.y * chunk;
     for (int64_t z = blockIdx.z; z < batch; z += gridDim.z) {
-        const int64_t to = min(from + chunk, f.rows(z));
+        const int64_t end = min(from + chunk, f.rows(z));
         float sum[OUT][W] = {};
-        for (int64_t r = from + threadIdx.y; r < to && col < n; r += COLUMN_RUN * blockDim.y) {
+        for (int64_t r = from + threadIdx.y; r < end && col < n; r += COLUMN_RUN * blockDim.y) {
             float run[OUT][W] = {};
-            for (int i = 0; i < COLUMN_RUN && r + i * blockDim.y < to; i++)
+            for (int i = 0; i < COLUMN_RUN && r + i * blockDim.y < end; i++)
                 f.template add<W>(z, r + i * blockDim.y, col, run);
             for (int o = 0; o < OUT; o++)
                 for (int k = 0; k < W; k++) sum[o][k] += run[o][k];
@@ -59,13 +59,13 @@ static __global__ void columns_run(F f, int64_t n, int64_t batch, int64_t chunk,
         }
         if (threadIdx.y == 0 && col < n)
             for (int o = 0; o < OUT; o++) {
-                O *end = e.to[o] ? e.to[o] + z * n + col : NULL;
+                O *to = e.to[o] ? e.to[o] + z * n + col : NULL;
                 float *part = e.part ? e.part + ((z * gridDim.y + blockIdx.y) * OUT + o) * n + col
                                      : NULL;
                 for (int k = 0; k < W; k++) {
                     const float s = shared[(o * W + k) * COLUMN_THREADS + tid];
                     if (part) part[k] = s;
-                    else if (end) put(end + k, (e.acc ? get(end + k) : 0) + s);
+                    else if (to) put(to + k, (e.acc ? get(to + k) : 0) + s);
                 }
             }
         __syncthreads();

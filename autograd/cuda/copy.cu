@@ -137,7 +137,8 @@ template <class T> struct outer_sums {
 
     __device__ int64_t rows(int64_t) const { return m; }
     template <int W>
-    __device__ __forceinline__ void add(int64_t z, int64_t row, int64_t col, float (&sum)[1][W]) const
+    __device__ __forceinline__ void add(int64_t z, int64_t row, int64_t col,
+                                        float (&sum)[1][W]) const
     {
         const pack<T, W> d = pack_load<T, W>(dy + (z * first + row * step) * n + col);
         const pack<T, W> v = pack_load<T, W>(w + row * n + col);
@@ -210,8 +211,8 @@ static __global__ void gate_bwd_run(int64_t m, int64_t n, bool packed, const T *
 }
 
 template <class T>
-static void gate_bwd(int64_t m, int64_t n, const void *a, const void *gate, const void *dh, void *da,
-                     void *dgate, bool acc)
+static void gate_bwd(int64_t m, int64_t n, const void *a, const void *gate, const void *dh,
+                     void *da, void *dgate, bool acc)
 {
     TEAM_LAUNCH(gate_bwd_run<T>, T, m, n, m, n, rows_aligned<T>(n, a, dh, da), (const T *)a,
                 (const T *)gate, (const T *)dh, (T *)da, (T *)dgate, acc);

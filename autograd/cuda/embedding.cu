@@ -3,9 +3,9 @@
  *
  * The sums: the rows of dy are sorted by index (group.cuh), and the order cut into pieces of PIECE
  * rows, however many rows an index has: 16384 tokens are 512 pieces of equal work, of 65 indices or
- * of 50257.  A piece adds up its rows of one index after the other.  What begins and ends in it goes
- * to its index at once; the sums of an index that goes over several pieces are added up by a second
- * launch, in double.  Each number of the result has one writer, and one order.
+ * of 50257.  A piece adds up its rows of one index after the other.  What begins and ends in it
+ * goes to its index at once; the sums of an index that goes over several pieces are added up by a
+ * second launch, in double.  Each number of the result has one writer, and one order.
  */
 #include "columns.cuh"
 #include "group.cuh"
@@ -173,7 +173,8 @@ template <class T> struct position_sums {
 
     __device__ int64_t rows(int64_t z) const { return (m - z + t - 1) / t; }
     template <int W>
-    __device__ __forceinline__ void add(int64_t z, int64_t row, int64_t col, float (&sum)[1][W]) const
+    __device__ __forceinline__ void add(int64_t z, int64_t row, int64_t col,
+                                        float (&sum)[1][W]) const
     {
         const pack<T, W> v = pack_load<T, W>(dy + (row * t + z) * d + col);
         for (int k = 0; k < W; k++) sum[0][k] += get(v.at + k);

@@ -68,7 +68,7 @@ static void attend_one(const ag_call *c, const ag_attention *a, int64_t b)
     x.k = (const char *)a->k + (size_t)(b * a->k_batch) * one;
     x.v = (const char *)a->v + (size_t)(b * a->v_batch) * one;
     x.o = (char *)a->o + (size_t)(b * a->o_batch) * one;
-    x.lse = (char *)a->lse + (size_t)(b * a->heads * a->tq) * ag_lse_size(c);
+    x.lse = (char *)a->lse + (size_t)(b * a->heads * a->tq) * ag_kept_size(c);
     x.q_pos0 = ag_kv_cache_next(c->attr.attention.cache, b);
     x.tk = x.q_pos0 + a->tq;
     c->k->attention_fwd(&x);

@@ -71,12 +71,7 @@ ag_attention ag_attention_of(const ag_call *c)
 size_t ag_attention_saved(const ag_call *c)
 {
     const ag_shape *q = &c->in[0]->shape;
-    return (size_t)(q->dim[0] * q->dim[1] * c->attr.attention.heads) * ag_lse_size(c);
-}
-
-size_t ag_lse_size(const ag_call *c)
-{
-    return ag_dtype_is_half(c->k->dtype) ? sizeof(float) : ag_real_size(c);
+    return (size_t)(q->dim[0] * q->dim[1] * c->attr.attention.heads) * ag_kept_size(c);
 }
 
 bool ag_attention_half(const ag_call *c, const ag_kernels *k)

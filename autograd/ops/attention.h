@@ -8,7 +8,6 @@
 ag_attr      ag_attention_attr(const ag_attention_options *o);
 ag_attention ag_attention_of(const ag_call *c);
 size_t       ag_attention_saved(const ag_call *c);       /* lse [b,h,tq] */
-size_t       ag_lse_size(const ag_call *c);              /* bytes of one: f32 where q is 16 bits */
 bool         ag_attention_half(const ag_call *c, const ag_kernels *k);
 int64_t      ag_attention_flops(const ag_call *c);
 /* Shape rules: q, k, v as three inputs; all in one. */
