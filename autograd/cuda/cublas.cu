@@ -75,25 +75,29 @@ static void *find_library(void)
 {
     static const char *const names[] = { "libcublasLt.so.13", "libcublasLt.so.12",
                                          "libcublasLt.so" };
-    static const char *const below[] = { "../lib/", "", NULL };      /* NULL: where systems look */
     const char *given = getenv("TULLE_CUBLASLT");
     if (given && *given) {
         void *found = library_open(given);
         if (!found) ag_cuda_fail("TULLE_CUBLASLT = %s: that library cannot be loaded", given);
         return found;
     }
-    char folder[4096], path[sizeof folder + 64];
-    program_folder(folder, sizeof folder);
-    for (size_t i = 0; i < sizeof below / sizeof *below; i++)
+    char program[4096], path[sizeof program + 64];
+    program_folder(program, sizeof program);
+    const struct { const char *base, *below; } folders[] = {
+        { program, "../lib/" }, { program, "" },
+        { "", "" },                  /* where systems look */
+        { "/usr/local/cuda/lib64/", "" },
+    };
+    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++)
         for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
-            if (below[i] && !folder[0]) continue;
-            snprintf(path, sizeof path, "%s%s%s", below[i] ? folder : "", below[i] ? below[i] : "",
-                     names[k]);
+            if (folders[i].base == program && !program[0]) continue;
+            snprintf(path, sizeof path, "%s%s%s", folders[i].base, folders[i].below, names[k]);
             void *found = library_open(path);
             if (found) return found;
         }
     ag_cuda_fail("cuBLASLt is missing: neither libcublasLt.so.13 nor libcublasLt.so.12 is beside "
-                 "the program or where the system looks; TULLE_CUBLASLT may name the file");
+                 "the program, where the system looks or in /usr/local/cuda/lib64; TULLE_CUBLASLT "
+                 "may name the file");
     return NULL;
 }
 

@@ -15,7 +15,11 @@
 #include <cublasLt.h>
 #include <dlfcn.h>
 
-static inline void *library_open(const char *name) { return dlopen(name, RTLD_NOW | RTLD_LOCAL); }
+/* It stays until the program ends: the runtime within it does not expect to be taken away. */
+static inline void *library_open(const char *name)
+{
+    return dlopen(name, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+}
 static inline void *library_symbol(void *library, const char *name)
 {
     return dlsym(library, name);
