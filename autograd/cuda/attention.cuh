@@ -163,8 +163,8 @@ DEVICE void put_sums(const attention<T> &a, const row_at<T> &to,
 
 /* --- the kernels, by what they suit ----------------------------------------------------------- */
 
-/* Tiles, heads of at most 128 (f32: attention_fma.cu, 16 bits: attention_mma.cu); true: it has
- * run. */
+/* Tiles, heads of at most 128, or 64 where a block has too little shared memory (f32:
+ * attention_fma.cu, 16 bits: attention_mma.cu); true: it has run. */
 template <class T> bool attention_tiles_fwd(const attention<T> &a);
 template <class T> bool attention_tiles_bwd(const attention<T> &a);
 /* Any head: a warp for a query or key (attention_any.cu). */

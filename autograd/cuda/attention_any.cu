@@ -1,7 +1,7 @@
 /*
  * attention_any.cu -- attention for heads of any size: a warp for each query, or key, in rows as
- * they lie.  Each pair is a dot product of the whole warp, so this is slow: it is for heads of more
- * than 128, which the tiles have no room for.
+ * they lie.  Each pair is a dot product of the whole warp, so this is slow: it is for heads that
+ * the tiles have no room for: of more than 128, or, where a block has 99 KB, than 64.
  */
 #include "attention.cuh"
 

@@ -339,7 +339,7 @@ template <class T, int D> static void run_bwd(const attention<T> &a)
 template <class T> bool attention_tiles_fwd(const attention<T> &a)
 {
     const int d = a.d_qk > a.d_v ? a.d_qk : a.d_v;
-    if (d > 128) return false;
+    if (d > 128 || (d > 64 && room<128>(3) > ag_cuda_shared_most())) return false;
     d <= 32 ? run_fwd<T, 32>(a) : d <= 64 ? run_fwd<T, 64>(a) : run_fwd<T, 128>(a);
     return true;
 }
@@ -347,7 +347,7 @@ template <class T> bool attention_tiles_fwd(const attention<T> &a)
 template <class T> bool attention_tiles_bwd(const attention<T> &a)
 {
     const int d = a.d_qk > a.d_v ? a.d_qk : a.d_v;
-    if (d > 128) return false;
+    if (d > 128 || (d > 64 && room<128>(4) > ag_cuda_shared_most())) return false;
     d <= 32 ? run_bwd<T, 32>(a) : d <= 64 ? run_bwd<T, 64>(a) : run_bwd<T, 128>(a);
     return true;
 }

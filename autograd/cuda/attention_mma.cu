@@ -385,13 +385,20 @@ static __global__ void __launch_bounds__(THREADS) mma_dkv(attention<T> a, int ti
 
 /* --- host ------------------------------------------------------------------------------------- */
 
+/* Bytes of shared memory, forward and backward. */
+template <class T, int D> static size_t room_fwd(void) { return 5 * tile<D>::SIZE * sizeof(T); }
+template <class T, int D> static size_t room_bwd(void)
+{
+    return 6 * tile<D>::SIZE * sizeof(T) + 2 * THREADS * sizeof(float);
+}
+
 template <class T, int D> static void run_fwd(attention<T> a)
 {
     const int tiles = (a.tq + TILE - 1) / TILE;
     const int64_t blocks = (int64_t)tiles * a.batch * a.heads;
-    const size_t room = 5 * tile<D>::SIZE * sizeof(T);
     if (!attention_split(&a, blocks, 2 * ag_cuda_processors(), 4 * TILE)) return;
-    AG_LAUNCH((mma_fwd<T, D>), dim3((unsigned)blocks, (unsigned)a.splits), THREADS, room, a, tiles);
+    AG_LAUNCH((mma_fwd<T, D>), dim3((unsigned)blocks, (unsigned)a.splits), THREADS,
+              (room_fwd<T, D>()), a, tiles);
     if (a.splits > 1) attention_merge(a);
 }
 
@@ -399,16 +406,15 @@ template <class T, int D> static void run_bwd(const attention<T> &a)
 {
     const int q_tiles = (a.tq + TILE - 1) / TILE, k_tiles = (a.tk + TILE - 1) / TILE;
     const int64_t heads = (int64_t)a.batch * a.heads;
-    const size_t room = 6 * tile<D>::SIZE * sizeof(T);
+    const size_t room = room_bwd<T, D>();
     AG_LAUNCH((mma_dq<T, D>), (unsigned)(q_tiles * heads), THREADS, room, a, q_tiles);
-    AG_LAUNCH((mma_dkv<T, D>), (unsigned)(k_tiles * heads), THREADS,
-              room + 2 * THREADS * sizeof(float), a, k_tiles);
+    AG_LAUNCH((mma_dkv<T, D>), (unsigned)(k_tiles * heads), THREADS, room, a, k_tiles);
 }
 
 template <class T> bool attention_tiles_fwd(const attention<T> &a)
 {
     const int d = a.d_qk > a.d_v ? a.d_qk : a.d_v;
-    if (d > 128) return false;
+    if (d > 128 || (d > 64 && room_fwd<T, 128>() > ag_cuda_shared_most())) return false;
     d <= 32 ? run_fwd<T, 32>(a) : d <= 64 ? run_fwd<T, 64>(a) : run_fwd<T, 128>(a);
     return true;
 }
@@ -416,7 +422,7 @@ template <class T> bool attention_tiles_fwd(const attention<T> &a)
 template <class T> bool attention_tiles_bwd(const attention<T> &a)
 {
     const int d = a.d_qk > a.d_v ? a.d_qk : a.d_v;
-    if (d > 128) return false;
+    if (d > 128 || (d > 64 && room_bwd<T, 128>() > ag_cuda_shared_most())) return false;
     d <= 32 ? run_bwd<T, 32>(a) : d <= 64 ? run_bwd<T, 64>(a) : run_bwd<T, 128>(a);
     return true;
 }

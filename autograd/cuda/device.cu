@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STAGES = 2 };
+enum { STAGES = 2, LEAST_MAJOR = 8 };
 static const size_t STAGE_BYTES = (size_t)4 << 20;
 
 static struct {
@@ -55,7 +55,11 @@ void ag_cuda_launched(const char *kernel)
 {
     cudaError_t e = cudaGetLastError();
     if (e == cudaSuccess && gpu.wait_always) e = cudaStreamSynchronize(gpu.stream);
-    ag_cuda_ok(e, kernel);
+    if (e == cudaSuccess) return;
+    char what[200];                  /* the first launch after a failure hears of it, too */
+    snprintf(what, sizeof what, gpu.wait_always ? "%.120s" : "%.120s, or what ran before it "
+             "(TULLE_CUDA_SYNC=1 tells which)", kernel);
+    ag_cuda_ok(e, what);
 }
 
 static const char *check(void)
@@ -150,6 +154,7 @@ static void about(char *buf, size_t size, size_t *ret_total, size_t *ret_free)
 
 cudaStream_t ag_cuda_stream(void) { return gpu.stream; }
 int ag_cuda_processors(void) { return gpu.about.multiProcessorCount; }
+size_t ag_cuda_shared_most(void) { return gpu.about.sharedMemPerBlockOptin; }
 
 bool ag_cuda_room(const void *kernel, size_t shared_bytes)
 {
@@ -249,6 +254,10 @@ extern "C" int ag_cuda_open(const ag_device **ret, ag_err *err)
     if (e == cudaSuccess && n > 0) e = cudaSetDevice(0);
     if (e == cudaSuccess && n > 0) e = cudaGetDeviceProperties(&gpu.about, 0);
     if (e != cudaSuccess || n == 0) return no_gpu(e, err);
+    if (gpu.about.major < LEAST_MAJOR)
+        return ag_err_set(err, AG_EFAIL, "train.device = cuda: %s has compute capability %d.%d, "
+                          "and %d.0 is needed; the CPU does without: train.device=cpu, or --device "
+                          "cpu", gpu.about.name, gpu.about.major, gpu.about.minor, LEAST_MAJOR);
     const char *sync = getenv("TULLE_CUDA_SYNC");
     gpu.wait_always = sync && *sync && strcmp(sync, "0");
     if (!open_stages()) {

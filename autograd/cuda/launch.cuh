@@ -23,6 +23,7 @@ bool ag_cuda_ok(cudaError_t e, const char *what);
 void ag_cuda_fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* Lets a kernel have more shared memory than the 48 KB that all have.  False: it cannot. */
 bool ag_cuda_room(const void *kernel, size_t shared_bytes);
+size_t ag_cuda_shared_most(void);    /* bytes that a block can have so: 227 KB, or 99 KB (8.6) */
 /* At least `bytes` of device memory that a kernel may use until the next call of this; NULL: an
  * error is kept.  All launches being in order, the next user waits for the last. */
 void *ag_cuda_workspace(size_t bytes);

@@ -50,6 +50,8 @@ namespace simt {
 bool call_works(void);
 /* The same for a launch; keeps the error for cudaGetLastError. */
 bool may_launch(void);
+/* Bytes of shared memory that a block can have: those in TULLE_SIMT_SHARED, or as an H100. */
+size_t most_shared(void);
 /* Runs what, now or later (simt_seed), with the memory of the device in reach. */
 void enqueue(std::function<void()> what);
 }

@@ -258,6 +258,12 @@ cudaError_t cudaGetDeviceCount(int *ret)
     return cudaSuccess;
 }
 
+size_t simt::most_shared(void)
+{
+    const char *bytes = getenv("TULLE_SIMT_SHARED");
+    return bytes ? (size_t)atoll(bytes) : (size_t)227 << 10;
+}
+
 cudaError_t cudaSetDevice(int device)
 {
     CALL();
@@ -271,7 +277,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *ret, int device)
     *ret = cudaDeviceProp();
     snprintf(ret->name, sizeof ret->name, "a CPU in the place of a GPU");
     ret->totalGlobalMem = limit;
-    ret->sharedMemPerBlockOptin = 227 << 10;
+    ret->sharedMemPerBlockOptin = simt::most_shared();
     ret->major = 9;
     ret->multiProcessorCount = 4;
     ret->l2CacheSize = 50 << 20;
@@ -290,7 +296,7 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute a, int va
 {
     CALL();
     const bool fine = kernel && a == cudaFuncAttributeMaxDynamicSharedMemorySize && value >= 0 &&
-                      value <= 227 << 10;
+                      (size_t)value <= simt::most_shared();
     return keep(fine ? cudaSuccess : cudaErrorInvalidValue);
 }
 

@@ -41,7 +41,6 @@ const bool OWN_FIBERS = false;
 const int SETS = 1;
 #endif
 const unsigned MOST_THREADS = 1024, LANES = 32, MOST_BYTES = 64;
-const size_t MOST_SHARED = 227 << 10;
 
 struct thread {
     fiber *on;                       /* NULL: not started */
@@ -350,7 +349,7 @@ void check_launch(dim3 grid, dim3 size, size_t shared_bytes)
     if (!n || n > MOST_THREADS || size.z > 64)
         stop("a block of " + std::to_string(size.x) + " x " + std::to_string(size.y) + " x " +
              std::to_string(size.z) + " threads");
-    if (shared_bytes > MOST_SHARED)
+    if (shared_bytes > simt::most_shared())
         stop(std::to_string(shared_bytes) + " bytes of shared memory");
 }
 
