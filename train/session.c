@@ -324,16 +324,12 @@ typedef struct sums { double loss, right; int64_t count, sequences, right_sequen
 
 /* Adds how many of the rows of a sample have their target as likeliest token, and whether all that
  * count have. */
-static void add_right(const float *logits, const int32_t *targets, int64_t rows, int64_t n,
-                      sums *sum)
+static void add_right(const int32_t *likeliest, const int32_t *targets, int64_t rows, sums *sum)
 {
     bool all = true;
     for (int64_t r = 0; r < rows; r++) {
-        int64_t best = 0;
-        for (int64_t i = 1; i < n; i++)
-            if (logits[r * n + i] > logits[r * n + best]) best = i;
-        sum->right += best == targets[r];
-        all = all && (best == targets[r] || targets[r] < 0);
+        sum->right += likeliest[r] == targets[r];
+        all = all && (likeliest[r] == targets[r] || targets[r] < 0);
     }
     sum->right_sequences += all;
     sum->sequences++;
@@ -351,14 +347,13 @@ static int eval_part(train_session *s, const data_draw *w, int64_t i0, int64_t n
                   &(ag_noise_key){ (uint64_t)s->config.run.seed, UINT32_MAX, i0, n });
     ag_tensor *logits = nn_model_logits(s->model, s->tape, x, mode);
     ag_tensor *part = ag_cross_entropy(s->tape, logits, targets);
-    const float *values = ag_floats(s->tape, logits);
+    const int32_t *likeliest = ag_ints(s->tape, ag_argmax(s->tape, logits));
     const int r = ag_tape_status(s->tape, err);
     if (r < 0) return r;
     const int64_t rows = s->context, scored = count_scored(s->targets, n * rows);
     sum->loss += ag_value(s->tape, part, 0) * (double)scored;
     for (int64_t i = 0; i < n; i++)
-        add_right(values + i * rows * s->model->classes, s->targets + i * rows, rows,
-                  s->model->classes, sum);
+        add_right(likeliest + i * rows, s->targets + i * rows, rows, sum);
     sum->count += scored;
     if (s->stop && *s->stop) return ag_err_set(err, AG_EINTR, "interrupted in an evaluation");
     return AG_OK;
