@@ -8,10 +8,9 @@
  */
 #include "lsh.h"
 
+#include "../device.h"
 #include "../ops.h"
 #include "kv_cache.h"
-
-#include <string.h>
 
 enum { Q, V };
 
@@ -79,8 +78,9 @@ static void keep_buckets(const ag_call *c, const place *p, const int32_t *bucket
     const int64_t b = c->in[Q]->shape.dim[0], t = c->in[Q]->shape.dim[1], pairs = b * o->heads;
     for (int64_t r = 0; r < o->rounds; r++)
         for (int64_t pair = 0; pair < pairs; pair++)
-            memcpy(p->bucket + (pair * o->rounds + r) * p->capacity + p->past,
-                   bucket + (r * pairs + pair) * t, (size_t)t * sizeof *bucket);
+            ag_device_copy(c->k->device,
+                           p->bucket + (pair * o->rounds + r) * p->capacity + p->past,
+                           bucket + (r * pairs + pair) * t, (size_t)t * sizeof *bucket);
 }
 
 static bool store(ag_call *c, const place *p)
