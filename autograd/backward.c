@@ -157,16 +157,16 @@ static int backward(ag_tape *t, ag_tensor *y, const void *dy, double scale)
     if (!y->grad && !(y->grad = ag_grad_alloc(t, y))) return t->error;
     const ag_dtype dtype = ag_grad_dtype(y);
     const ag_mark scratch = ag_arena_mark(&t->data);
-    if (dy && t->k->device) {
+    if (dy && t->k->device && !t->plan) {
         void *there = ag_scratch(t, (size_t)y->size * sizeof(float));
         if (!there) return t->error;
         t->k->device->write(there, dy, (size_t)y->size * sizeof(float));
         dy = there;
     }
-    if (dy)
+    if (dy && !t->plan)
         ag_convert_add(t, y->size, ag_dtype_is_half(t->k->dtype) ? AG_F32 : dtype, dy, dtype,
                        y->grad, y->grad_written);
-    else
+    else if (!t->plan)
         ag_kernels_of(t->k, dtype)->fill(y->size, scale, y->grad);
     y->grad_written = true;
     ag_arena_rewind(&t->data, scratch);
