@@ -64,7 +64,7 @@ typedef struct streams {
     void    *x[2];                   /* by role, A and B: numbers; in fixed point NULL */
     int32_t *s[2];                   /* the same in fixed point */
     void    *g[2];                   /* gradients */
-    int32_t  peak;                   /* largest |s| */
+    int32_t *peak;                   /* largest |s|, where the streams are */
 } streams;
 
 static void swap(streams *s)
@@ -84,11 +84,22 @@ static size_t fixed_bytes(const ag_call *c)
     return c->attr.reversible.point ? whole_lines(int_bytes(c->in[A])) : 0;
 }
 
-static char *memo_of(const ag_call *c) { return (char *)c->saved + 2 * fixed_bytes(c); }
+static size_t peak_bytes(const ag_call *c)
+{
+    return c->attr.reversible.point ? whole_lines(sizeof(int32_t)) : 0;
+}
+
+/* What is saved: the streams in fixed point, their peak, what the layers recall. */
+static int32_t *peak_of(const ag_call *c)
+{
+    return (int32_t *)((char *)c->saved + 2 * fixed_bytes(c));
+}
+
+static char *memo_of(const ag_call *c) { return (char *)peak_of(c) + peak_bytes(c); }
 
 static streams streams_of(const ag_call *c)
 {
-    streams s = { .x = { c->out[A]->data, c->out[B]->data } };
+    streams s = { .x = { c->out[A]->data, c->out[B]->data }, .peak = peak_of(c) };
     for (int i = 0; i < 2; i++) {
         s.g[i] = c->out[i]->grad;
         if (!c->attr.reversible.point) continue;
@@ -103,7 +114,7 @@ static void stream_add(const ag_call *c, streams *s, int role, int sign, const v
 {
     const int64_t n = c->in[A]->size;
     if (c->tape->plan) return;
-    if (s->s[role]) c->k->fixed_add(n, c->attr.reversible.point, sign, r, s->s[role], &s->peak);
+    if (s->s[role]) c->k->fixed_add(n, c->attr.reversible.point, sign, r, s->s[role], s->peak);
     else c->k->scale(n, sign ? sign : 1, r, s->x[role], sign != 0);
 }
 
@@ -139,12 +150,15 @@ static ag_tensor *run_layer(ag_call *c, int i, ag_tensor *b)
 static int check_peak(const ag_call *c, const streams *s)
 {
     ag_tape *t = c->tape;
+    int32_t peak;
     if (!c->attr.reversible.point || t->plan) return t->error;
-    if (s->peak == INT32_MAX)
+    ag_device_read(t->k->device, &peak, s->peak, sizeof peak);
+    if (ag_tape_check(t, c) != AG_OK) return t->error;
+    if (peak == INT32_MAX)
         return ag_fail(t, AG_EDIVERGED, "reversible: a stream with %d binary digits after the "
                        "point went beyond %g; take fewer digits", c->attr.reversible.point,
                        ldexp(1, 31 - c->attr.reversible.point));
-    const double room = ldexp(1, 31) / (s->peak ? s->peak : 1);
+    const double room = ldexp(1, 31) / (peak ? peak : 1);
     if (!(t->inverse.headroom > 0) || room < t->inverse.headroom) t->inverse.headroom = room;
     return t->error;
 }
@@ -198,7 +212,7 @@ static int reversible_shape(ag_call *c, ag_shape *out)
 
 static size_t reversible_saved(const ag_call *c)
 {
-    return 2 * fixed_bytes(c) + c->attr.reversible.kept;
+    return 2 * fixed_bytes(c) + peak_bytes(c) + c->attr.reversible.kept;
 }
 
 /* The outputs by role, in the number type of the tape. */
@@ -218,6 +232,8 @@ static void reversible_forward(ag_call *c)
     ag_tape *t = c->tape;
     streams s = streams_of(c);
     ag_memo memo = { .mode = AG_MEMO_KEEP, .at = memo_of(c) };
+    if (c->attr.reversible.point && !t->plan)
+        ag_device_clear(t->k->device, s.peak, sizeof *s.peak);
     stream_add(c, &s, A, 0, c->in[A]->data);
     stream_add(c, &s, B, 0, c->in[B]->data);
     for (int i = 0; i < c->attr.reversible.n && !t->error; i++) {
@@ -262,24 +278,38 @@ static void undo_layer(ag_call *c, int i, streams *s)
     ag_visit_end(t, &v);
 }
 
+/* Memory of a device copied to the tape's on the host; what is the host's stays where it is. */
+static const void *on_host(ag_tape *t, const void *p, size_t bytes)
+{
+    if (!t->k->device) return p;
+    void *host = ag_tape_meta(t, bytes);
+    if (host) t->k->device->read(host, p, bytes);
+    return ag_tape_check(t, NULL) == AG_OK ? host : NULL;
+}
+
 /* How far the rebuilt streams are from the inputs. */
 static void verify(const ag_call *c, const streams *s)
 {
-    ag_inverse *v = &c->tape->inverse;
+    ag_tape *t = c->tape;
+    ag_inverse *v = &t->inverse;
     const int64_t n = c->in[A]->size;
     const double one = ldexp(1, c->attr.reversible.point);
-    for (int role = A; role <= B; role++)
-        for (int64_t i = 0; i < n; i++) {
-            const bool f64 = c->in[role]->dtype == AG_F64;
-            const double x = f64 ? ((const double *)c->in[role]->data)[i]
-                                 : (double)((const float *)c->in[role]->data)[i];
-            const double want = s->s[role] ? rint(x * one) / one : x;
-            const double got = s->s[role] ? s->s[role][i] / one
-                             : f64 ? ((const double *)s->x[role])[i]
-                                   : (double)((const float *)s->x[role])[i];
+    const ag_mark m = ag_arena_mark(&t->meta);
+    for (int role = A; role <= B; role++) {
+        const size_t bytes = ag_tensor_bytes(c->in[role]);
+        const ag_dtype dtype = c->in[role]->dtype;
+        const void *in = on_host(t, c->in[role]->data, bytes);
+        const void *x = s->x[role] ? on_host(t, s->x[role], bytes) : NULL;
+        const int32_t *fixed = s->s[role] ? on_host(t, s->s[role], int_bytes(c->in[role])) : NULL;
+        for (int64_t i = 0; i < n && !t->error; i++) {
+            const double was = ag_number_at(dtype, in, i);
+            const double want = fixed ? rint(was * one) / one : was;
+            const double got = fixed ? fixed[i] / one : ag_number_at(dtype, x, i);
             v->error = fmax(v->error, fabs(got - want));
             v->scale = fmax(v->scale, fabs(want));
         }
+    }
+    ag_arena_rewind(&t->meta, m);
 }
 
 static void reversible_backward(ag_call *c)

@@ -133,11 +133,16 @@ static void other_parts_are_those_of_the_cpu(void **state)
         train_session *cpu = session(0, "train.device=cpu", "train.precision=fp32");
         train_session *gpu = session(0, "train.device=cuda", "train.precision=fp32");
         extra = "run.seed=1";
+        cpu->config.train.verify_reversible = gpu->config.train.verify_reversible = true;
         steps(cpu, 3, want, NULL);
         steps(gpu, 3, got, NULL);
         for (int k = 0; k < 3; k++)
             if (!(fabs(got[k] - want[k]) <= 1e-5 * want[k]))
                 fail_msg("%s, step %d: loss %.8f, on the CPU %.8f", keys[i], k, got[k], want[k]);
+        assert_int_equal(gpu->inverse.stacks, cpu->inverse.stacks);
+        assert_true(gpu->inverse.error <= 1e-5 * gpu->inverse.scale);
+        assert_true(fabs(gpu->inverse.headroom - cpu->inverse.headroom) <=
+                    1e-4 * cpu->inverse.headroom);
         train_session_free(cpu);
         train_session_free(gpu);
     }

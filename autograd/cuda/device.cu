@@ -43,6 +43,8 @@ void ag_cuda_fail(const char *fmt, ...)
     va_end(ap);
 }
 
+bool ag_cuda_works(void) { return !gpu.error[0]; }
+
 bool ag_cuda_ok(cudaError_t e, const char *what)
 {
     if (e == cudaSuccess) return true;

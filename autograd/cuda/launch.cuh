@@ -15,6 +15,8 @@
 #include "simt.h"
 
 cudaStream_t ag_cuda_stream(void);
+/* Is no error kept?  While one is, nothing is launched: it would compute on what is not there. */
+bool ag_cuda_works(void);
 /* After a launch: keeps its error, with the name of the kernel. */
 void ag_cuda_launched(const char *kernel);
 /* Is e success?  Keeps the error if not, `what` being what was tried. */
@@ -38,21 +40,30 @@ int ag_cuda_processors(void);        /* how many: for the size of grids */
 #else
 namespace simt {
 template <class T> struct given { typedef T type; };
-/* The arguments are those of now, however late the kernel runs. */
-template <class... T> auto call_later(void (*kernel)(T...), typename given<T>::type... args)
+/* A pointer must be to memory that a kernel reaches: the host's ends the program. */
+void check_argument(const char *kernel, const void *p);
+template <class T> void check_argument(const char *, const T &) {}
+template <class T> void check_argument(const char *kernel, T *const &p)
 {
+    check_argument(kernel, (const void *)p);
+}
+/* The arguments are those of now, however late the kernel runs. */
+template <class... T>
+auto call_later(const char *name, void (*kernel)(T...), typename given<T>::type... args)
+{
+    (check_argument(name, args), ...);
     return [=] { kernel(args...); };
 }
 }
 #define AG_RUN(kernel, g, b, s, ...)                                                    \
-    simt::launch(#kernel, g, b, s, simt::call_later(kernel, __VA_ARGS__))
+    simt::launch(#kernel, g, b, s, simt::call_later(#kernel, kernel, __VA_ARGS__))
 #endif
 
 #define AG_LAUNCH(kernel, grid, block, shared, ...)                                     \
     do {                                                                                \
         const dim3 grid_ = (grid), block_ = (block);                                    \
         const size_t shared_ = (shared);                                                \
-        if (grid_.x && grid_.y && grid_.z) {                                            \
+        if (grid_.x && grid_.y && grid_.z && ag_cuda_works()) {                         \
             AG_RUN(kernel, grid_, block_, shared_, __VA_ARGS__);                        \
             ag_cuda_launched(#kernel);                                                  \
         }                                                                               \

@@ -6,6 +6,7 @@
  * its end ends the program; with AddressSanitizer reading there does too.  Addresses of freed blocks
  * are not used again for long, and what still uses them crashes.
  */
+#include "autograd/cuda/launch.cuh"
 #include "autograd/cuda/runtime.h"
 #include "mock.h"
 
@@ -17,7 +18,9 @@
 #include <vector>
 
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -106,6 +109,20 @@ double now(void)
 void protect(address p, size_t bytes, int how)
 {
     if (mprotect(p, bytes, how)) stop("mprotect of %zu bytes failed", bytes);
+}
+
+/* The pages go, their addresses stay ours.  ThreadSanitizer, which keeps twice the bytes for what
+ * is seen of each address, learns of the former only. */
+void give_back(address p, size_t bytes)
+{
+#ifdef SIMT_TSAN
+    const int how = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+    if (munmap(p, bytes) || (address)syscall(SYS_mmap, p, bytes, PROT_NONE, how, -1, 0) != p)
+        stop("%zu bytes of addresses are lost", bytes);
+#else
+    protect(p, bytes, PROT_NONE);
+    madvise(p, bytes, MADV_DONTNEED);
+#endif
 }
 
 void find_ranges(void)
@@ -337,9 +354,17 @@ cudaError_t cudaFree(void *p)
     n_bytes -= b->second.bytes;
     blocks.erase(b);
     find_ranges();
-    protect((address)p, room, PROT_NONE);
-    madvise(p, room, MADV_DONTNEED);
+    give_back((address)p, room);
     return cudaSuccess;
+}
+
+void simt::check_argument(const char *kernel, const void *p)
+{
+    auto b = pinned.upper_bound((address)p);
+    if (!p || block_of(p, 0) || (b != pinned.begin() && (--b, (address)p < b->first + b->second)))
+        return;
+    fprintf(stderr, "simt: kernel %s is given %p, which is not memory of the device\n", kernel, p);
+    abort();
 }
 
 cudaError_t cudaMallocHost(void **ret, size_t bytes)
