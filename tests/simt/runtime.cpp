@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
+#include <iterator>
 #include <map>
 #include <set>
 #include <vector>
@@ -130,10 +131,9 @@ void find_ranges(void)
     ranges.clear();
     for (const auto &b : blocks) {
         auto last = ranges.empty() ? ranges.end() : --ranges.end();
-        if (last != ranges.end() && last->first + last->second == b.first)
-            last->second += b.second.room;
-        else
-            ranges[b.first] = b.second.room;
+        const bool joins = last != ranges.end() && last->first + last->second == b.first;
+        if (joins) last->second += b.second.room;
+        else ranges[b.first] = b.second.room;
     }
 }
 
@@ -144,8 +144,7 @@ void check_ends(void)
     for (const auto &b : blocks)
         for (size_t i = b.second.bytes; i < b.second.bytes + BEHIND; i++)
             if (b.first[i] != MARK)
-                stop("a kernel wrote behind a block of %zu bytes of device memory",
-                     b.second.bytes);
+                stop("a kernel wrote behind a block of %zu bytes of the device", b.second.bytes);
 #endif
 }
 
@@ -247,15 +246,13 @@ static const struct { cudaError_t e; const char *name, *text; } errors[] = {
 
 const char *cudaGetErrorString(cudaError_t e)
 {
-    for (const auto &x : errors)
-        if (x.e == e) return x.text;
+    for (const auto &x : errors) if (x.e == e) return x.text;
     return "unrecognized error code";
 }
 
 const char *cudaGetErrorName(cudaError_t e)
 {
-    for (const auto &x : errors)
-        if (x.e == e) return x.name;
+    for (const auto &x : errors) if (x.e == e) return x.name;
     return "unrecognized error code";
 }
 
@@ -360,9 +357,9 @@ cudaError_t cudaFree(void *p)
 
 void simt::check_argument(const char *kernel, const void *p)
 {
-    auto b = pinned.upper_bound((address)p);
-    if (!p || block_of(p, 0) || (b != pinned.begin() && (--b, (address)p < b->first + b->second)))
-        return;
+    const auto b = pinned.upper_bound((address)p);
+    const bool host = b != pinned.begin() && (address)p < std::prev(b)->first + std::prev(b)->second;
+    if (!p || block_of(p, 0) || host) return;
     fprintf(stderr, "simt: kernel %s is given %p, which is not memory of the device\n", kernel, p);
     abort();
 }
