@@ -82,12 +82,7 @@ void ag_grad_pass(ag_call *c, int i)
     if (g) ag_convert_add(c->tape, x->size, ag_grad_dtype(y), y->grad, ag_grad_dtype(x), g, acc);
 }
 
-void *ag_scratch(ag_tape *t, size_t bytes)
-{
-    void *p = ag_arena_alloc(&t->data, 1, bytes);
-    if (!p) ag_fail(t, AG_ENOMEM, "out of memory for %.1f MB of scratch", 1e-6 * (double)bytes);
-    return p;
-}
+void *ag_scratch(ag_tape *t, size_t bytes) { return ag_tape_room(t, &t->data, 1, bytes); }
 
 size_t ag_scratch_size(size_t bytes)
 {

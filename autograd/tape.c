@@ -207,16 +207,21 @@ static void largest_text(const ag_tape *t, char *buf, size_t size)
     }
 }
 
-void *ag_tape_alloc(ag_tape *t, ag_arena *where, int64_t n, ag_dtype dtype)
+void *ag_tape_room(ag_tape *t, ag_arena *where, size_t n, size_t size)
 {
-    void *p = ag_arena_alloc(where, (size_t)n, ag_dtype_size(dtype));
+    void *p = ag_arena_alloc(where, n, size);
     if (p || t->error) return p;
     char largest[640];
     largest_text(t, largest, sizeof largest);
-    ag_fail(t, AG_ENOMEM, "out of memory: %lld numbers wanted, %.1f MB in use%s; a smaller "
-            "train.micro_batch needs less", (long long)n,
+    ag_fail(t, AG_ENOMEM, "out of memory: %.1f MB wanted, %.1f MB in use%s; a smaller "
+            "train.micro_batch needs less", 1e-6 * (double)n * (double)size,
             1e-6 * (double)(t->data.used + t->grads.used), largest);
     return NULL;
+}
+
+void *ag_tape_alloc(ag_tape *t, ag_arena *where, int64_t n, ag_dtype dtype)
+{
+    return ag_tape_room(t, where, (size_t)n, ag_dtype_size(dtype));
 }
 
 static ag_tensor *tensor_new(ag_tape *t, const ag_shape *shape, ag_dtype dtype)
@@ -303,8 +308,8 @@ static int make_outputs(ag_tape *t, ag_call *c, bool needs_grad)
         if (integer && !t->k->device) y->host = y->data;
     }
     if (c->op->saved_bytes) {
-        c->saved = ag_arena_alloc(&t->data, 1, c->op->saved_bytes(c));
-        if (!c->saved) return ag_fail(t, AG_ENOMEM, "%s: out of memory", c->op->name);
+        c->saved = ag_tape_room(t, &t->data, 1, c->op->saved_bytes(c));
+        if (!c->saved) return t->error;
     }
     return AG_OK;
 }

@@ -48,7 +48,9 @@ struct ag_tape {
 /* What a failed op returns: a NaN scalar. */
 ag_tensor *ag_poison(ag_tape *t);
 ag_tensor *ag_leaf_new(ag_tape *t, const ag_shape *shape, ag_dtype dtype, bool needs_grad);
-/* Numbers in one of the two arenas for them; NULL: error set. */
+/* n things of `size` bytes, or numbers, in one of the two arenas for them; NULL: error set, which
+ * names the largest tensors. */
+void *ag_tape_room(ag_tape *t, ag_arena *where, size_t n, size_t size);
 void *ag_tape_alloc(ag_tape *t, ag_arena *where, int64_t n, ag_dtype dtype);
 void ag_call_forward(ag_tape *t, ag_call *c);                    /* run, and watched */
 /* The device's error, if it has one, becomes the tape's, of call c (NULL: of none). */
