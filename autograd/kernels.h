@@ -246,8 +246,8 @@ typedef struct ag_kernels {
     void (*embedding_fwd)(int64_t m, int64_t d, const int32_t *ids, const void *table,
                           const void *pos, int64_t t, int64_t pos0, void *y);
     /* dtable[v,d] += rows of dy, dpos[.,d] += likewise, in the order of rows; either may be NULL */
-    void (*embedding_bwd)(int64_t m, int64_t d, const int32_t *ids, const void *dy, int64_t t,
-                          int64_t pos0, void *dtable, void *dpos);
+    void (*embedding_bwd)(int64_t m, int64_t v, int64_t d, const int32_t *ids, const void *dy,
+                          int64_t t, int64_t pos0, void *dtable, void *dpos);
 
     /* y[r*ldy ..] (+)= x[r*ldx ..], m rows of n; ldx may be 0: the same row m times */
     void (*copy_rows)(int64_t m, int64_t n, const void *x, int64_t ldx, void *y, int64_t ldy,
@@ -258,9 +258,11 @@ typedef struct ag_kernels {
     void (*outer_bwd)(int64_t a, int64_t b, int64_t n, const void *p, const void *q, const void *dy,
                       void *dp, void *dq);
 
-    /* y[r] = x[idx[r]] over rows of n; backward dx[idx[r]] += dy[r] in the order of r */
+    /* y[r] = x[idx[r]] over rows of n; backward dx[idx[r]] += dy[r], into v rows, in the order
+     * of r */
     void (*gather_fwd)(int64_t m, int64_t n, const int32_t *idx, const void *x, void *y);
-    void (*gather_bwd)(int64_t m, int64_t n, const int32_t *idx, const void *dy, void *dx);
+    void (*gather_bwd)(int64_t m, int64_t v, int64_t n, const int32_t *idx, const void *dy,
+                       void *dx);
     /* y[r] = x[r, idx[r]]; backward dx[r, idx[r]] += dy[r] */
     void (*pick_fwd)(int64_t m, int64_t n, const int32_t *idx, const void *x, void *y);
     void (*pick_bwd)(int64_t m, int64_t n, const int32_t *idx, const void *dy, void *dx);

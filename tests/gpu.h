@@ -7,6 +7,7 @@
 #ifdef TEST_REAL_GPU
 static inline bool gpu_is_real(void) { return true; }
 static inline void gpu_order(unsigned seed) { (void)seed; }
+static inline long gpu_calls(void) { return 0; }
 #else
 #include "simt/mock.h"
 static inline bool gpu_is_real(void) { return false; }
@@ -18,5 +19,7 @@ static inline void gpu_order(unsigned seed)
     if (!known) first = simt_seed_now(), known = true;
     simt_seed(seed ? first + seed : first);
 }
+/* Calls of the runtime, so far; a launch is one.  0 on a real GPU. */
+static inline long gpu_calls(void) { return simt_calls(); }
 #endif
 #endif

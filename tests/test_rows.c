@@ -17,7 +17,7 @@ enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 typedef struct row_case {
     int     id;
     bool    acc, log;
-    int64_t m, n, t, pos0;
+    int64_t m, v, n, t, pos0;
     const float *x, *y, *dy, *gain, *bias, *mean, *rstd;
     const int32_t *idx;
     float   dloss;
@@ -216,10 +216,10 @@ static void run_index(const ag_kernels *k, const void *arg, void *const y[])
     switch (c->id) {
     case 0: k->embedding_fwd(c->m, c->n, c->idx, c->x, c->y, c->t, c->pos0, y[0]); break;
     case 1: k->embedding_fwd(c->m, c->n, c->idx, c->x, NULL, c->t, c->pos0, y[0]); break;
-    case 2: k->embedding_bwd(c->m, c->n, c->idx, c->dy, c->t, c->pos0, y[0], NULL); break;
-    case 3: k->embedding_bwd(c->m, c->n, c->idx, c->dy, c->t, c->pos0, NULL, y[0]); break;
+    case 2: k->embedding_bwd(c->m, c->v, c->n, c->idx, c->dy, c->t, c->pos0, y[0], NULL); break;
+    case 3: k->embedding_bwd(c->m, c->v, c->n, c->idx, c->dy, c->t, c->pos0, NULL, y[0]); break;
     case 4: k->gather_fwd(c->m, c->n, c->idx, c->x, y[0]); break;
-    case 5: k->gather_bwd(c->m, c->n, c->idx, c->dy, y[0]); break;
+    case 5: k->gather_bwd(c->m, c->v, c->n, c->idx, c->dy, y[0]); break;
     case 6: k->pick_fwd(c->m, c->n, c->idx, c->dy, y[0]); break;
     case 7: k->pick_bwd(c->m, c->n, c->idx, c->x, y[0]); break;
     default: k->argmax(c->m, c->n, c->dy, y[0]); break;
@@ -229,7 +229,7 @@ static void run_index(const ag_kernels *k, const void *arg, void *const y[])
 static void run_embedding_bwd_both(const ag_kernels *k, const void *arg, void *const y[])
 {
     const row_case *c = arg;
-    k->embedding_bwd(c->m, c->n, c->idx, c->dy, c->t, c->pos0, y[0], y[1]);
+    k->embedding_bwd(c->m, c->v, c->n, c->idx, c->dy, c->t, c->pos0, y[0], y[1]);
 }
 
 static void test_rows_by_index(void **state)
@@ -244,7 +244,7 @@ static void test_rows_by_index(void **state)
         float *x = floats(V * n + m, -1, 1, 1), *pos = floats((POS0 + T) * n, -1, 1, 2);
         float *dy = floats(m * n, -1, 1, 3);
         int32_t *rows = ints(m, 0, V, 4), *cols = ints(m, 0, (int32_t)n, 5);
-        row_case c = { .m = m, .n = n, .t = T, .pos0 = POS0, .x = x, .y = pos, .dy = dy };
+        row_case c = { .m = m, .v = V, .n = n, .t = T, .pos0 = POS0, .x = x, .y = pos, .dy = dy };
         const int64_t size[] = { m * n, m * n, V * n, (POS0 + T) * n, m * n, V * n, m, m * n, m };
         for (c.id = 0; c.id < 9; c.id++) {
             const bool adds = c.id == 2 || c.id == 3 || c.id == 5 || c.id == 7;

@@ -7,6 +7,7 @@
 #include "gpu_check.h"
 
 #include "autograd/cuda/cuda.h"
+#include "gpu.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -211,7 +212,7 @@ static void no_rows(void **state)
     ag_device_write(gpu, p, ones, sizeof ones);
     k->act_bwd(AG_ACT_NONE, 0, N, NULL, NULL, NULL, p, true);
     k->layernorm_bwd(0, N, NULL, NULL, NULL, NULL, NULL, NULL, false, p, p);
-    k->embedding_bwd(0, N, NULL, NULL, 4, 0, p, p);
+    k->embedding_bwd(0, 1, N, NULL, NULL, 4, 0, p, p);
     ag_device_read(gpu, got, p, sizeof got);
     assert_memory_equal(got, ones, sizeof got);
     k->act_bwd(AG_ACT_NONE, 0, N, NULL, NULL, NULL, p, false);
@@ -224,6 +225,47 @@ static void no_rows(void **state)
     assert_true(got[0] == 0 && got[1] == 0 && got[2] == 1);
     assert_null(gpu->check());
     ag_device_free(gpu, p, sizeof ones);
+}
+
+/* A table of v rows: indices that differ in their highest digit, and the last row, come to their
+ * places.  The sort takes a pass, of two launches, for each 8 bits of the largest index. */
+static void table_of_any_height(void **state)
+{
+    enum { M = 40, D = 2 };          /* two pieces */
+    static const struct { int64_t v; int passes; } tables[] = {
+        { 1, 1 }, { 65, 1 }, { 256, 1 }, { 257, 2 }, { 65536, 2 }, { 65537, 3 },
+        { (1 << 24) + 1, 4 } };
+    enum { TABLES = sizeof tables / sizeof *tables };
+    begin(state);
+    double *dy = numbers(M * D, 4);
+    void *pdy = gpu_upload(f, M * D, dy);
+    int32_t ids[M], *pi = ag_device_alloc(gpu, sizeof ids);
+    long calls[TABLES];
+    for (int i = 0; i < TABLES; i++) {
+        const int64_t v = tables[i].v, step = v > 65536 ? 65536 : v > 256 ? 256 : 1;
+        const size_t bytes = (size_t)(v * D) * sizeof(float);
+        float *table = ag_device_alloc(gpu, bytes), *got = malloc(bytes);
+        double *want = calloc((size_t)(v * D), sizeof *want);
+        assert_true(table && got && want);
+        for (int r = 0; r < M; r++) {
+            ids[r] = (int32_t)(r % 3 ? v - 1 - r * step % v : v - 1);
+            for (int j = 0; j < D; j++) want[ids[r] * D + j] += 2 * dy[r * D + j];
+        }
+        ag_device_write(gpu, pi, ids, sizeof ids);
+        k->embedding_bwd(M, v, D, pi, pdy, M, 0, table, NULL);
+        calls[i] = gpu_calls();  /* there is a workspace now */
+        k->embedding_bwd(M, v, D, pi, pdy, M, 0, table, NULL);
+        calls[i] = gpu_calls() - calls[i];
+        ag_device_read(gpu, got, table, bytes);
+        assert_null(gpu->check());
+        for (int64_t j = 0; j < v * D; j++) assert_true((double)got[j] == want[j]);
+        if (!gpu_is_real()) assert_int_equal(calls[i] - calls[0], 2 * (tables[i].passes - 1));
+        ag_device_free(gpu, table, bytes);
+        free(got), free(want);
+    }
+    gpu_drop(f, M * D, pdy);
+    ag_device_free(gpu, pi, sizeof ids);
+    free(dy);
 }
 
 static void fixed_point(void **state)
@@ -289,12 +331,13 @@ static void noise(void **state)
 
 int main(void)
 {
-    enum { TESTS = 6 };
+    enum { TESTS = 7 };
     static const struct { const char *name; CMUnitTestFunction run; } test[TESTS] = {
         { "agrees_with_the_reference", agrees_with_the_reference },
         { "rows_begin_anywhere", rows_begin_anywhere },
         { "infinities", infinities },
         { "no_rows", no_rows },
+        { "table_of_any_height", table_of_any_height },
         { "fixed_point", fixed_point },
         { "noise", noise },
     };

@@ -57,10 +57,11 @@ void AG_NAME(softmax_bwd)(int64_t m, int64_t n, bool log, const void *y, const v
                           bool acc);
 void AG_NAME(embedding_fwd)(int64_t m, int64_t d, const int32_t *ids, const void *table,
                             const void *pos, int64_t t, int64_t pos0, void *y);
-void AG_NAME(embedding_bwd)(int64_t m, int64_t d, const int32_t *ids, const void *dy, int64_t t,
-                            int64_t pos0, void *dtable, void *dpos);
+void AG_NAME(embedding_bwd)(int64_t m, int64_t v, int64_t d, const int32_t *ids, const void *dy,
+                            int64_t t, int64_t pos0, void *dtable, void *dpos);
 void AG_NAME(gather_fwd)(int64_t m, int64_t n, const int32_t *idx, const void *x, void *y);
-void AG_NAME(gather_bwd)(int64_t m, int64_t n, const int32_t *idx, const void *dy, void *dx);
+void AG_NAME(gather_bwd)(int64_t m, int64_t v, int64_t n, const int32_t *idx, const void *dy,
+                         void *dx);
 void AG_NAME(pick_fwd)(int64_t m, int64_t n, const int32_t *idx, const void *x, void *y);
 void AG_NAME(pick_bwd)(int64_t m, int64_t n, const int32_t *idx, const void *dy, void *dx);
 void AG_NAME(argmax)(int64_t m, int64_t n, const void *x, int32_t *idx);

@@ -273,9 +273,10 @@ static void embedding_fwd(int64_t m, int64_t d, const int32_t *ids, const void *
         }
 }
 
-static void embedding_bwd(int64_t m, int64_t d, const int32_t *ids, const void *dy, int64_t t,
-                          int64_t pos0, void *dtable, void *dpos)
+static void embedding_bwd(int64_t m, int64_t v, int64_t d, const int32_t *ids, const void *dy,
+                          int64_t t, int64_t pos0, void *dtable, void *dpos)
 {
+    (void)v;
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < d; j++) {
             const real e = ((const real *)dy)[i * d + j];
@@ -293,8 +294,10 @@ static void gather_fwd(int64_t m, int64_t n, const int32_t *idx, const void *x, 
             ((real *)y)[i * n + j] = ((const real *)x)[idx[i] * n + j];
 }
 
-static void gather_bwd(int64_t m, int64_t n, const int32_t *idx, const void *dy, void *dx)
+static void gather_bwd(int64_t m, int64_t v, int64_t n, const int32_t *idx, const void *dy,
+                       void *dx)
 {
+    (void)v;
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++)
             ((real *)dx)[idx[i] * n + j] += ((const real *)dy)[i * n + j];

@@ -229,11 +229,12 @@ static void add_to(int64_t k, const float *from, float *to)
 
 enum { SCATTER_COLUMNS = 64 };
 
-void AG_NAME(embedding_bwd)(int64_t m, int64_t d, const int32_t *ids, const void *pdy, int64_t t,
-                            int64_t pos0, void *pdtable, void *pdpos)
+void AG_NAME(embedding_bwd)(int64_t m, int64_t v, int64_t d, const int32_t *ids, const void *pdy,
+                            int64_t t, int64_t pos0, void *pdtable, void *pdpos)
 {
     const float *dy = pdy;
     float *dtable = pdtable, *dpos = pdpos;
+    (void)v;
     #pragma omp parallel for schedule(static) if (m * d >= AG_PARALLEL_FROM)
     for (int64_t j = 0; j < d; j += SCATTER_COLUMNS) {
         const int64_t k = d - j < SCATTER_COLUMNS ? d - j : SCATTER_COLUMNS;
@@ -251,9 +252,10 @@ void AG_NAME(gather_fwd)(int64_t m, int64_t n, const int32_t *idx, const void *x
     AG_NAME(embedding_fwd)(m, n, idx, x, NULL, 1, 0, y);
 }
 
-void AG_NAME(gather_bwd)(int64_t m, int64_t n, const int32_t *idx, const void *dy, void *dx)
+void AG_NAME(gather_bwd)(int64_t m, int64_t v, int64_t n, const int32_t *idx, const void *dy,
+                         void *dx)
 {
-    AG_NAME(embedding_bwd)(m, n, idx, dy, 1, 0, dx, NULL);
+    AG_NAME(embedding_bwd)(m, v, n, idx, dy, 1, 0, dx, NULL);
 }
 
 void AG_NAME(pick_fwd)(int64_t m, int64_t n, const int32_t *idx, const void *x, void *y)

@@ -140,12 +140,13 @@ static void pieces_launch(const sorted_rows &s, int64_t pieces, const T *dy, O *
               256 * sizeof(double), s, to);
 }
 
-/* to[index[r]] += dy[r] */
+/* to[index[r]] += dy[r], r < m; `to` has v rows: the sort takes as many passes as they need */
 template <class T, class O>
-static void add_by_index(int64_t m, int64_t d, const int32_t *index, const void *dy, void *to)
+static void add_by_index(int64_t m, int64_t v, int64_t d, const int32_t *index, const void *dy,
+                         void *to)
 {
     const int64_t pieces = (m + PIECE - 1) / PIECE;
-    const group_keys keys = { index, 1, m, 1, GROUP_ANY };
+    const group_keys keys = { index, 1, m, 1, v };
     const size_t bytes = group_bytes(&keys);
     if (!m || !d) return;
     char *memory = (char *)ag_cuda_workspace(bytes + (size_t)(pieces * 2 * d) * sizeof(float));
@@ -160,9 +161,10 @@ static void add_by_index(int64_t m, int64_t d, const int32_t *index, const void 
 }
 
 template <class T>
-static void gather_bwd(int64_t m, int64_t n, const int32_t *idx, const void *dy, void *dx)
+static void gather_bwd(int64_t m, int64_t v, int64_t n, const int32_t *idx, const void *dy,
+                       void *dx)
 {
-    add_by_index<T, T>(m, n, idx, dy, dx);
+    add_by_index<T, T>(m, v, n, idx, dy, dx);
 }
 
 /* Of position z: the rows z, z + t, z + 2 t .. of dy. */
@@ -182,10 +184,10 @@ template <class T> struct position_sums {
 };
 
 template <class T>
-static void embedding_bwd(int64_t m, int64_t d, const int32_t *ids, const void *dy, int64_t t,
-                          int64_t pos0, void *dtable, void *dpos)
+static void embedding_bwd(int64_t m, int64_t v, int64_t d, const int32_t *ids, const void *dy,
+                          int64_t t, int64_t pos0, void *dtable, void *dpos)
 {
-    if (dtable) add_by_index<T, float>(m, d, ids, dy, dtable);
+    if (dtable) add_by_index<T, float>(m, v, d, ids, dy, dtable);
     if (!dpos || !m) return;
     const position_sums<T> f = { m, t, d, (const T *)dy };
     const column_ends<float, 1> e = { { (float *)dpos + pos0 * d }, true, NULL };

@@ -2,8 +2,9 @@
  * group.cuh -- entries grouped by an integer key, those of a key in their order: what sums by index
  * are made from, so that each is added up in one order.
  *
- * It is a stable radix sort, 8 bits of the key a pass and two launches each, of several segments at
- * once; there is no array as long as there are keys unless starts are asked for.
+ * It is a stable radix sort of several segments at once, 8 bits of the key a pass and two launches
+ * each: as many passes as the largest key has digits.  There is no array as long as there are keys
+ * unless starts are asked for.
  */
 #ifndef AG_CUDA_GROUP_CUH
 #define AG_CUDA_GROUP_CUH
@@ -15,9 +16,8 @@
 struct group_keys {
     const int32_t *key;
     int64_t segments, n, inner;      /* n: entries of a segment */
-    int64_t keys;                    /* a key is 0 .. keys - 1; GROUP_ANY: how many is not known */
+    int64_t keys;                    /* a key is 0 .. keys - 1 */
 };
-static const int64_t GROUP_ANY = (int64_t)1 << 31;
 
 struct groups {
     const int32_t *entry, *key;      /* [segments,n], by key: which entry, and its key */

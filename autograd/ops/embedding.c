@@ -38,8 +38,9 @@ static void embedding_forward(ag_call *c)
 static void embedding_backward(ag_call *c)
 {
     void *dtable = ag_grad_add(c, TABLE), *dpos = ag_grad_add(c, POS);
-    c->k->embedding_bwd(c->in[IDS]->size, ag_cols(c->in[TABLE]), c->in[IDS]->data, c->out[0]->grad,
-                        c->in[IDS]->shape.dim[1], c->attr.embedding.pos0, dtable, dpos);
+    c->k->embedding_bwd(c->in[IDS]->size, ag_rows(c->in[TABLE]), ag_cols(c->in[TABLE]),
+                        c->in[IDS]->data, c->out[0]->grad, c->in[IDS]->shape.dim[1],
+                        c->attr.embedding.pos0, dtable, dpos);
 }
 
 static bool embedding_half(const ag_call *c, const ag_kernels *k)

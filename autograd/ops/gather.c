@@ -39,8 +39,8 @@ static void gather_forward(ag_call *c)
 
 static void gather_backward(ag_call *c)
 {
-    c->k->gather_bwd(c->in[1]->size, ag_cols(c->in[0]), c->in[1]->data, c->out[0]->grad,
-                     ag_grad_add(c, 0));
+    c->k->gather_bwd(c->in[1]->size, ag_rows(c->in[0]), ag_cols(c->in[0]), c->in[1]->data,
+                     c->out[0]->grad, ag_grad_add(c, 0));
 }
 
 static bool gather_half(const ag_call *c, const ag_kernels *k)

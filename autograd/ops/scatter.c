@@ -31,7 +31,7 @@ static void scatter_forward(ag_call *c)
     if (ag_check_index(c, IDX, 0, rows) < 0) return;
     if (c->in[R]) c->k->copy_rows(rows, n, c->in[R]->data, n, y->data, n, false);
     else c->k->fill(y->size, 0, y->data);
-    c->k->gather_bwd(c->in[IDX]->size, n, c->in[IDX]->data, c->in[X]->data, y->data);
+    c->k->gather_bwd(c->in[IDX]->size, rows, n, c->in[IDX]->data, c->in[X]->data, y->data);
 }
 
 static void scatter_backward(ag_call *c)

@@ -231,7 +231,7 @@ static void run_lookup(const void *arg)
 static void run_lookup_bwd(const void *arg)
 {
     const lookup *l = arg;
-    k->embedding_bwd(l->m, l->d, l->ids, l->y, l->t, 0, l->table, l->pos);
+    k->embedding_bwd(l->m, l->v, l->d, l->ids, l->y, l->t, 0, l->table, l->pos);
 }
 
 static void embeddings(void)
