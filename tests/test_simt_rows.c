@@ -6,6 +6,7 @@
  */
 #include "gpu_check.h"
 
+#include "autograd/base/half.h"
 #include "autograd/cuda/cuda.h"
 #include "gpu.h"
 
@@ -102,6 +103,28 @@ static void check_numbers(int64_t n, const void *p, const double *want, double u
             fail_msg("number %lld of %lld is %g, wanted %g", (long long)i, (long long)n, got[i + 1],
                      want[i]);
     free(got);
+}
+
+/* n numbers at p are `want`, and the one behind them is still 9. */
+static void check_behind(int64_t n, const void *p, const double *want, double u)
+{
+    double *got = malloc((size_t)(n + 1) * sizeof *got);
+    assert_non_null(got);
+    gpu_download(f, n + 1, p, got);
+    assert_null(gpu->check());
+    assert_true(got[n] == 9);
+    for (int64_t i = 0; i < n; i++)
+        if (!(fabs(got[i] - want[i]) <= u * fmax(fabs(want[i]), 1)))
+            fail_msg("number %lld of %lld is %g, wanted %g", (long long)i, (long long)n, got[i],
+                     want[i]);
+    free(got);
+}
+
+/* x rounded to the format's 16 bits. */
+static double number_of(float x)
+{
+    return (double)(f->dtype == AG_BF16 ? ag_bf16_float(ag_bf16_of(x))
+                                        : ag_f16_float(ag_f16_of(x)));
 }
 
 /* A copy of x on the device behind one number, 7: not aligned. */
@@ -268,6 +291,78 @@ static void table_of_any_height(void **state)
     free(dy);
 }
 
+/* Arrays that are all aligned, and one that is not; lengths with and without an end behind the
+ * packs of 16 bytes.  Of x * x both gradients go to one array. */
+static void any_alignment(void **state)
+{
+    enum { MOST = 1003 };
+    static const int64_t lengths[] = { 1, 7, 8, 16, 40, MOST };
+    static const enum ag_binary_id ops[] = { AG_BINARY_mul, AG_BINARY_relu_mask };
+    begin(state);
+    double *x[4], *want = malloc(2 * MOST * sizeof *want);       /* a, b, y, dy */
+    assert_non_null(want);
+    for (int i = 0; i < 4; i++) x[i] = numbers(MOST, 5 + (uint64_t)i);
+    for (int turn = 0; turn < 96; turn++) {
+        const int64_t n = lengths[turn % 6];
+        const int off = turn / 6 % 7, form = turn % 4;           /* which is shifted; 6: none */
+        const enum ag_binary_id op = ops[turn / 6 % 2];
+        void *block[6], *p[6];
+        for (int i = 0; i < 6; i++) {
+            double from[MOST + 1];
+            for (int64_t j = 0; j <= n; j++) from[j] = j < n ? x[i < 4 ? i : 3][j] : 9;
+            block[i] = i == off ? shifted(n + 1, from) : gpu_upload(f, n + 1, from);
+            p[i] = i == off ? inner(block[i]) : block[i];
+        }
+        double *da = want, *db = form == 2 ? want : want + MOST;
+        memcpy(da, x[3], (size_t)n * sizeof *da);
+        memcpy(db, x[3], (size_t)n * sizeof *db);
+        if (form == 2) p[5] = p[4];
+        const bool acc_a = form == 1, acc_b = form != 0;
+        ref->binary_bwd[op](n, x[0], x[1], x[2], x[3], form < 3 ? da : NULL, acc_a, db, acc_b);
+        k->binary_bwd[op](n, p[0], p[1], p[2], p[3], form < 3 ? p[4] : NULL, acc_a, p[5], acc_b);
+        if (form < 3) check_behind(n, p[4], da, 5 * f->u);
+        check_behind(n, p[5], db, 5 * f->u);
+        for (int i = 0; i < 6; i++) gpu_drop(f, n + 1 + (i == off), block[i]);
+    }
+    for (int i = 0; i < 4; i++) free(x[i]);
+    free(want);
+}
+
+/* To 16 bits and back, from arrays that begin aligned or one number later. */
+static void conversions(void **state)
+{
+    enum { MOST = 1003 };
+    static const int64_t lengths[] = { 0, 1, 7, 8, 40, MOST };
+    begin(state);
+    if (!k->narrow) return;
+    float host[MOST + 2], back[MOST + 2], *pf = ag_device_alloc(gpu, sizeof host);
+    double *x = uniform_new(MOST, -2, 2, 11), zeros[MOST + 2] = { 0 }, got[MOST + 2];
+    for (int turn = 0; turn < 24; turn++) {
+        const int64_t n = lengths[turn % 6], sf = turn / 6 % 2, sh = turn / 12;
+        void *ph = gpu_upload(f, MOST + 2, zeros);
+        for (int64_t i = 0; i < MOST + 2; i++)
+            host[i] = i >= sf && i < sf + n ? (float)x[i - sf] : 3;
+        ag_device_write(gpu, pf, host, sizeof host);
+        void *half = sh ? inner(ph) : ph;
+        k->narrow(n, pf + sf, half);
+        gpu_download(f, MOST + 2, ph, got);
+        for (int64_t i = 0; i < MOST + 2; i++) {
+            const double want = i >= sh && i < sh + n ? number_of((float)x[i - sh]) : 0;
+            assert_true(got[i] == want);
+        }
+        k->widen(n, half, pf + sf);
+        ag_device_read(gpu, back, pf, sizeof back);
+        assert_null(gpu->check());
+        for (int64_t i = 0; i < MOST + 2; i++) {
+            const double want = i >= sf && i < sf + n ? got[i - sf + sh] : 3;
+            assert_true((double)back[i] == want);
+        }
+        gpu_drop(f, MOST + 2, ph);
+    }
+    ag_device_free(gpu, pf, sizeof host);
+    free(x);
+}
+
 static void fixed_point(void **state)
 {
     enum { N = 3000, POINT = 20 };
@@ -331,13 +426,15 @@ static void noise(void **state)
 
 int main(void)
 {
-    enum { TESTS = 7 };
+    enum { TESTS = 9 };
     static const struct { const char *name; CMUnitTestFunction run; } test[TESTS] = {
         { "agrees_with_the_reference", agrees_with_the_reference },
         { "rows_begin_anywhere", rows_begin_anywhere },
         { "infinities", infinities },
         { "no_rows", no_rows },
         { "table_of_any_height", table_of_any_height },
+        { "any_alignment", any_alignment },
+        { "conversions", conversions },
         { "fixed_point", fixed_point },
         { "noise", noise },
     };

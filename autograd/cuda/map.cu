@@ -110,15 +110,32 @@ template <class F, class T> static void binary_fwd(int64_t n, const void *a, con
     map<F, T>(F(), n, a, b, NULL, y, false);
 }
 
-/* Both gradients in one pass over a, b, y and dy. */
-template <class FA, class FB, class T>
+/* to (+)= dy f(a, b, y), N numbers */
+template <class F, class T, int N>
+static __device__ __forceinline__ void binary_grad(F f, const pack<T, N> &a, const pack<T, N> &b,
+                                                   const pack<T, N> &y, const pack<T, N> &dy, T *to,
+                                                   bool acc)
+{
+    pack<T, N> v = {};
+    if (acc) v = pack_load<T, N>(to);
+    for (int j = 0; j < N; j++) {
+        const float was = acc ? get(&v.at[j]) : 0;
+        put(&v.at[j], was + get(&dy.at[j]) * f(get(&a.at[j]), get(&b.at[j]), get(&y.at[j])));
+    }
+    pack_store(to, v);
+}
+
+/* Both gradients in one pass over a, b, y and dy.  da is written before db is read: of x * x they
+ * are one array. */
+template <class FA, class FB, class T, int N>
 static __global__ void binary_bwd_run(FA fa, FB fb, int64_t n, const T *a, const T *b, const T *y,
                                       const T *dy, T *da, bool acc_a, T *db, bool acc_b)
 {
-    EACH(i, n) {
-        const float va = get(a + i), vb = get(b + i), vy = get(y + i), g = get(dy + i);
-        if (da) put(da + i, (acc_a ? get(da + i) : 0) + g * fa(va, vb, vy));
-        if (db) put(db + i, (acc_b ? get(db + i) : 0) + g * fb(va, vb, vy));
+    EACH(i, n / N) {
+        const pack<T, N> va = pack_load<T, N>(a + i * N), vb = pack_load<T, N>(b + i * N);
+        const pack<T, N> vy = pack_load<T, N>(y + i * N), g = pack_load<T, N>(dy + i * N);
+        if (da) binary_grad<FA, T, N>(fa, va, vb, vy, g, da + i * N, acc_a);
+        if (db) binary_grad<FB, T, N>(fb, va, vb, vy, g, db + i * N, acc_b);
     }
 }
 
@@ -126,8 +143,17 @@ template <class FA, class FB, class T>
 static void binary_bwd(int64_t n, const void *a, const void *b, const void *y, const void *dy,
                        void *da, bool acc_a, void *db, bool acc_b)
 {
-    AG_LAUNCH((binary_bwd_run<FA, FB, T>), grid_of(n), THREADS, 0, FA(), FB(), n, (const T *)a,
-              (const T *)b, (const T *)y, (const T *)dy, (T *)da, acc_a, (T *)db, acc_b);
+    constexpr int N = 16 / (int)sizeof(T);
+    const T *ta = (const T *)a, *tb = (const T *)b, *ty = (const T *)y, *tg = (const T *)dy;
+    T *ga = (T *)da, *gb = (T *)db;
+    const bool packed = aligned(a) && aligned(b) && aligned(y) && aligned(dy) && aligned(da) &&
+                        aligned(db);
+    const int64_t done = packed ? n / N * N : 0;
+    AG_LAUNCH((binary_bwd_run<FA, FB, T, N>), grid_of(done / N), THREADS, 0, FA(), FB(), done, ta,
+              tb, ty, tg, ga, acc_a, gb, acc_b);
+    AG_LAUNCH((binary_bwd_run<FA, FB, T, 1>), grid_of(n - done), THREADS, 0, FA(), FB(), n - done,
+              ta + done, tb + done, ty + done, tg + done, ga ? ga + done : NULL, acc_a,
+              gb ? gb + done : NULL, acc_b);
 }
 
 /* --- the rest --------------------------------------------------------------------------------- */
@@ -208,24 +234,46 @@ template <class T> static void fixed_read(int64_t n, int point, const int32_t *s
     AG_LAUNCH(fixed_read_run<T>, grid_of(n), THREADS, 0, n, ldexpf(1, -point), s, (T *)y);
 }
 
-template <class T> static __global__ void narrow_run(int64_t n, const float *x, T *y)
+/* y = x in another type, N numbers at a time: as many as 16 bytes hold of the narrower. */
+template <class A, class B, int N>
+static __global__ void convert_run(int64_t n, const A *x, B *y)
 {
-    EACH(i, n) put(y + i, x[i]);
+    constexpr int OF_A = 16 / (int)sizeof(A), OF_B = 16 / (int)sizeof(B);
+    constexpr int NA = N < OF_A ? N : OF_A, NB = N < OF_B ? N : OF_B;
+    EACH(i, n / N) {
+        float v[N];
+        AG_UNROLL
+        for (int k = 0; k < N; k += NA) {
+            const pack<A, NA> some = pack_load<A, NA>(x + i * N + k);
+            AG_UNROLL
+            for (int j = 0; j < NA; j++) v[k + j] = get(&some.at[j]);
+        }
+        AG_UNROLL
+        for (int k = 0; k < N; k += NB) {
+            pack<B, NB> some;
+            AG_UNROLL
+            for (int j = 0; j < NB; j++) put(&some.at[j], v[k + j]);
+            pack_store(y + i * N + k, some);
+        }
+    }
 }
 
-template <class T> static __global__ void widen_run(int64_t n, const T *x, float *y)
+template <class A, class B> static void convert(int64_t n, const A *x, B *y)
 {
-    EACH(i, n) y[i] = get(x + i);
+    constexpr int N = 16 / (int)(sizeof(A) < sizeof(B) ? sizeof(A) : sizeof(B));
+    const int64_t done = aligned(x) && aligned(y) ? n / N * N : 0;
+    AG_LAUNCH((convert_run<A, B, N>), grid_of(done / N), THREADS, 0, done, x, y);
+    AG_LAUNCH((convert_run<A, B, 1>), grid_of(n - done), THREADS, 0, n - done, x + done, y + done);
 }
 
 template <class T> static void narrow(int64_t n, const float *x, void *y)
 {
-    AG_LAUNCH(narrow_run<T>, grid_of(n), THREADS, 0, n, x, (T *)y);
+    convert(n, x, (T *)y);
 }
 
 template <class T> static void widen(int64_t n, const void *x, float *y)
 {
-    AG_LAUNCH(widen_run<T>, grid_of(n), THREADS, 0, n, (const T *)x, y);
+    convert(n, (const T *)x, y);
 }
 
 template <class T> void map_table(ag_kernels *k)
