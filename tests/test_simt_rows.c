@@ -41,6 +41,13 @@ static const gpu_case cases[] = {
     LAYERNORM(600, 9),
     LAYERNORM(3, 1032),
     LAYERNORM(2, 4103),
+    LAYERNORM(37, 64),                                   /* backward in registers: one block, */
+    LAYERNORM(140, 264),                                 /* more, with lanes that have no pack */
+    LAYERNORM(20, 520),
+    LAYERNORM(18, 1024),
+    LAYERNORM(2200, 8),
+    CASE(layernorm, .in = { S2(40, 48), S1(48), S1(48) }, .absent = 6, .attr.layernorm = { 1e-5 }),
+    CASE(layernorm, .in = { S2(40, 48), S1(48), S1(48) }, .absent = 2, .attr.layernorm = { 1e-5 }),
     CASE(row_sum, .in = { S2(3, 5001) }),
     CASE(sum, .in = { S1(20000) }),
     CASE(mean, .in = { S2(3, 9001) }),
@@ -363,6 +370,42 @@ static void conversions(void **state)
     free(x);
 }
 
+/* Backward in place of dy, or added to dx; with the sums that are wanted. */
+static void layernorm_forms(void **state)
+{
+    enum { M = 70, N = 40, ALL = M * N };
+    begin(state);
+    double *x = numbers(ALL, 21), *dy = numbers(ALL, 22), *gain = numbers(N, 23), dx[ALL], mean[M],
+           rstd[M], y[ALL], sums[2 * N];
+    float got[2 * N + M], *sum = ag_device_alloc(gpu, 2 * M * sizeof *sum + sizeof sums);
+    float *pmean = sum + 2 * N, *prstd = pmean + M;
+    void *px = gpu_upload(f, ALL, x), *pgain = gpu_upload(f, N, gain);
+    ref->layernorm_fwd(M, N, 1e-5, x, gain, NULL, y, mean, rstd);
+    for (int form = 0; form < 16; form++) {
+        const bool in_place = form & 1, dgain = form & 2, dbias = form & 4, shift = form & 8;
+        for (int i = 0; i < ALL; i++) dx[i] = dy[i];
+        memset(sums, 0, sizeof sums);
+        ref->layernorm_bwd(M, N, x, gain, mean, rstd, dy, dx, !in_place, dgain ? sums : NULL,
+                           dbias ? sums + N : NULL);
+        void *pdy = gpu_upload(f, ALL, dy), *pdx = shifted(ALL, dy), *py = gpu_upload(f, ALL, x);
+        void *to = in_place ? pdy : shift ? inner(pdx) : pdx;
+        if (!in_place && !shift) k->scale(ALL, 1, pdy, pdx, false);
+        ag_device_clear(gpu, sum, 2 * N * sizeof *sum);
+        k->layernorm_fwd(M, N, 1e-5, px, pgain, NULL, py, pmean, prstd);
+        k->layernorm_bwd(M, N, px, pgain, pmean, prstd, pdy, to, !in_place, dgain ? sum : NULL,
+                         dbias ? sum + N : NULL);
+        gpu_download(f, ALL, to, y);
+        ag_device_read(gpu, got, sum, 2 * N * sizeof *sum);
+        assert_null(gpu->check());
+        for (int i = 0; i < ALL; i++) assert_true(fabs(y[i] - dx[i]) <= 8 * f->u + 1e-5);
+        for (int i = 0; i < 2 * N; i++) assert_true(fabs((double)got[i] - sums[i]) <= 1e-4);
+        gpu_drop(f, ALL, pdy), gpu_drop(f, ALL + 1, pdx), gpu_drop(f, ALL, py);
+    }
+    gpu_drop(f, ALL, px), gpu_drop(f, N, pgain);
+    ag_device_free(gpu, sum, 2 * M * sizeof *sum + sizeof sums);
+    free(x), free(dy), free(gain);
+}
+
 static void fixed_point(void **state)
 {
     enum { N = 3000, POINT = 20 };
@@ -426,7 +469,7 @@ static void noise(void **state)
 
 int main(void)
 {
-    enum { TESTS = 9 };
+    enum { TESTS = 10 };
     static const struct { const char *name; CMUnitTestFunction run; } test[TESTS] = {
         { "agrees_with_the_reference", agrees_with_the_reference },
         { "rows_begin_anywhere", rows_begin_anywhere },
@@ -435,6 +478,7 @@ int main(void)
         { "table_of_any_height", table_of_any_height },
         { "any_alignment", any_alignment },
         { "conversions", conversions },
+        { "layernorm_forms", layernorm_forms },
         { "fixed_point", fixed_point },
         { "noise", noise },
     };

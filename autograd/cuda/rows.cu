@@ -1,6 +1,6 @@
 /*
- * rows.cu -- kernels along rows: softmax, cross entropy, layer normalisation, sums; and sums down
- * columns, the gradients of gains and biases.
+ * rows.cu -- kernels along rows: softmax, cross entropy, sums; and sums down columns, the gradients
+ * of biases.
  *
  * A team of threads (team.cuh) goes through its row as often as the formula asks, the first time
  * from memory, then from the cache.
@@ -188,138 +188,6 @@ static void xent_bwd(int64_t m, int64_t n, const void *x, const int32_t *target,
                 (const float *)lse, c, (T *)dx, acc);
 }
 
-/* --- layer normalisation ---------------------------------------------------------------------- */
-
-template <class T>
-static __global__ void layernorm_fwd_run(int64_t m, int64_t n, float eps, bool packed, const T *x,
-                                         const T *gain, const T *bias, T *y, float *mean,
-                                         float *rstd)
-{
-    const int64_t row = team_row(), end = row < m ? n : 0, first = team_first<T>(packed, row, n);
-    x += row * n;
-    y += row * n;
-    float mine = 0;
-    team_each<T>(end, first, [&](int64_t j, auto width) {
-        constexpr int W = decltype(width)::value;
-        const pack<T, W> v = pack_load<T, W>(x + j);
-        float some = 0;
-        for (int k = 0; k < W; k++) some += get(v.at + k);
-        mine += some;
-    });
-    const float mu = team_sum(mine) / (float)n;
-    mine = 0;
-    team_each<T>(end, first, [&](int64_t j, auto width) {
-        constexpr int W = decltype(width)::value;
-        const pack<T, W> v = pack_load<T, W>(x + j);
-        float some = 0;
-        for (int k = 0; k < W; k++) some += (get(v.at + k) - mu) * (get(v.at + k) - mu);
-        mine += some;
-    });
-    const float rs = 1 / sqrtf(team_sum(mine) / (float)n + eps);
-    team_each<T>(end, first, [&](int64_t j, auto width) {
-        constexpr int W = decltype(width)::value;
-        pack<T, W> v = pack_load<T, W>(x + j), g = {}, b = {};
-        if (gain) g = load_some<T, W>(gain + j, first == 0);
-        if (bias) b = load_some<T, W>(bias + j, first == 0);
-        for (int k = 0; k < W; k++) {
-            const float xh = (get(v.at + k) - mu) * rs;
-            put(v.at + k, (gain ? xh * get(g.at + k) : xh) + (bias ? get(b.at + k) : 0));
-        }
-        pack_store(y + j, v);
-    });
-    if (row >= m || threadIdx.x > 0) return;
-    mean[row] = mu;
-    rstd[row] = rs;
-}
-
-template <class T>
-static void layernorm_fwd(int64_t m, int64_t n, double eps, const void *x, const void *gain,
-                          const void *bias, void *y, void *mean, void *rstd)
-{
-    TEAM_LAUNCH(layernorm_fwd_run<T>, T, m, n, m, n, (float)eps, all_aligned(x, gain, bias, y),
-                (const T *)x, (const T *)gain, (const T *)bias, (T *)y, (float *)mean,
-                (float *)rstd);
-}
-
-/* dx = rstd (g - mean(g) - xh mean(g xh)),  g = dy gain,  xh = (x - mean) rstd */
-template <class T>
-static __global__ void layernorm_dx(int64_t m, int64_t n, bool packed, const T *x, const T *gain,
-                                    const float *mean, const float *rstd, const T *dy, T *dx,
-                                    bool acc)
-{
-    const int64_t row = team_row(), end = row < m ? n : 0, first = team_first<T>(packed, row, n);
-    const float mu = end ? mean[row] : 0, rs = end ? rstd[row] : 0;
-    x += row * n;
-    dy += row * n;
-    dx += row * n;
-    float mine_g = 0, mine_gx = 0;
-    team_each<T>(end, first, [&](int64_t j, auto width) {
-        constexpr int W = decltype(width)::value;
-        const pack<T, W> v = pack_load<T, W>(x + j), d = pack_load<T, W>(dy + j);
-        pack<T, W> w = {};
-        if (gain) w = load_some<T, W>(gain + j, first == 0);
-        float sg = 0, sgx = 0;
-        for (int k = 0; k < W; k++) {
-            const float g = gain ? get(d.at + k) * get(w.at + k) : get(d.at + k);
-            sg += g;
-            sgx += g * ((get(v.at + k) - mu) * rs);
-        }
-        mine_g += sg;
-        mine_gx += sgx;
-    });
-    const float mean_g = team_sum(mine_g) / (float)n, mean_gx = team_sum(mine_gx) / (float)n;
-    team_each<T>(end, first, [&](int64_t j, auto width) {
-        constexpr int W = decltype(width)::value;
-        const pack<T, W> v = pack_load<T, W>(x + j), d = pack_load<T, W>(dy + j);
-        pack<T, W> w = {}, to = {};
-        if (gain) w = load_some<T, W>(gain + j, first == 0);
-        if (acc) to = pack_load<T, W>(dx + j);
-        for (int k = 0; k < W; k++) {
-            const float g = gain ? get(d.at + k) * get(w.at + k) : get(d.at + k);
-            const float xh = (get(v.at + k) - mu) * rs;
-            put(to.at + k, (acc ? get(to.at + k) : 0) + ((g - mean_g) - xh * mean_gx) * rs);
-        }
-        pack_store(dx + j, to);
-    });
-}
-
-template <class T> struct layernorm_sums {               /* dgain = sum dy xh, dbias = sum dy */
-    static constexpr int OUT = 2;
-    int64_t m, n;
-    const T *x, *dy;
-    const float *mean, *rstd;
-
-    __device__ int64_t rows(int64_t) const { return m; }
-    template <int W>
-    __device__ __forceinline__ void add(int64_t, int64_t row, int64_t col, float (&sum)[2][W]) const
-    {
-        const pack<T, W> v = pack_load<T, W>(x + row * n + col);
-        const pack<T, W> d = pack_load<T, W>(dy + row * n + col);
-        const float mu = mean[row], rs = rstd[row];
-        for (int k = 0; k < W; k++) {
-            sum[0][k] += get(d.at + k) * ((get(v.at + k) - mu) * rs);
-            sum[1][k] += get(d.at + k);
-        }
-    }
-};
-
-/* dgain and dbias come first: dx may take the place of dy. */
-template <class T>
-static void layernorm_bwd(int64_t m, int64_t n, const void *x, const void *gain, const void *mean,
-                          const void *rstd, const void *dy, void *dx, bool acc_dx, void *dgain,
-                          void *dbias)
-{
-    const layernorm_sums<T> f = { m, n, (const T *)x, (const T *)dy, (const float *)mean,
-                                  (const float *)rstd };
-    const column_ends<float, 2> e = { { (float *)dgain, (float *)dbias }, true, NULL };
-    const bool packed = n % (16 / (int)sizeof(T)) == 0 && all_aligned(x, dy);
-    if (dgain || dbias) columns<T>(f, m, n, 1, packed, e);
-    if (dx)
-        TEAM_LAUNCH(layernorm_dx<T>, T, m, n, m, n, all_aligned(x, gain, dy, dx), (const T *)x,
-                    (const T *)gain, (const float *)mean, (const float *)rstd, (const T *)dy,
-                    (T *)dx, acc_dx);
-}
-
 /* --- sums, argmax ----------------------------------------------------------------------------- */
 
 /* dx = dy act'(pre), and its column sums */
@@ -443,8 +311,6 @@ template <class T> void rows_table(ag_kernels *k)
     k->act_bwd = act_bwd<T>;
     k->sum = sum<T>;
     k->row_sum = row_sum<T>;
-    k->layernorm_fwd = layernorm_fwd<T>;
-    k->layernorm_bwd = layernorm_bwd<T>;
     k->softmax_fwd = softmax_fwd<T>;
     k->softmax_bwd = softmax_bwd<T>;
     k->xent_fwd = xent_fwd<T>;
