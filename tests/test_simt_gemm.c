@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -368,12 +369,35 @@ static void same_bits_in_any_order(void **state)
 
 #ifndef TEST_REAL_GPU
 
-/* A library that knows no algorithm: the same results, by our own kernel. */
+/* What is said on stderr by two products that the library refuses. */
+static void refused_twice(char *ret, size_t size)
+{
+    FILE *f = tmpfile();
+    const int before = dup(STDERR_FILENO);
+    assert_true(f && before >= 0 && dup2(fileno(f), STDERR_FILENO) >= 0);
+    const problem p = { AG_BF16, .c_f32 = true, .ta = true, .m = 5, .n = 6, .k = 50 };
+    check_problem(&p);
+    check_problem(&p);
+    assert_true(dup2(before, STDERR_FILENO) >= 0);
+    close(before);
+    rewind(f);
+    ret[fread(ret, 1, size - 1, f)] = '\0';
+    fclose(f);
+}
+
+/* A library that knows no algorithm: the same results, by our own kernel.  One warning. */
 static void without_an_algorithm(void **state)
 {
+    char text[512];
     (void)state;
+    assert_int_equal(ag_cuda_refused_products(), 0);
     simt_cublaslt_refuse(1);
     const long products = simt_cublaslt_products();
+    refused_twice(text, sizeof text);
+    assert_string_equal(text, "tulle: warning: cuBLASLt does not do [50,5]^T @ [50,6], bf16 into "
+                        "fp32 (CUBLAS_STATUS_NOT_SUPPORTED): this product, and others like it, run "
+                        "on a slow kernel\n");
+    assert_int_equal(ag_cuda_refused_products(), 2);
     for (int t = 0; t < 3; t++) {
         check_forms((problem){ types[t], .m = 5, .n = 6, .k = 50, .pad = 1 });
         check_forms((problem){ types[t], .c_f32 = t > 0, .m = 18, .n = 2, .k = 17, .pad = 1 });

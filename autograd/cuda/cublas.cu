@@ -6,8 +6,12 @@
  * the choice is kept: steps repeat their shapes.  The choice depends on the shape and on how the
  * pointers are aligned, and sums are f32 to the end, also where the library cuts them into pieces:
  * hence the same bits in each run.
+ *
+ * A product that the library refuses runs slowly elsewhere.  The first is told on stderr, all are
+ * counted.
  */
 #include "cublas.h"
+#include "cuda.h"
 #include "launch.cuh"
 
 #include <stdio.h>
@@ -36,6 +40,7 @@ typedef struct plan_key {
 typedef struct plan {
     plan_key key;
     bool works;                      /* the library has an algorithm */
+    cublasStatus_t why;              /* it has none */
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t a, b, c;  /* a: of the library's first matrix, our b */
     cublasLtMatmulAlgo_t algo;
@@ -50,6 +55,7 @@ static struct {
     cublasLtHandle_t handle;
     plan  plans[PLANS];
     int   n_plans;
+    long  refused;                   /* products, since the program began */
 } lt;
 
 static bool ok(cublasStatus_t s, const char *what)
@@ -231,7 +237,9 @@ static bool choose(plan *l)
                                                            l->c, q, 1, &best, &found);
         good = s == CUBLAS_STATUS_NOT_SUPPORTED || s == CUBLAS_STATUS_INVALID_VALUE ||
                ok(s, "cublasLtMatmulAlgoGetHeuristic");
-        l->works = s == CUBLAS_STATUS_SUCCESS && found > 0 && best.state == CUBLAS_STATUS_SUCCESS;
+        l->why = s != CUBLAS_STATUS_SUCCESS ? s
+               : found > 0 ? best.state : CUBLAS_STATUS_NOT_SUPPORTED;
+        l->works = l->why == CUBLAS_STATUS_SUCCESS;
         l->algo = best.algo;
         l->workspace = best.workspaceSize;
     }
@@ -266,19 +274,43 @@ static void *workspace_of(const plan *l)
     return ag_cuda_workspace(bytes);
 }
 
+static const char *type_name(cudaDataType_t t)
+{
+    return t == CUDA_R_32F ? "fp32" : t == CUDA_R_16F ? "fp16" : "bf16";
+}
+
+/* Counts a product that the library does not do, and tells of the first. */
+static bool refuse(const plan *l, const ag_product *p)
+{
+    if (lt.refused++ == 0)
+        fprintf(stderr, "tulle: warning: cuBLASLt does not do [%lld,%lld]%s @ [%lld,%lld]%s, %s "
+                "into %s (%s): this product, and others like it, run on a slow kernel\n",
+                (long long)(p->ta ? p->k : p->m), (long long)(p->ta ? p->m : p->k),
+                p->ta ? "^T" : "", (long long)(p->tb ? p->n : p->k),
+                (long long)(p->tb ? p->k : p->n), p->tb ? "^T" : "", type_name(p->type),
+                type_name(p->c_type), lt.GetStatusName(l->why));
+    return false;
+}
+
+extern "C" long ag_cuda_refused_products(void) { return lt.refused; }
+
 bool ag_cublas_product(const ag_product *p)
 {
     const float one = 1, beta = p->add ? 1 : 0;
     plan *l = open_library() ? plan_of(p) : NULL;
     if (!l) return true;             /* with an error */
-    if (!l->works) return false;
+    if (!l->works) return refuse(l, p);
     void *workspace = l->workspace ? workspace_of(l) : NULL;
     if (l->workspace && !workspace) return true;
     if (p->bias && !set(l->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p->bias)) return true;
     const cublasStatus_t s =
         lt.Matmul(lt.handle, l->desc, &one, p->b, l->a, p->a, l->b, &beta, p->add ? p->add : p->c,
                   l->c, p->c, l->c, &l->algo, workspace, l->workspace, ag_cuda_stream());
-    if (s == CUBLAS_STATUS_NOT_SUPPORTED) return l->works = false;
+    if (s == CUBLAS_STATUS_NOT_SUPPORTED) {
+        l->works = false;
+        l->why = s;
+        return refuse(l, p);
+    }
     if (ok(s, "cublasLtMatmul")) ag_cuda_launched("cublasLtMatmul");
     return true;
 }

@@ -26,6 +26,8 @@ const ag_kernels *ag_kernels_cuda(ag_dtype dtype);
 /* For benchmarks: seconds of the GPU's clock from one to the other; waits. */
 void   ag_cuda_time_begin(void);
 double ag_cuda_time_end(void);
+/* Products so far that cuBLASLt did not do, so that a slow kernel did. */
+long   ag_cuda_refused_products(void);
 
 #ifdef __cplusplus
 }

@@ -11,6 +11,7 @@ int ag_cuda_open(const ag_device **ret, ag_err *err)
 void ag_cuda_close(void) {}
 void ag_cuda_time_begin(void) {}
 double ag_cuda_time_end(void) { return 0; }
+long ag_cuda_refused_products(void) { return 0; }
 
 const ag_kernels *ag_kernels_cuda(ag_dtype dtype)
 {

@@ -437,6 +437,7 @@ int main(int argc, char **argv)
         sparse(1, small ? 64 : 4096, small ? 128 : 16384, small ? 16 : 64);
         if (types[t].dtype == AG_F32) optimizer();
     }
+    printf("%ld products were refused by cuBLASLt\n", ag_cuda_refused_products());
     ag_device_free(device, cold, COLD_BYTES);
     ag_cuda_close();
     return 0;
