@@ -21,12 +21,15 @@ template <class T> struct product {  /* z of the table's product, [rows,units] *
     }
 };
 
-template <class T> struct made {     /* z made here: threads side by side read rows of c2 */
+/* z made here: threads side by side read rows of c2.  Of one row few threads have a column, each
+ * waits for the memory alone: so it asks for many numbers before it adds the first. */
+template <class T> struct made {
     const T *low, *c2, *cb;
     int64_t rank, units;
     __device__ float operator()(int64_t row, int64_t col) const
     {
         float sum = 0;
+        AG_UNROLL_BY(16)
         for (int64_t k = 0; k < rank; k++)
             sum += get(low + row * rank + k) * get(c2 + k * units + col);
         return sum + (cb ? get(cb + col) : 0);
