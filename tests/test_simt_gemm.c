@@ -164,6 +164,35 @@ static void without_an_algorithm(void **state)
     simt_cublaslt_refuse(0);
 }
 
+/* GELU by the library: for 16 bits, aligned, if it has an algorithm. */
+static void gelu_by_the_library(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 20; i++) {
+        problem p = { types[i % 2 + 1], .m = 6, .n = 24, .k = 70, .bias = i % 4 < 2, .pre = true,
+                      .tb = true, .act = AG_ACT_GELU_TANH };
+        switch (i / 2) {
+        case 2: p.type = AG_F32; break;
+        case 3: p.c_f32 = true; break;
+        case 4: p.pad = 4; break;
+        case 5: p.shift = 1; break;
+        case 6: p.residual = true; break;
+        case 7: p.pre = false; break;
+        case 8: p.act = AG_ACT_GELU_ERF; break;
+        case 9: simt_cublaslt_refuse(2), p.m = 7; break;
+        }
+        const long gelus = simt_cublaslt_gelus(), products = simt_cublaslt_products(),
+            refused = ag_cuda_refused_products();
+        check_problem(&p);
+        check_problem(&p);               /* other pointers, perhaps */
+        assert_int_equal(simt_cublaslt_gelus() - gelus, i < 4 ? 2 : 0);
+        assert_int_equal(simt_cublaslt_products() - products, 2);
+        assert_int_equal(ag_cuda_refused_products(), refused);
+    }
+    assert_int_equal(simt_cublaslt_wrong(), 0);
+    simt_cublaslt_refuse(0);
+}
+
 static void shapes_are_remembered(void **state)
 {
     (void)state;
@@ -258,6 +287,7 @@ int main(void)
         cmocka_unit_test(same_bits_in_any_order),
 #ifndef TEST_REAL_GPU
         cmocka_unit_test(without_an_algorithm),
+        cmocka_unit_test(gelu_by_the_library),
         cmocka_unit_test(shapes_are_remembered),
         cmocka_unit_test(missing_library_is_named),
         cmocka_unit_test(failures_are_kept),

@@ -32,7 +32,7 @@ static const size_t MOST_WORKSPACE = (size_t)32 << 20, LEAST_WORKSPACE = (size_t
 typedef struct plan_key {
     int64_t m, n, k, lda, ldb, ldc;
     int32_t type, c_type;
-    int32_t form;                    /* bits: ta, tb, relu, bias, add */
+    int32_t form;                    /* bits: ta, tb, relu, bias, add; then how gelu is aligned */
     int32_t align_a, align_b, align_add, align_c;        /* bytes, at most 256 */
     int32_t used;                    /* 1; 0: a free place */
 } plan_key;
@@ -171,6 +171,7 @@ static plan_key key_of(const ag_product *p)
     k.type = p->type;
     k.c_type = p->c_type;
     k.form = p->ta | p->tb << 1 | p->relu << 2 | (p->bias != NULL) << 3 | (p->add != NULL) << 4;
+    if (p->gelu) k.form |= alignment(p->gelu) << 8;
     k.align_a = alignment(p->a);
     k.align_b = alignment(p->b);
     k.align_add = alignment(p->add ? p->add : p->c);
@@ -202,6 +203,7 @@ static bool prefer(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttribu
 static bool describe(plan *l, const ag_product *p)
 {
     const int epilogue = (p->relu ? CUBLASLT_EPILOGUE_RELU : 0) |
+                         (p->gelu ? CUBLASLT_EPILOGUE_GELU_AUX : 0) |
                          (p->bias ? CUBLASLT_EPILOGUE_BIAS : 0);
     return ok(lt.MatmulDescCreate(&l->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product") &&
            set(l->desc, CUBLASLT_MATMUL_DESC_TRANSA, p->tb ? CUBLAS_OP_T : CUBLAS_OP_N) &&
@@ -209,6 +211,8 @@ static bool describe(plan *l, const ag_product *p)
            set(l->desc, CUBLASLT_MATMUL_DESC_EPILOGUE,
                epilogue ? (cublasLtEpilogue_t)epilogue : CUBLASLT_EPILOGUE_DEFAULT) &&
            (!p->bias || set(l->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p->bias)) &&
+           (!p->gelu || (set(l->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p->gelu) &&
+                         set(l->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, p->ldc))) &&
            ok(lt.MatrixLayoutCreate(&l->a, p->type, (uint64_t)(p->tb ? p->k : p->n),
                                     (uint64_t)(p->tb ? p->n : p->k), p->ldb), "layout of b") &&
            ok(lt.MatrixLayoutCreate(&l->b, p->type, (uint64_t)(p->ta ? p->m : p->k),
@@ -282,7 +286,7 @@ static const char *type_name(cudaDataType_t t)
 /* Counts a product that the library does not do, and tells of the first. */
 static bool refuse(const plan *l, const ag_product *p)
 {
-    if (lt.refused++ == 0)
+    if (!p->gelu && lt.refused++ == 0)
         fprintf(stderr, "tulle: warning: cuBLASLt does not do [%lld,%lld]%s @ [%lld,%lld]%s, %s "
                 "into %s (%s): this product, and others like it, run on a slow kernel\n",
                 (long long)(p->ta ? p->k : p->m), (long long)(p->ta ? p->m : p->k),
@@ -303,6 +307,7 @@ bool ag_cublas_product(const ag_product *p)
     void *workspace = l->workspace ? workspace_of(l) : NULL;
     if (l->workspace && !workspace) return true;
     if (p->bias && !set(l->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p->bias)) return true;
+    if (p->gelu && !set(l->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p->gelu)) return true;
     const cublasStatus_t s =
         lt.Matmul(lt.handle, l->desc, &one, p->b, l->a, p->a, l->b, &beta, p->add ? p->add : p->c,
                   l->c, p->c, l->c, &l->algo, workspace, l->workspace, ag_cuda_stream());

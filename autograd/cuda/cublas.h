@@ -42,11 +42,13 @@ enum cublasStatus_t {
 };
 enum cublasLtMatmulDescAttributes_t {
     CUBLASLT_MATMUL_DESC_TRANSA = 3, CUBLASLT_MATMUL_DESC_TRANSB = 4,
-    CUBLASLT_MATMUL_DESC_EPILOGUE = 7, CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8
+    CUBLASLT_MATMUL_DESC_EPILOGUE = 7, CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8,
+    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER = 11, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD = 12
 };
 enum cublasLtEpilogue_t {
     CUBLASLT_EPILOGUE_DEFAULT = 1, CUBLASLT_EPILOGUE_RELU = 2, CUBLASLT_EPILOGUE_BIAS = 4,
-    CUBLASLT_EPILOGUE_RELU_BIAS = 6
+    CUBLASLT_EPILOGUE_RELU_BIAS = 6, CUBLASLT_EPILOGUE_GELU_AUX = 160,
+    CUBLASLT_EPILOGUE_GELU_AUX_BIAS = 164
 };
 enum cublasLtReductionScheme_t {
     CUBLASLT_REDUCTION_SCHEME_NONE = 0, CUBLASLT_REDUCTION_SCHEME_INPLACE = 1,
@@ -101,8 +103,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t d, const 
 
 #endif
 
-/* c[m,n] = add[m,n] + op(a)[m,k] @ op(b)[k,n] + bias[n], then relu: row-major, as ag_gemm, but rows
- * do not overlap.  Sums are f32, rounded once. */
+/* c[m,n] = add[m,n] + op(a)[m,k] @ op(b)[k,n] + bias[n], then relu or gelu: row-major, as ag_gemm,
+ * but rows do not overlap.  Sums are f32, rounded once. */
 struct ag_product {
     bool ta, tb, relu;
     cudaDataType_t type, c_type;     /* of a and b; of c, add and bias */
@@ -112,9 +114,12 @@ struct ag_product {
     const void *add;                 /* with ldc, may be c itself; NULL: 0 */
     const void *bias;                /* aligned to 16 bytes; NULL: 0 */
     void       *c; int64_t ldc;
+    void       *gelu;                /* [m,n] with ldc, in the type of c: what the GELU (tanh) saw;
+                                      * aligned to 16 bytes, ldc a multiple of 8.  NULL: none */
 };
 
-/* Has the library a way to do it?  If so it is done, or an error is kept by the device. */
+/* Has the library a way to do it?  If so it is done, or an error is kept by the device.  False with
+ * a gelu is no warning: the product without it is another question. */
 bool ag_cublas_product(const ag_product *p);
 /* Gives back what the library holds: plans and its context. */
 void ag_cublas_close(void);

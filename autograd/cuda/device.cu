@@ -156,6 +156,7 @@ static void about(char *buf, size_t size, size_t *ret_total, size_t *ret_free)
 
 cudaStream_t ag_cuda_stream(void) { return gpu.stream; }
 int ag_cuda_processors(void) { return gpu.about.multiProcessorCount; }
+int ag_cuda_major(void) { return gpu.about.major; }
 size_t ag_cuda_shared_most(void) { return gpu.about.sharedMemPerBlockOptin; }
 
 bool ag_cuda_room(const void *kernel, size_t shared_bytes)

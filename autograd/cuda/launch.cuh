@@ -30,6 +30,7 @@ size_t ag_cuda_shared_most(void);    /* bytes that a block can have so: 227 KB, 
  * error is kept.  All launches being in order, the next user waits for the last. */
 void *ag_cuda_workspace(size_t bytes);
 int ag_cuda_processors(void);        /* how many: for the size of grids */
+int ag_cuda_major(void);             /* of the compute capability: 9 of an H100 */
 
 /* AG_LAUNCH(kernel, grid, block, bytes of shared memory, arguments...).  A grid of no block is not
  * run.  A template with a comma goes in parentheses. */

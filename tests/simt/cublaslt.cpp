@@ -4,7 +4,8 @@
  *
  * What NVIDIA's documentation does not allow is refused.  An algorithm is for one problem and one
  * alignment of its pointers; with others, a bias off 16 bytes or too small a workspace it fails.
- * One that cuts k into pieces adds them in the type that the preferences allow.
+ * One that cuts k into pieces adds them in the type that the preferences allow.  The tanh of GELU
+ * is as far off as that of the hardware may be.
  */
 #include "cublaslt.h"
 
@@ -13,6 +14,7 @@
 #include "mock.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -21,6 +23,8 @@ struct cublasLtMatmulDescOpaque_t {
     cublasLtEpilogue_t epilogue;
     cublasOperation_t op[2];
     const void *bias;
+    void *aux;
+    int64_t aux_ld;
 };
 struct cublasLtMatrixLayoutOpaque_t { cudaDataType_t type; int64_t rows, cols, ld; };
 struct cublasLtMatmulPreferenceOpaque_t {
@@ -28,12 +32,18 @@ struct cublasLtMatmulPreferenceOpaque_t {
     uint32_t reductions, align[4];   /* of a, b, c, d */
 };
 
-static struct { const char *hidden; bool refuse; long questions, products, objects; } fake;
+static struct {
+    const char *hidden;
+    int refuse;
+    long questions, wrong, products, gelus, objects;
+} fake;
 
 void simt_cublaslt_hide(const char *name) { fake.hidden = name; }
 void simt_cublaslt_refuse(int refuse) { fake.refuse = refuse; }
 long simt_cublaslt_questions(void) { return fake.questions; }
+long simt_cublaslt_wrong(void) { return fake.wrong; }
 long simt_cublaslt_products(void) { return fake.products; }
+long simt_cublaslt_gelus(void) { return fake.gelus; }
 long simt_cublaslt_objects(void) { return fake.objects; }
 
 /* --- the file --------------------------------------------------------------------------------- */
@@ -112,7 +122,7 @@ cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *ret, cublasCompute
                                         cudaDataType_t scale)
 {
     if (compute != CUBLAS_COMPUTE_32F || scale != CUDA_R_32F) return CUBLAS_STATUS_NOT_SUPPORTED;
-    return create(ret, { CUBLASLT_EPILOGUE_DEFAULT, { CUBLAS_OP_N, CUBLAS_OP_N }, NULL });
+    return create(ret, { CUBLASLT_EPILOGUE_DEFAULT, { CUBLAS_OP_N, CUBLAS_OP_N }, NULL, NULL, 0 });
 }
 
 cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) { return destroy(d); }
@@ -127,6 +137,8 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d,
     case CUBLASLT_MATMUL_DESC_TRANSB:       return take(&d->op[1], value, bytes);
     case CUBLASLT_MATMUL_DESC_EPILOGUE:     return take(&d->epilogue, value, bytes);
     case CUBLASLT_MATMUL_DESC_BIAS_POINTER: return take(&d->bias, value, bytes);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER: return take(&d->aux, value, bytes);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD: return take(&d->aux_ld, value, bytes);
     }
     return CUBLAS_STATUS_INVALID_VALUE;
 }
@@ -169,6 +181,8 @@ struct problem {
     cublasLtEpilogue_t epilogue;
     cublasOperation_t op_a, op_b;
     cublasLtMatrixLayoutOpaque_t a, b, c, d;
+    int64_t aux_ld;
+    bool gelu() const { return epilogue > CUBLASLT_EPILOGUE_RELU_BIAS; }
     int64_t k() const { return op_a == CUBLAS_OP_N ? a.cols : a.rows; }
 };
 
@@ -176,7 +190,7 @@ static problem problem_of(cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a,
                           cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
                           cublasLtMatrixLayout_t out)
 {
-    return { d->epilogue, d->op[0], d->op[1], *a, *b, *c, *out };
+    return { d->epilogue, d->op[0], d->op[1], *a, *b, *c, *out, d->aux_ld };
 }
 
 static bool fits(const cublasLtMatrixLayoutOpaque_t &l, int64_t rows, int64_t cols)
@@ -193,6 +207,12 @@ static cublasStatus_t check(const problem &p)
         return CUBLAS_STATUS_INVALID_VALUE;
     const bool same = p.a.type == p.b.type && p.c.type == p.d.type &&
                       (p.d.type == p.a.type || p.d.type == CUDA_R_32F);
+    if (p.gelu()) {
+        const unsigned known = CUBLASLT_EPILOGUE_GELU_AUX_BIAS & ~CUBLASLT_EPILOGUE_BIAS;
+        if ((p.epilogue & ~CUBLASLT_EPILOGUE_BIAS) != known || !same)
+            return CUBLAS_STATUS_NOT_SUPPORTED;
+        return p.aux_ld % 8 || p.aux_ld < m ? CUBLAS_STATUS_INVALID_VALUE : CUBLAS_STATUS_SUCCESS;
+    }
     const unsigned known = CUBLASLT_EPILOGUE_RELU_BIAS;
     const bool plain = p.epilogue == CUBLASLT_EPILOGUE_DEFAULT;
     return same && (plain || !(p.epilogue & ~known)) ? CUBLAS_STATUS_SUCCESS
@@ -202,7 +222,8 @@ static cublasStatus_t check(const problem &p)
 static uint64_t hash_of(const problem &p)
 {
     const int64_t all[] = { p.epilogue, p.op_a, p.op_b, p.a.type, p.a.rows, p.a.cols, p.a.ld,
-                            p.b.ld, p.b.cols, p.c.ld, p.d.type, p.d.rows, p.d.cols, p.d.ld };
+                            p.b.ld, p.b.cols, p.c.ld, p.d.type, p.d.rows, p.d.cols, p.d.ld,
+                            p.aux_ld };
     uint64_t h = 17;
     for (int64_t v : all) h = (h ^ (uint64_t)v) * 1099511628211u;
     return h;
@@ -210,8 +231,14 @@ static uint64_t hash_of(const problem &p)
 
 static size_t size_of(cudaDataType_t t) { return t == CUDA_R_32F ? 4 : 2; }
 
-/* data: the problem, alignments of 16 bits each, pieces of k, the scheme that adds them. */
-enum { FOR, ALIGN, PIECES, SCHEME };
+/* data: the problem, alignments of 16 bits each, pieces of k, the scheme that adds them, the
+ * alignment of what GELU sees. */
+enum { FOR, ALIGN, PIECES, SCHEME, ALIGN_AUX };
+
+static uint64_t alignment_of(const void *p)
+{
+    return (uintptr_t)p & (~(uintptr_t)p + 1) & 255 ? (uintptr_t)p & (~(uintptr_t)p + 1) : 256;
+}
 
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t d,
                                               cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
@@ -223,7 +250,9 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
     fake.questions++;
     *ret_n = 0;
     const problem q = problem_of(d, a, b, c, out);
-    const cublasStatus_t s = fake.refuse ? CUBLAS_STATUS_NOT_SUPPORTED : check(q);
+    const bool refuse = fake.refuse == 1 || (fake.refuse == 2 && q.gelu());
+    const cublasStatus_t s = refuse ? CUBLAS_STATUS_NOT_SUPPORTED : check(q);
+    if (s == CUBLAS_STATUS_INVALID_VALUE) fake.wrong++;
     if (s != CUBLAS_STATUS_SUCCESS) return s;
     const size_t parts = 4 * (size_t)(out->rows * out->cols) * 3;
     const uint32_t how = p->reductions & (CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE |
@@ -234,6 +263,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
     for (int i = 0; i < 4; i++)
         ret[0].algo.data[ALIGN] |= (uint64_t)std::min(p->align[i], 16u) << 16 * i;
     ret[0].algo.data[PIECES] = split ? 3 : 1;
+    ret[0].algo.data[ALIGN_AUX] = alignment_of(d->aux);
     ret[0].algo.data[SCHEME] = how & CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE
                                ? CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE
                                : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
@@ -264,7 +294,15 @@ static float rounded(cudaDataType_t t, float x)
     return load(t, &buf, 0);
 }
 
-struct pointers { const void *a, *b, *c, *bias; void *d; float alpha, beta; };
+struct pointers { const void *a, *b, *c, *bias; void *d, *aux; float alpha, beta; };
+
+/* The hardware's tanh may be off by 2^-11 of its value; n says to which side. */
+static float gelu(float x, int64_t n)
+{
+    const float s = 0.7978845608f * (x + 0.044715f * x * x * x);
+    const float t = tanhf(s) * (1 + (n % 2 ? -0x1p-11f : 0x1p-11f));
+    return 0.5f * x * (1 + std::max(-1.0f, std::min(t, 1.0f)));
+}
 
 static float dot(const problem &p, const pointers &at, int64_t i, int64_t j, int64_t from,
                  int64_t to)
@@ -290,7 +328,12 @@ static void compute(const problem &p, const pointers &at, const cublasLtMatmulAl
             x *= at.alpha;
             if (at.beta != 0) x += at.beta * load(p.c.type, at.c, i + j * p.c.ld);
             if (p.epilogue & CUBLASLT_EPILOGUE_BIAS) x += load(p.d.type, at.bias, i);
-            if (p.epilogue & CUBLASLT_EPILOGUE_RELU) x = x > 0 ? x : 0;
+            if (p.gelu()) {
+                store(p.d.type, at.aux, i + j * p.aux_ld, x);
+                x = gelu(x, i + j);
+            } else if (p.epilogue & CUBLASLT_EPILOGUE_RELU) {
+                x = x > 0 ? x : 0;
+            }
             store(p.d.type, at.d, i + j * p.d.ld, x);
         }
 }
@@ -319,7 +362,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const vo
 {
     if (!simt::call_works()) return CUBLAS_STATUS_EXECUTION_FAILED;
     const problem p = problem_of(d, la, lb, lc, lout);
-    const pointers at = { a, b, c, d->bias, out, *(const float *)alpha, *(const float *)beta };
+    const pointers at = { a, b, c, d->bias, out, d->aux, *(const float *)alpha,
+                          *(const float *)beta };
     const size_t needs = algo->data[PIECES] > 1 ? 12 * (size_t)(p.d.rows * p.d.cols) : 0;
     const bool bias = p.epilogue & CUBLASLT_EPILOGUE_BIAS;
     if (check(p) != CUBLAS_STATUS_SUCCESS || algo->data[FOR] != hash_of(p) || bytes < needs ||
@@ -327,9 +371,12 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const vo
         return CUBLAS_STATUS_INVALID_VALUE;
     if (!aligned_as(*algo, at) || !is_there(a, *la) || !is_there(b, *lb) || !is_there(c, *lc) ||
         !is_there(out, *lout) || (needs && !simt_is_device((char *)workspace + needs - 1)) ||
-        (bias && ((uintptr_t)at.bias % 16 || !simt_is_device(at.bias))))
+        (bias && ((uintptr_t)at.bias % 16 || !simt_is_device(at.bias))) ||
+        (p.gelu() && (alignment_of(at.aux) < std::max<uint64_t>(algo->data[ALIGN_AUX], 16) ||
+                      !is_there(at.aux, { p.d.type, p.d.rows, p.d.cols, p.aux_ld }))))
         return CUBLAS_STATUS_EXECUTION_FAILED;
     fake.products++;
+    if (p.gelu()) fake.gelus++;
     const cublasLtMatmulAlgo_t how = *algo;
     simt::enqueue([=] {
         if (needs) memset(workspace, 0xff, needs);
