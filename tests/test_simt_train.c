@@ -1,8 +1,8 @@
 /*
  * test_simt_train.c -- whole runs on a GPU, or on the CPU in its place (gpu.h): the losses of ten
  * steps are those of the CPU, a step has the same bits in whatever order threads run, a checkpoint
- * goes on on the other device, samples are those of the CPU; memory that does not suffice and calls
- * that fail are errors, and nothing is left behind.
+ * goes on on the other device, samples are those of the CPU, batches are drawn ahead; memory that
+ * does not suffice and calls that fail are errors, and nothing is left behind.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -41,7 +41,8 @@ static const struct {
     { "sparse gpt", (const char *const[]){ SMALL_GPT, "model.ff.type=sparse", "model.ff.block=8",
                                            NULL }, true },
     { "mlp", (const char *const[]){ "data.source=digits", "data.size=200", "model.type=mlp",
-                                    "model.d_hidden=16", "train.batch=8", "train.steps=20",
+                                    "model.n_layers=2", "model.d_hidden=16", "model.init_std=0",
+                                    "train.batch=8", "train.steps=20",
                                     "schedule.warmup_steps=2", "optim.lr=1e-2", NULL }, false },
 };
 enum { MODELS = sizeof models / sizeof *models };
@@ -155,6 +156,57 @@ static void other_parts_are_those_of_the_cpu(void **state)
                     1e-4 * cpu->inverse.headroom);
         train_session_free(cpu);
         train_session_free(gpu);
+    }
+}
+
+/* While a GPU is busy the next samples are drawn; what comes in between does not disturb that. */
+static void batches_are_drawn_ahead(void **state)
+{
+    (void)state;
+    for (int m = 0; m < MODELS; m += 2) {
+        double plain[3], with[3], again[2];
+        char a[65], b[65];
+        ag_err err = { 0 };
+        train_eval e;
+        extra = "train.micro_batch=2";
+        train_session *s = session(m, "train.device=cuda", "train.precision=fp32");
+        train_session *evaluated = session(m, "train.device=cuda", "train.precision=fp32");
+        train_session *back = session(m, "train.device=cuda", "train.precision=fp32");
+        train_session *cpu = session(m, "train.device=cpu", "train.precision=fp32");
+        extra = "run.seed=1";
+        steps(s, 3, plain, NULL);
+        steps(cpu, 1, NULL, NULL);
+        assert_true(cpu->ahead.n == 0 && !cpu->ahead.ids);
+        for (int i = 0; i < 3; i++) {
+            const train_ahead *x = &evaluated->ahead;
+            steps(evaluated, 1, with + i, NULL);
+            assert_true(x->n == 2 && x->i0 == 0 && x->w.step == i + 1 && x->w.split == DATA_TRAIN);
+            assert_int_equal(train_session_eval(evaluated, DATA_VAL, i % 2, &e, &err), AG_OK);
+            assert_true(x->n == 2);
+        }
+        assert_memory_equal(with, plain, sizeof plain);
+        train_session_hash(s, a);
+        train_session_hash(evaluated, b);
+        assert_string_equal(a, b);
+
+        steps(back, 3, NULL, NULL);              /* the same step with what was drawn and without */
+        back->ahead.n = 0;
+        steps(back, 1, &again[0], NULL);
+        steps(s, 1, &again[1], NULL);
+        assert_true(again[0] == again[1]);
+        s->step = back->step = 1;                /* another one than was drawn */
+        back->ahead.n = 0;
+        steps(back, 1, &again[0], NULL);
+        steps(s, 1, &again[1], NULL);
+        assert_true(again[0] == again[1]);
+        s->ahead.targets[0] = (s->ahead.targets[0] + 1) % 2;         /* it is what a step takes */
+        steps(back, 1, &again[0], NULL);
+        steps(s, 1, &again[1], NULL);
+        assert_true(again[0] != again[1]);
+        train_session_free(s);
+        train_session_free(evaluated);
+        train_session_free(back);
+        train_session_free(cpu);
     }
 }
 
@@ -359,6 +411,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(losses_are_those_of_the_cpu),
         cmocka_unit_test(other_parts_are_those_of_the_cpu),
+        cmocka_unit_test(batches_are_drawn_ahead),
         cmocka_unit_test(every_order_has_the_same_bits),
         cmocka_unit_test(a_checkpoint_goes_on_on_the_other_device),
         cmocka_unit_test(samples_are_those_of_the_cpu),

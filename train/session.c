@@ -105,14 +105,22 @@ static int build_model(train_session *s, const train_open *what, ag_err *err)
     return train_build_mlp(&s->config, d_in, classes, &s->model, err);
 }
 
+static bool batch_new(const train_session *s, int32_t **ret_ids, int32_t **ret_targets,
+                      float **ret_pixels)
+{
+    const size_t n = (size_t)s->config.train.micro_batch;
+    *ret_ids = malloc(n * (size_t)(s->source + s->context) * sizeof **ret_ids);
+    *ret_targets = malloc(n * (size_t)s->context * sizeof **ret_targets);
+    if (s->d_in) *ret_pixels = malloc(n * (size_t)s->d_in * sizeof **ret_pixels);
+    return *ret_ids && *ret_targets && (!s->d_in || *ret_pixels);
+}
+
 static int build_buffers(train_session *s, ag_err *err)
 {
+    train_ahead *a = &s->ahead;
     if (!s->config.train.micro_batch) s->config.train.micro_batch = train_micro_batch(s);
-    const size_t n = (size_t)s->config.train.micro_batch;
-    s->ids = malloc(n * (size_t)(s->source + s->context) * sizeof *s->ids);
-    s->targets = malloc(n * (size_t)s->context * sizeof *s->targets);
-    if (s->d_in) s->pixels = malloc(n * (size_t)s->d_in * sizeof *s->pixels);
-    if (!s->ids || !s->targets || (s->d_in && !s->pixels))
+    if (!batch_new(s, &s->ids, &s->targets, &s->pixels) ||
+        (s->device && s->opt && !batch_new(s, &a->ids, &a->targets, &a->pixels)))
         return ag_err_set(err, AG_ENOMEM, "out of memory for the batches");
     return AG_OK;
 }
@@ -154,10 +162,39 @@ void train_session_free(train_session *s)
     free(s->ids);
     free(s->targets);
     free(s->pixels);
+    free(s->ahead.ids);
+    free(s->ahead.targets);
+    free(s->ahead.pixels);
     free(s);
 }
 
 /* --- a step ----------------------------------------------------------------------------------- */
+
+/* Draws the samples behind those that run, the first of the next step behind the last: on the host,
+ * while the GPU is busy. */
+static void look_ahead(train_session *s, const data_draw *w, int64_t i0)
+{
+    const int64_t micro = s->config.train.micro_batch;
+    train_ahead *a = &s->ahead;
+    a->w = *w;
+    if (i0 >= w->batch) a->w.step++;
+    a->i0 = i0 < w->batch ? i0 : 0;
+    a->n = w->batch - a->i0 < micro ? w->batch - a->i0 : micro;
+    if (s->d_in) data_batch_images(s->data, &a->w, a->i0, a->n, a->pixels, a->targets);
+    else data_batch_tokens(s->data, &a->w, a->i0, a->n, a->ids, a->targets);
+}
+
+/* The session's samples become those drawn ahead, if they are the wanted ones. */
+static bool take_ahead(train_session *s, const data_draw *w, int64_t i0, int64_t n)
+{
+    train_ahead *a = &s->ahead, was = *a;
+    if (a->n != n || a->i0 != i0 || a->w.step != w->step || a->w.split != w->split ||
+        a->w.order != w->order || a->w.seed != w->seed || a->w.batch != w->batch)
+        return false;
+    *a = (train_ahead){ .ids = s->ids, .targets = s->targets, .pixels = s->pixels };
+    s->ids = was.ids, s->targets = was.targets, s->pixels = was.pixels;
+    return true;
+}
 
 /* Samples i0 .. i0+n-1 of a batch on a fresh tape; returns how many there were. */
 static int64_t fetch(train_session *s, const data_draw *w, int64_t i0, int64_t n, ag_tensor **ret_x,
@@ -165,15 +202,16 @@ static int64_t fetch(train_session *s, const data_draw *w, int64_t i0, int64_t n
 {
     ag_tape *t = s->tape;
     ag_tape_reset(t);
+    const bool drawn = take_ahead(s, w, i0, n);
     if (s->d_in) {
-        n = data_batch_images(s->data, w, i0, n, s->pixels, s->targets);
+        if (!drawn) n = data_batch_images(s->data, w, i0, n, s->pixels, s->targets);
         if (n) {
             *ret_x = ag_input(t, AG_SHAPE(n, s->d_in), s->pixels, false);
             *ret_targets = ag_input_i32(t, AG_SHAPE(n), s->targets);
         }
         return n;
     }
-    n = data_batch_tokens(s->data, w, i0, n, s->ids, s->targets);
+    if (!drawn) n = data_batch_tokens(s->data, w, i0, n, s->ids, s->targets);
     if (n) {
         *ret_x = ag_input_i32(t, AG_SHAPE(n, s->source + s->context), s->ids);
         *ret_targets = ag_input_i32(t, AG_SHAPE(n, s->context), s->targets);
@@ -237,6 +275,7 @@ static int run_batch(train_session *s, double *ret_loss, ag_err *err)
                       &(ag_noise_key){ (uint64_t)s->config.run.seed, (uint32_t)s->step, i, n });
         ag_tensor *part = nn_model_loss(s->model, s->tape, x, targets, NN_TRAIN);
         ag_backward(s->tape, part, share * s->scaler.scale);
+        if (s->device) look_ahead(s, &w, i + micro);
         loss += share * ag_value(s->tape, part, 0);      /* by now a GPU has all that it needs */
         const int r = ag_tape_status(s->tape, err);
         if (r == AG_ENOMEM && s->device) train_memory_advice(s, err);

@@ -41,6 +41,14 @@ typedef struct train_form {          /* what tokens stand for where they are no 
     int64_t rate;                    /* of sound, samples per second; else 0 */
 } train_form;
 
+/* Samples that were drawn while a GPU was busy with those before them. */
+typedef struct train_ahead {
+    data_draw w;
+    int64_t   i0, n;                 /* which of the batch; n 0: none are drawn */
+    int32_t  *ids, *targets;         /* as those of the session; NULL without a device */
+    float    *pixels;
+} train_ahead;
+
 typedef struct train_session {
     train_config config;             /* with train.micro_batch filled in */
     data_set    *data;               /* NULL: opened without data (sampling) */
@@ -66,6 +74,7 @@ typedef struct train_session {
     const volatile sig_atomic_t *stop;           /* set to 1: evaluation breaks off; may be NULL */
     int32_t     *ids, *targets;      /* [micro_batch, source + context], [micro_batch, context] */
     float       *pixels;             /* [micro_batch, d_in]; NULL: tokens */
+    train_ahead  ahead;
     train_probe *probe;              /* of its sparse layers; NULL: none, or no optimizer */
     ag_inverse   inverse;            /* of the reversible stacks of the last step; its error where
                                       * train.verify_reversible is set */
