@@ -98,6 +98,22 @@ double ag_value(ag_tape *t, const ag_tensor *x, int64_t i)
     return ag_tape_check(t, NULL) == AG_OK ? ag_number_at(x->dtype, &number, 0) : (double)NAN;
 }
 
+int32_t ag_draw_last(ag_tape *t, const ag_tensor *x, const ag_draw *d)
+{
+    if (t->error) return -1;
+    const ag_kernels *k = x->dtype == t->k->dtype ? t->k : t->k->wide;
+    const int64_t n = ag_cols(x);
+    const ag_mark m = ag_arena_mark(&t->data);
+    int32_t *idx = ag_tape_alloc(t, &t->data, 1, AG_I32), index = -1;
+    if (idx) {
+        const size_t at = (size_t)(x->size - n) * ag_dtype_size(x->dtype);
+        k->draw(d, n, (const char *)x->data + at, idx);
+        ag_device_read(k->device, &index, idx, sizeof index);
+    }
+    ag_arena_rewind(&t->data, m);
+    return ag_tape_check(t, NULL) == AG_OK ? index : -1;
+}
+
 ag_tensor *ag_input_i32(ag_tape *t, ag_shape shape, const int32_t *src)
 {
     ag_tensor *x = ag_leaf_new(t, &shape, AG_I32, false);

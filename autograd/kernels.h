@@ -187,6 +187,19 @@ typedef struct ag_lsh_decode {
 } ag_lsh_decode;
 
 /*
+ * One index of x[n], drawn: i with a probability proportional to exp(x[i] / temperature), of the
+ * top_k largest and of as many of the largest as together have top_p of all probability.  Of equal
+ * numbers the first counts as the larger.  Chosen is the first, from the largest down, at which the
+ * sum of probabilities reaches u times that of all that may be drawn.
+ */
+typedef struct ag_draw {
+    double  temperature;             /* 0: the largest */
+    int64_t top_k;                   /* 0: all */
+    double  top_p;                   /* (0, 1] */
+    double  u;                       /* uniform in (0, 1) */
+} ag_draw;
+
+/*
  * A 16-bit table has fill, scale and what pays; the other pointers are NULL, and the f32 table
  * behind it does that work on widened numbers.  Its kernels compute in f32 and round once, to the
  * nearest, where they store.  Gradients of weights (db of act_bwd, dgain, dbias, dtable, dpos) and
@@ -267,6 +280,8 @@ typedef struct ag_kernels {
     void (*pick_fwd)(int64_t m, int64_t n, const int32_t *idx, const void *x, void *y);
     void (*pick_bwd)(int64_t m, int64_t n, const int32_t *idx, const void *dy, void *dx);
     void (*argmax)(int64_t m, int64_t n, const void *x, int32_t *idx);  /* ties: the lowest index */
+    /* idx[1], -1 if a number is NaN or +Inf.  NULL: none, the host's memory needs no kernel. */
+    void (*draw)(const ag_draw *d, int64_t n, const void *x, int32_t *idx);
 
     /* y = residual + x * keep / (1 - p) over [m,n]; residual may be NULL;
      * dx (+)= dy * keep / (1 - p) */

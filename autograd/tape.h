@@ -18,6 +18,7 @@
 #include "tensor.h"
 
 struct ag_kernels;
+struct ag_draw;
 typedef struct ag_tape ag_tape;
 
 ag_tape *ag_tape_new(const struct ag_kernels *device);   /* NULL: out of memory */
@@ -54,6 +55,9 @@ const float *ag_floats(ag_tape *t, const ag_tensor *x);
 const int32_t *ag_ints(ag_tape *t, const ag_tensor *x);
 /* Number i of x, read from the device; NaN on a tape with an error. */
 double ag_value(ag_tape *t, const ag_tensor *x, int64_t i);
+/* An index of the last row of x, drawn where x is: for a tape whose kernels have `draw`.  -1: a
+ * number is NaN or +Inf, or the tape has an error. */
+int32_t ag_draw_last(ag_tape *t, const ag_tensor *x, const struct ag_draw *d);
 
 /* dloss/dx, times scale, into x->grad of every leaf x that needs it (parameters: added).  Returns
  * the tape's error.  The gradients of what was computed on the way are not kept. */

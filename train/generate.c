@@ -30,8 +30,14 @@ static int32_t pop(int32_t *heap, int64_t *n, const float *logits)
     return top;
 }
 
+/* What decides about token number `index`. */
+static double uniform(const train_draw *d, int64_t index)
+{
+    return (double)ag_uniform(ag_noise_bits(d->seed, 0, AG_SITE_SAMPLE, (uint64_t)index));
+}
+
 /* The first token, from the likeliest down, at which the sum of probabilities passes u times that
- * of the kept ones. */
+ * of the kept ones: ag_draw (kernels.h). */
 int32_t train_choose(const train_draw *d, const float *logits, int64_t n, int64_t index,
                      int32_t *work)
 {
@@ -61,8 +67,7 @@ int32_t train_choose(const train_draw *d, const float *logits, int64_t n, int64_
         for (int64_t i = 0; i < n; i++) work[i] = (int32_t)i;
         for (int64_t i = n / 2; i-- > 0;) sift(work, n, i, logits);
     }
-    const double u = (double)ag_uniform(ag_noise_bits(d->seed, 0, AG_SITE_SAMPLE,
-                                                      (uint64_t)index)) * kept;
+    const double u = uniform(d, index) * kept;
     int64_t left = n;
     double at = 0;
     int32_t token = best;
@@ -81,11 +86,23 @@ typedef struct decoder {
     int32_t *text;                   /* [n_text]: start, if any, prompt and what was drawn */
     int64_t  n_text, fed;            /* tokens; how many of them the cache has seen or has
                                       * dropped */
-    float   *logits;                 /* [classes] of the last position */
+    int32_t *work;                   /* [classes] */
 } decoder;
 
-/* Feeds text[fed .. n_text) to the model and keeps the logits of the last position. */
-static int feed(decoder *d, ag_err *err)
+/* Draws token number `index` from the last row of y: on the device, if that can. */
+static int32_t choose(decoder *dec, const ag_tensor *y, const train_draw *d, int64_t index)
+{
+    if (ag_tape_kernels(dec->t)->draw)
+        return ag_draw_last(dec->t, y, &(ag_draw){ d->temperature, d->top_k, d->top_p,
+                                                   uniform(d, index) });
+    const int64_t n = dec->m->classes;
+    const float *logits = ag_floats(dec->t, y);
+    return logits ? train_choose(d, logits + y->size - n, n, index, dec->work) : -1;
+}
+
+/* Feeds text[fed .. n_text) to the model; *ret_y: its logits, the last row those of the next
+ * token. */
+static int feed(decoder *d, const ag_tensor **ret_y, ag_err *err)
 {
     if (ag_kv_cache_length(d->cache) + d->n_text - d->fed > d->context) {
         ag_kv_cache_reset(d->cache, 0);
@@ -95,22 +112,20 @@ static int feed(decoder *d, ag_err *err)
     }
     ag_tape_reset(d->t);
     ag_tensor *ids = ag_input_i32(d->t, AG_SHAPE(1, d->n_text - d->fed), d->text + d->fed);
-    ag_tensor *y = nn_model_decode(d->m, d->t, ids, d->cache);
-    const float *logits = ag_floats(d->t, y);
-    if (ag_error(d->t)) return ag_tape_status(d->t, err);
-    memcpy(d->logits, logits + (d->n_text - d->fed - 1) * d->m->classes,
-           (size_t)d->m->classes * sizeof(float));
+    *ret_y = nn_model_decode(d->m, d->t, ids, d->cache);
     d->fed = d->n_text;
-    return AG_OK;
+    return ag_tape_status(d->t, err);
 }
 
-static int64_t draw_all(decoder *dec, const train_draw *d, int32_t *work, int32_t *ret_tokens,
+static int64_t draw_all(decoder *dec, const train_draw *d, int32_t *ret_tokens,
                         train_token *told, void *arg, ag_err *err)
 {
     for (int64_t i = 0; i < d->length; i++) {
-        const int r = feed(dec, err);
+        const ag_tensor *y;
+        int r = feed(dec, &y, err);
         if (r < 0) return r;
-        const int32_t token = train_choose(d, dec->logits, dec->m->classes, i, work);
+        const int32_t token = choose(dec, y, d, i);
+        if ((r = ag_tape_status(dec->t, err)) < 0) return r;
         if (token < 0)
             return ag_err_set(err, AG_EDIVERGED, "the logits of token %lld are not finite",
                               (long long)i);
@@ -130,25 +145,23 @@ int64_t train_generate(const nn_model *m, ag_tape *t, int64_t context, const tra
     decoder dec = { .m = m, .t = t, .context = context, .n_text = n };
     int64_t r = nn_model_cache(m, 1, &dec.cache, err);
     if (r < 0) return r;
-    int32_t *work = malloc((size_t)m->classes * sizeof *work);
+    dec.work = malloc((size_t)m->classes * sizeof *dec.work);
     dec.text = malloc((size_t)(n + d->length) * sizeof *dec.text);
-    dec.logits = malloc((size_t)m->classes * sizeof *dec.logits);
-    if (work && dec.text && dec.logits) {
+    if (dec.work && dec.text) {
         if (n_prompt > 0) memcpy(dec.text + n_start, prompt, (size_t)n_prompt * sizeof *prompt);
         if (n > context) dec.fed = n - context;  /* the model sees the last part of a long prompt */
         if (m->start) dec.text[dec.fed] = (int32_t)m->classes;
         ag_tape_noise(t, &(ag_noise_key){ .step = UINT32_MAX, .n_samples = 1 });
         ag_tape_no_grad(t, true);
-        r = draw_all(&dec, d, work, ret_tokens, told, arg, err);
+        r = draw_all(&dec, d, ret_tokens, told, arg, err);
         ag_tape_no_grad(t, false);
         ag_tape_reset(t);
     } else {
         r = ag_err_set(err, AG_ENOMEM, "out of memory for a sample of %lld tokens",
                        (long long)d->length);
     }
-    free(work);
+    free(dec.work);
     free(dec.text);
-    free(dec.logits);
     ag_kv_cache_free(dec.cache);
     return r;
 }

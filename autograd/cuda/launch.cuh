@@ -87,6 +87,7 @@ template <class T> void copy_table(ag_kernels *k);       /* copy.cu: from row to
 template <class T> void noise_table(ag_kernels *k);      /* noise.cu: dropout, normal numbers */
 template <class T> void rows_table(ag_kernels *k);       /* rows.cu: along rows and columns */
 template <class T> void norm_table(ag_kernels *k);       /* norm.cu: layer normalisation */
+template <class T> void draw_table(ag_kernels *k);       /* draw.cu: an index by its probability */
 template <class T> void embedding_table(ag_kernels *k);  /* embedding.cu: by index */
 template <class T> void gemm_table(ag_kernels *k);       /* gemm.cu */
 template <class T> void attention_table(ag_kernels *k);  /* attention.cu */

@@ -48,6 +48,7 @@ template <class T> static void table_make(ag_dtype dtype)
     noise_table<T>(k);
     rows_table<T>(k);
     norm_table<T>(k);
+    draw_table<T>(k);
     embedding_table<T>(k);
     gemm_table<T>(k);
     attention_table<T>(k);

@@ -179,6 +179,10 @@ static void run_xent_bwd(const void *arg)
     k->xent_bwd(M, N, A(0), A(1), A(2), A(3), A(4), false);
 }
 static void run_softmax(const void *arg) { k->softmax_fwd(M, N, false, A(0), A(1)); }
+static void run_draw(const void *arg)
+{
+    k->draw(&(ag_draw){ .temperature = 0.8, .top_k = 200, .top_p = 0.95, .u = 0.7 }, N, A(0), A(1));
+}
 static void run_dropout(const void *arg)
 {
     const ag_noise z = { 1, 2, 3, 0 };
@@ -220,6 +224,9 @@ static void rows_of(void)
     x.a[0] = reals(x.m * x.n), x.a[1] = indices(x.m, (int32_t)x.n), x.a[2] = floats(x.m);
     x.a[3] = floats(1), x.a[4] = reals(x.m * x.n);
     row("cross-entropy backward", run_xent_bwd, &x, 2 * v * one, 0);
+    x = (arrays){ .m = 1, .n = small ? 100 : 50257 };
+    x.a[0] = reals(x.n), x.a[1] = room(1, sizeof(int32_t));
+    row("a token of 50257", run_draw, &x, (double)x.n * one, 0);
 }
 
 typedef struct lookup { int64_t m, d, t, v; int32_t *ids; void *table, *pos, *y; } lookup;
