@@ -21,7 +21,7 @@
 
 /* What the GPU does not do yet. */
 static const ag_op *const missing[] = {
-    &ag_op_sru, &ag_op_sru_cached, &ag_op_lsh_hash, &ag_op_lsh_attend, &ag_op_lsh_cached,
+    &ag_op_lsh_hash, &ag_op_lsh_attend, &ag_op_lsh_cached,
 };
 
 static bool is_missing(const op_case *c)

@@ -47,7 +47,13 @@ static const struct {
 };
 enum { MODELS = sizeof models / sizeof *models };
 
-static const char *extra = "run.seed=1";         /* one more key of what config() makes */
+static const char *extra[2] = { "run.seed=1", "run.seed=1" };     /* more keys for config() */
+
+static void extra_set(const char *a, const char *b)
+{
+    extra[0] = a;
+    extra[1] = b ? b : a;
+}
 
 static train_config config(int model, const char *device, const char *precision)
 {
@@ -56,7 +62,7 @@ static train_config config(int model, const char *device, const char *precision)
     train_config_init(&c);
     for (int i = 0; models[model].keys[i]; i++)
         if (train_config_override(&c, models[model].keys[i], &err)) fail_msg("%s", err.msg);
-    if (train_config_override(&c, extra, &err) ||
+    if (train_config_override(&c, extra[0], &err) || train_config_override(&c, extra[1], &err) ||
         train_config_override(&c, device, &err) || train_config_override(&c, precision, &err) ||
         train_config_check(&c, &err))
         fail_msg("%s", err.msg);
@@ -131,25 +137,29 @@ static void losses_are_those_of_the_cpu(void **state)
 /* What else a GPU can do. */
 static void other_parts_are_those_of_the_cpu(void **state)
 {
-    static const char *const keys[] = {
-        "train.recompute=block", "train.recompute=cheap", "model.reversible=fp32",
-        "model.reversible=fixed", "model.attention.type=mult", "model.attention.type=multconv",
-        "model.attention.type=lowrank", "model.ff.type=switch", "model.ff.type=block",
-        "train.micro_batch=2", "optim.type=sgd", "model.activation=gelu_quick" };
+    static const char *const keys[][2] = {
+        { "train.recompute=block" }, { "train.recompute=cheap" }, { "model.reversible=fp32" },
+        { "model.reversible=fixed" }, { "model.attention.type=mult" },
+        { "model.attention.type=multconv" }, { "model.attention.type=lowrank" },
+        { "model.ff.type=switch" }, { "model.ff.type=block" }, { "train.micro_batch=2" },
+        { "optim.type=sgd" }, { "model.activation=gelu_quick" },
+        { "model.ff.sru_units=3", "model.ff.sru_layers=2" },
+        { "model.ff.sru_units=3", "model.reversible=fp32" } };
     (void)state;
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         double want[3], got[3];
-        extra = keys[i];
+        extra_set(keys[i][0], keys[i][1]);
         train_session *cpu = session(0, "train.device=cpu", "train.precision=fp32");
         train_session *gpu = session(0, "train.device=cuda", "train.precision=fp32");
-        extra = "run.seed=1";
+        extra_set("run.seed=1", NULL);
         cpu->config.train.verify_reversible = gpu->config.train.verify_reversible = true;
         const int n = at_most(3);
         steps(cpu, n, want, NULL);
         steps(gpu, n, got, NULL);
         for (int k = 0; k < n; k++)
             if (!(fabs(got[k] - want[k]) <= 1e-5 * want[k]))
-                fail_msg("%s, step %d: loss %.8f, on the CPU %.8f", keys[i], k, got[k], want[k]);
+                fail_msg("%s, step %d: loss %.8f, on the CPU %.8f", keys[i][0], k, got[k],
+                         want[k]);
         assert_int_equal(gpu->inverse.stacks, cpu->inverse.stacks);
         assert_true(gpu->inverse.error <= 1e-5 * gpu->inverse.scale);
         assert_true(fabs(gpu->inverse.headroom - cpu->inverse.headroom) <=
@@ -286,7 +296,9 @@ static void samples_are_those_of_the_cpu(void **state)
 {
     (void)state;
     enum { LENGTH = 12 };
-    for (int m = 0; m < 2; m++) {
+    for (int i = 0; i < 3; i++) {
+        const int m = i % 2;         /* the last: the first with recurrent units */
+        if (i == 2) extra_set("model.ff.sru_units=3", "model.ff.sru_layers=2");
         int32_t token[2][LENGTH];
         for (int k = 0; k < 2; k++) {
             train_session *s = session(m, k ? "train.device=cuda" : "train.device=cpu",
@@ -303,6 +315,7 @@ static void samples_are_those_of_the_cpu(void **state)
         }
         assert_memory_equal(token[0], token[1], sizeof token[0]);
     }
+    extra_set("run.seed=1", NULL);
 }
 
 /* --- errors ----------------------------------------------------------------------------------- */

@@ -55,8 +55,12 @@ template <class T> static void table_make(ag_dtype dtype)
     controller_table<T>(k);
     choose_table<T>(k);
     live_table<T>(k);
-    if (dtype == AG_F32) fill_holes(k);
-    else k->wide = &tables[AG_F32];
+    if (dtype == AG_F32) {
+        scan_table(k);
+        fill_holes(k);
+    } else {
+        k->wide = &tables[AG_F32];
+    }
 }
 
 extern "C" const ag_kernels *ag_kernels_cuda(ag_dtype dtype)
