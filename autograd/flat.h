@@ -40,6 +40,65 @@ typedef struct ag_flat_gate {
     double most;                     /* norm * clip above this: no step */
 } ag_flat_gate;
 
+/*
+ * Adafactor (optim/adafactor.h).  The weights are cut into matrices, the last two axes of a tensor,
+ * and vectors of a few thousand elements, which are matrices of one row here; those into parts of
+ * at most AG_FACTORED_ROWS whole rows.  A block has a part.  Matrices come first, so that factors
+ * and second moments of rows and columns have the same places.
+ */
+enum { AG_FACTORED_ROWS = 64 };
+
+typedef struct ag_factored_matrix {
+    int64_t offset, rows, cols;
+    int64_t row, col;                /* of its factors; a matrix: of its moments in v_row, v_col */
+    int64_t vector;                  /* of its moments in v; -1: a matrix */
+    int64_t part, n_parts;           /* the first one, how many */
+    int     range;
+} ag_factored_matrix;
+
+typedef struct ag_factored_part {    /* rows of a matrix */
+    int64_t matrix, first, rows;
+    int64_t sums;                    /* where its sums of columns begin */
+} ag_factored_part;
+
+typedef struct ag_factored_range {   /* a tensor: its parts are neighbours */
+    int64_t part, n_parts, count;
+    bool    decay;
+} ag_factored_range;
+
+typedef struct ag_factored_sums {    /* of a part */
+    double p2, y2;                   /* squares of the weights and of the update */
+    double v;                        /* new moments of the rows; on a device only */
+} ag_factored_sums;
+
+typedef struct ag_factored_rate {    /* of a range, in this step */
+    float rate, shrink;              /* p = shrink p - rate y */
+    float momentum, keep;            /* with m: m = momentum m + keep rate y; p = shrink p - m */
+} ag_factored_rate;
+
+typedef struct ag_factored_work {    /* what a step works in, all of it where the weights are */
+    int64_t n_matrices, n_parts, n_ranges, n_rows, n_cols, n_sums;
+    ag_factored_matrix *matrix;
+    ag_factored_part   *part;
+    ag_factored_range  *range;
+    ag_factored_sums   *total;       /* [n_parts] */
+    ag_factored_rate   *rate;        /* [n_ranges] */
+    float  *row, *col;               /* factors of the update, of all rows and all columns */
+    double *sum;                     /* [n_sums], of the squares of each part's columns */
+} ag_factored_work;
+
+typedef struct ag_factored {         /* one step */
+    double beta, mix;                /* how a mean of squares goes into a second moment */
+    double eps1, eps2, clip_threshold, lr;
+    bool   parameter_scale;
+    float  shrink, momentum, keep;   /* shrink: of ranges that decay */
+    float  ema_decay, ema_keep;
+} ag_factored;
+
+typedef struct ag_factored_arrays {  /* m, ema: or NULL */
+    float *p, *g, *m, *v_row, *v_col, *v, *ema;
+} ag_factored_arrays;
+
 typedef struct ag_flat {
     /* sum[1] = sum of squares, f64, in a fixed order */
     void (*square_sum)(int64_t n, const float *x, double *sum);
@@ -52,6 +111,9 @@ typedef struct ag_flat {
     void (*sgd)(const ag_sgd *s, const ag_flat_gate *gate, int64_t n_parts,
                 const ag_flat_part *parts, float *p, float *g, float *m, float *ema,
                 float ema_decay, float ema_keep);
+    /* What no range has stays as it is, its gradient and average too. */
+    void (*factored)(const ag_factored *f, const ag_flat_gate *gate, const ag_factored_work *w,
+                     const ag_factored_arrays *a);
 } ag_flat;
 
 #endif

@@ -14,7 +14,7 @@
  *   update     p = (1 - wd) p - m,   wd = weight_decay, or falling to 0 in weight_decay_steps:
  *              weight_decay max(weight_decay_steps - t, 0) / weight_decay_steps
  *
- * Means and root mean squares are summed in f64, in parts of whole rows and in their order.
+ * Means and root mean squares are summed in f64, in parts of whole rows and in a fixed order.
  */
 #ifndef OPT_ADAFACTOR_H
 #define OPT_ADAFACTOR_H
@@ -33,5 +33,7 @@ size_t opt_adafactor_bytes(const opt_adafactor *a);
 
 /* One step with the gradient clip * g, which is finite; g is zero afterwards. */
 void opt_adafactor_step(opt_state *o, double lr, double clip, float *p, float *g);
+/* The same on a device, where the gate decides; with the average of the weights. */
+void opt_adafactor_on_device(opt_state *o, double lr, const ag_flat_gate *gate, float *p, float *g);
 
 #endif

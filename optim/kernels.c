@@ -122,11 +122,11 @@ AG_CLONES double opt_factored_square(int64_t rows, int64_t cols, const float *g,
     return sum_lanes(lane);
 }
 
-AG_CLONES void opt_factored_part(const opt_factored *f, int64_t rows, int64_t cols,
+AG_CLONES void opt_factored_part(const ag_factored_rate *f, int64_t rows, int64_t cols,
                                  const float *restrict row, const float *restrict col,
                                  float *restrict p, float *restrict g, float *restrict m)
 {
-    const opt_factored c = *f;
+    const ag_factored_rate c = *f;
     for (int64_t r = 0; r < rows; r++, p += cols, g += cols, m += m ? cols : 0) {
         const float by = row[r];
         if (m) {

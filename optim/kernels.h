@@ -23,20 +23,14 @@ void opt_sgd_part(const ag_sgd *s, int64_t n, float *p, float *g, float *m);
 
 /*
  * Adafactor (optim/adafactor.h) on a part of a matrix, g, p, m [rows, cols], with the factors of
- * the update of each row and column.
+ * the update of each row and column.  opt_factored_part: m may be NULL; g is zero afterwards.
  */
 /* The sums of the squares of each row and each column, in a fixed order. */
 void opt_square_sums(int64_t rows, int64_t cols, const float *g, double *row_sum, double *col_sum);
 /* The sum of the squares of the update y = g * row * col. */
 double opt_factored_square(int64_t rows, int64_t cols, const float *g, const float *row,
                            const float *col);
-
-typedef struct opt_factored {
-    float rate, shrink;              /* p = shrink p - rate y */
-    float momentum, keep;            /* with m: m = momentum m + keep rate y; p = shrink p - m */
-} opt_factored;
-/* m may be NULL.  g is zero afterwards. */
-void opt_factored_part(const opt_factored *c, int64_t rows, int64_t cols, const float *row,
+void opt_factored_part(const ag_factored_rate *c, int64_t rows, int64_t cols, const float *row,
                        const float *col, float *p, float *g, float *m);
 
 /* e = decay e + keep p */

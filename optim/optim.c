@@ -162,8 +162,6 @@ int opt_new(const opt_config *c, const ag_device *device, int64_t n, const opt_r
             int n_ranges, opt_state **ret_opt, ag_err *err)
 {
     int r = check_config(c, err);
-    if (!r && device && c->type == OPT_ADAFACTOR)
-        r = ag_err_set(err, AG_ECONFIG, "optim.type = adafactor runs on the CPU only so far");
     if (!r) r = check_ranges(n, ranges, n_ranges, err);
     if (r) return r;
     opt_state *o = ag_fault_now() ? NULL : calloc(1, sizeof *o);
@@ -344,7 +342,9 @@ static int step_on_device(opt_state *o, double lr, double unscale, float *p, flo
     }
     f.sgd.l2 = f.adam.l2 = f.l2;
     f.adam.shrink = f.shrink;
-    if (o->config.type == OPT_SGD)
+    if (o->adafactor)
+        opt_adafactor_on_device(o, lr, &gate, p, g);
+    else if (o->config.type == OPT_SGD)
         d->flat.sgd(&f.sgd, &gate, o->n_parts, o->part, p, g, o->m, o->ema, f.ema_decay,
                     f.ema_keep);
     else

@@ -87,8 +87,8 @@ typedef struct opt_state {
 } opt_state;
 
 /* For arrays of n elements on a device, or the host where that is NULL.  The ranges are in order of
- * offset; what none covers does not decay, and Adafactor, which has no loops on a device, leaves it
- * as it is.  AG_ECONFIG names the setting that does not fit, AG_EFAIL for bad ranges, AG_ENOMEM. */
+ * offset; what none covers does not decay, and Adafactor leaves it as it is.  AG_ECONFIG names the
+ * setting that does not fit, AG_EFAIL for bad ranges, AG_ENOMEM. */
 int opt_new(const opt_config *c, const ag_device *device, int64_t n, const opt_range *ranges,
             int n_ranges, opt_state **ret_opt, ag_err *err);
 void opt_free(opt_state *o);         /* NULL is fine */

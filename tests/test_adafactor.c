@@ -397,7 +397,7 @@ static void out_of_memory_is_reported(void **state)
         assert_int_equal(code, AG_ENOMEM);
         assert_null(o);
     }
-    assert_int_equal(failures, 15);  /* the state, parts, ranges, 5 slots, 7 of the work */
+    assert_int_equal(failures, 10);  /* the state, parts, ranges, 5 slots, 2 of the work */
 }
 
 int main(void)

@@ -143,6 +143,7 @@ static void other_parts_are_those_of_the_cpu(void **state)
         { "model.attention.type=multconv" }, { "model.attention.type=lowrank" },
         { "model.ff.type=switch" }, { "model.ff.type=block" }, { "train.micro_batch=2" },
         { "optim.type=sgd" }, { "model.activation=gelu_quick" },
+        { "optim.type=adafactor", "optim.weight_decay=1e-4" },
         { "model.ff.sru_units=3", "model.ff.sru_layers=2" },
         { "model.ff.sru_units=3", "model.reversible=fp32" } };
     (void)state;
@@ -261,9 +262,8 @@ static train_session *moved(train_session *s, const char *path, const char *devi
     return to;
 }
 
-static void a_checkpoint_goes_on_on_the_other_device(void **state)
+static void goes_on(void)
 {
-    (void)state;
     char path[] = "/tmp/tulle-gpu-XXXXXX", was[65], is[65];
     const int fd = mkstemp(path);
     assert_true(fd >= 0);
@@ -290,6 +290,15 @@ static void a_checkpoint_goes_on_on_the_other_device(void **state)
     train_session_free(cpu);
     train_session_free(back);
     unlink(path);
+}
+
+static void a_checkpoint_goes_on_on_the_other_device(void **state)
+{
+    (void)state;
+    goes_on();
+    extra_set("optim.type=adafactor", "optim.weight_decay=1e-4");
+    goes_on();
+    extra_set("run.seed=1", NULL);
 }
 
 static void samples_are_those_of_the_cpu(void **state)

@@ -4,28 +4,13 @@
  * The norm reads 4 bytes for each weight, Adam with an average moves 36; nothing else costs time.
  * So a step is one pass: a block takes a part, a thread 16 bytes of each array at a time.
  */
-#include "autograd/flat.h"
-#include "launch.cuh"
+#include "flat.cuh"
 #include "number.cuh"
 
-#include <float.h>
-
-enum { THREADS = 256, SUMS = 1024 };
+enum { THREADS = FLAT_THREADS, SUMS = 1024 };
 enum { WIDE = 4 };                   /* floats in 16 bytes */
 
 /* --- the sum of squares ----------------------------------------------------------------------- */
-
-/* The sum of what each thread of the block has, in every thread; s [THREADS] is shared memory. */
-static __device__ double block_sum(double mine, double *s)
-{
-    s[threadIdx.x] = mine;
-    for (unsigned half = THREADS / 2; half; half /= 2) {
-        __syncthreads();
-        if (threadIdx.x < half) s[threadIdx.x] += s[threadIdx.x + half];
-    }
-    __syncthreads();
-    return s[0];
-}
 
 /* part[gridDim.x]: what each block adds up.  A grid depends on n only, so the order does too. */
 template <int N> static __global__ void square_run(int64_t n, const float *x, double *part)
@@ -91,16 +76,6 @@ struct sgd_step {
         *p -= s.rate * (s.nesterov ? x + s.momentum * *m : *m);
     }
 };
-
-/* The factor of the gradient; 0: there is no step.  optim/optim.c, check_norm(), decides so too. */
-static __device__ float gate_factor(const ag_flat_gate &gate)
-{
-    const double norm = gate.unscale * sqrt(*gate.square);
-    const double clip = gate.clip_norm > 0 && norm > gate.clip_norm ? gate.clip_norm / norm : 1;
-    /* An infinite norm has a factor of 0 or a product above all; NaN compares as false. */
-    const bool open = clip * gate.unscale >= (double)FLT_MIN && norm * clip <= gate.most;
-    return open ? (float)(clip * gate.unscale) : 0;
-}
 
 /* N elements from i on. */
 template <int N, class F>
@@ -172,5 +147,6 @@ ag_flat flat_table(void)
     f.square_sum = square_sum;
     f.adam = adam;
     f.sgd = sgd;
+    f.factored = flat_factored;
     return f;
 }

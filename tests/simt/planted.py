@@ -70,7 +70,7 @@ FAULTS = [
      'simt_ops control', 't'),
     ('controller: the last column of a tile is not loaded', 'controller.cuh', 'c < s.cols; c += t.row_threads',
      'c + 1 < s.cols; c += t.row_threads', 'controller', 'simt_ops control', 'p'),
-    ('optimizer: a sum goes on before the step before is done', 'flat.cu',
+    ('optimizer: a sum goes on before the step before is done', 'flat.cuh',
      '        __syncthreads();\n        if (threadIdx.x < half)', '        if (threadIdx.x < half)', 'flat', 'simt_optim', 't'),
 ]
 BUILDS = {'p': '', 'a': '_asan', 't': '_tsan'}
