@@ -16,6 +16,7 @@
 
 #include "autograd/cuda/cuda.h"
 #include "bench.h"
+#include "optim/optim.h"
 
 enum { ROUNDS = 21, MAX_BUFFERS = 16 };
 static const size_t COLD_BYTES = (size_t)256 << 20;      /* several times the cache of a GPU */
@@ -393,6 +394,27 @@ static void sparse(int64_t rows, int64_t d, int64_t ff, int64_t n)
     }
 }
 
+static void run_sru_fwd(const void *arg)
+{
+    k->sru_fwd(M, N, 32, A(0), A(1), NULL, A(2), A(3));
+}
+
+static void run_sru_bwd(const void *arg)
+{
+    k->sru_bwd(M, N, 32, A(0), A(1), A(2), A(3), A(4), false, A(5), false);
+}
+
+/* 32 units, as in Terraformer. */
+static void scans(void)
+{
+    const int64_t b = small ? 2 : 64, t = small ? 9 : 256, n = b * t * 32;
+    arrays f = { .m = b, .n = t, .a = { reals(3 * n), reals(n), floats(n), floats(n) } };
+    row("SRU, 32 units", run_sru_fwd, &f, 4 * 6 * (double)n, 0);
+    arrays g = { .m = b, .n = t, .a = { reals(3 * n), reals(n), reals(n), reals(n), floats(3 * n),
+                                        floats(n) } };
+    row("SRU backward", run_sru_bwd, &g, 4 * 10 * (double)n, 0);
+}
+
 static void run_adam(const void *arg)
 {
     const arrays *x = arg;
@@ -414,6 +436,27 @@ static void optimizer(void)
     device->write(x.a[5], host, (size_t)parts * sizeof *host);
     free(host);
     row("norm and AdamW", run_adam, &x, 4 * 9 * (double)n, 0);
+}
+
+static void run_adafactor(const void *arg)
+{
+    ag_err err = { 0 };
+    if (opt_step(A(2), 1e-3, 1, A(0), A(1), NULL, &err)) fail(err.msg);
+}
+
+/* The gradient is read for its norm, its squares, the size of the update, the update. */
+static void factored(void)
+{
+    const int64_t rows = small ? 130 : 2048, n = 4 * rows * rows;
+    const opt_config c = { .type = OPT_ADAFACTOR, .decay_rate = 0.8, .eps1 = 1e-30, .eps2 = 1e-3,
+                           .clip_threshold = 1, .parameter_scale = true };
+    const opt_range r = { .count = n, .rows = rows, .cols = rows };
+    opt_state *o;
+    ag_err err = { 0 };
+    if (opt_new(&c, device, n, &r, 1, &o, &err)) fail(err.msg);
+    arrays x = { .a = { reals(n), reals(n), o } };
+    row("norm and Adafactor", run_adafactor, &x, 4 * 8 * (double)n, 0);
+    opt_free(o);
 }
 
 int main(int argc, char **argv)
@@ -442,7 +485,10 @@ int main(int argc, char **argv)
         attentions();
         sparse(small ? 32 : 16384, small ? 64 : 384, small ? 128 : 1536, small ? 16 : 64);
         sparse(1, small ? 64 : 4096, small ? 128 : 16384, small ? 16 : 64);
-        if (types[t].dtype == AG_F32) optimizer();
+        if (types[t].dtype != AG_F32) continue;
+        scans();
+        optimizer();
+        factored();
     }
     printf("%ld products were refused by cuBLASLt\n", ag_cuda_refused_products());
     ag_device_free(device, cold, COLD_BYTES);
