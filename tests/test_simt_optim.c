@@ -2,6 +2,8 @@
  * test_simt_optim.c -- the optimizer on a device beside the one on the host, step by step: the same
  * weights, averages and slots to 1e-6 of their terms, the same norms, the same refusals, after
  * which nothing has changed.  The sizes are odd, so that parts begin and end off 16 bytes.
+ *
+ *   test_simt_optim [TEST]
  */
 #include "autograd/cuda/cuda.h"
 #include "gpu.h"
@@ -47,7 +49,7 @@ static void make_matrices(opt_range *r, int64_t rows, int64_t cols)
 
 /* Some that decay and some that do not, at offsets of 4 elements and others, with holes; matrices
  * of three parts, matrices that are wider than a block of threads, vectors, the last of them of
- * three pieces if n is 60,000. */
+ * two pieces if n is 30,000. */
 static int ranges_of(int64_t n, opt_range r[4])
 {
     r[0] = (opt_range){ .offset = 0, .count = n < 300 ? n : n / 3, .decay = true };
@@ -178,9 +180,9 @@ static void any_size(void **state)
     for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++)
         for (int64_t shift = 0; shift < 2; shift++) {
             steps_agree(&cases[1], sizes[k], shift, 1, 1);
-            steps_agree(&cases[ADAFACTOR], sizes[k], shift, 1, 1);
+            if (k % 4 == 0) steps_agree(&cases[ADAFACTOR], sizes[k], shift, 1, 1);
         }
-    steps_agree(&cases[ADAFACTOR - 1], 60000, 0, 1, 1);
+    steps_agree(&cases[ADAFACTOR - 1], 30000, 0, 1, 1);
 }
 
 /* Rows and columns without gradient have moments of 0, and stay; other steps are as large as the
@@ -414,7 +416,7 @@ static void failures_are_reported(void **state)
 }
 #endif
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(agrees_with_the_host),
@@ -434,6 +436,7 @@ int main(void)
         print_error("%s\n", err.msg);
         return 1;
     }
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     ag_cuda_close();
     return failed;
