@@ -179,12 +179,12 @@ static void batches_are_drawn_ahead(void **state)
         char a[65], b[65];
         ag_err err = { 0 };
         train_eval e;
-        extra = "train.micro_batch=2";
+        extra_set("train.micro_batch=2", NULL);
         train_session *s = session(m, "train.device=cuda", "train.precision=fp32");
         train_session *evaluated = session(m, "train.device=cuda", "train.precision=fp32");
         train_session *back = session(m, "train.device=cuda", "train.precision=fp32");
         train_session *cpu = session(m, "train.device=cpu", "train.precision=fp32");
-        extra = "run.seed=1";
+        extra_set("run.seed=1", NULL);
         steps(s, 3, plain, NULL);
         steps(cpu, 1, NULL, NULL);
         assert_true(cpu->ahead.n == 0 && !cpu->ahead.ids);
