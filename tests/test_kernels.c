@@ -100,7 +100,8 @@ static void tables_are_complete(void **state)
              at += sizeof(void (*)(void))) {
             void (*f)(void);
             memcpy(&f, (const char *)one + at, sizeof f);
-            if (!f) fail_msg("table %s has no kernel at byte %zu", one->name, at);
+            if (at == offsetof(ag_kernels, draw)) assert_null(f);    /* a GPU's alone */
+            else if (!f) fail_msg("table %s has no kernel at byte %zu", one->name, at);
         }
     }
     printf("tables:");
