@@ -107,7 +107,6 @@ static __global__ void group_scatter(pass p)
         if (valid && !before) mine[digit] += __popc(same);
         __syncwarp();
     }
-    __syncthreads();
 
     int all = 0, earlier = 0;        /* of digit t, in the segment and in earlier chunks of it */
     const int32_t *c = p.count + (int64_t)blockIdx.y * gridDim.x * DIGITS + t;
@@ -115,7 +114,7 @@ static __global__ void group_scatter(pass p)
         all += *c;
         earlier += i < blockIdx.x ? *c : 0;
     }
-    int at = sum_before(all, count + WARPS * DIGITS) + earlier;
+    int at = sum_before(all, count + WARPS * DIGITS) + earlier;      /* with a barrier in it */
     for (int w = 0; w < WARPS; w++) {
         const int n = count[w * DIGITS + t];
         count[w * DIGITS + t] = at;

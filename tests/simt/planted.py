@@ -30,7 +30,7 @@ FAULTS = [
     ('group: a warp counts while others of it read', 'group.cu',
      ': -1;\n        __syncwarp();', ': -1;', 'group', 'simt_ops embedding', 't'),
     ('group: no barrier before all digits are read', 'group.cu',
-     '    __syncthreads();\n\n    int all = 0', '\n    int all = 0', 'group', 'simt_ops embedding', 't'),
+     'shared[warp] = upto;\n    __syncthreads();', 'shared[warp] = upto;', 'group', 'simt_ops embedding', 't'),
     ('draw: sums by digit are read before they are written', 'draw.cu',
      '        });\n        __syncthreads();', '        });', 'draw', 'simt_draw', 'pt'),
     ('draw: a digit is chosen before the totals are written', 'draw.cu',
