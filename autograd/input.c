@@ -65,6 +65,14 @@ static const float *rounded(ag_tape *t, const ag_tensor *x)
     return v;
 }
 
+const void *ag_on_host(ag_tape *t, const void *p, size_t bytes)
+{
+    if (!t->k->device) return p;
+    void *host = ag_tape_meta(t, bytes);
+    if (host) t->k->device->read(host, p, bytes);
+    return ag_tape_check(t, NULL) == AG_OK ? host : NULL;
+}
+
 const float *ag_floats(ag_tape *t, const ag_tensor *x)
 {
     const ag_device *device = t->k->device;
@@ -75,18 +83,14 @@ const float *ag_floats(ag_tape *t, const ag_tensor *x)
     if (x->dtype != AG_F32 && (v = ag_tape_alloc(t, &t->data, x->size, AG_F32)))
         t->k->widen(x->size, x->data, v);
     if (!v || !device) return v;
-    float *host = ag_tape_meta(t, (size_t)x->size * sizeof *host);
-    if (host) device->read(host, v, (size_t)x->size * sizeof *host);
+    const float *host = ag_on_host(t, v, (size_t)x->size * sizeof *host);
     ag_arena_rewind(&t->data, m);
-    return ag_tape_check(t, NULL) == AG_OK ? host : NULL;
+    return host;
 }
 
 const int32_t *ag_ints(ag_tape *t, const ag_tensor *x)
 {
-    if (t->error || x->host) return x->host;
-    int32_t *host = ag_tape_meta(t, ag_tensor_bytes(x));
-    if (host) t->k->device->read(host, x->data, ag_tensor_bytes(x));
-    return ag_tape_check(t, NULL) == AG_OK ? host : NULL;
+    return t->error || x->host ? x->host : ag_on_host(t, x->data, ag_tensor_bytes(x));
 }
 
 double ag_value(ag_tape *t, const ag_tensor *x, int64_t i)

@@ -278,15 +278,6 @@ static void undo_layer(ag_call *c, int i, streams *s)
     ag_visit_end(t, &v);
 }
 
-/* Memory of a device copied to the tape's on the host; what is the host's stays where it is. */
-static const void *on_host(ag_tape *t, const void *p, size_t bytes)
-{
-    if (!t->k->device) return p;
-    void *host = ag_tape_meta(t, bytes);
-    if (host) t->k->device->read(host, p, bytes);
-    return ag_tape_check(t, NULL) == AG_OK ? host : NULL;
-}
-
 /* How far the rebuilt streams are from the inputs. */
 static void verify(const ag_call *c, const streams *s)
 {
@@ -298,9 +289,10 @@ static void verify(const ag_call *c, const streams *s)
     for (int role = A; role <= B; role++) {
         const size_t bytes = ag_tensor_bytes(c->in[role]);
         const ag_dtype dtype = c->in[role]->dtype;
-        const void *in = on_host(t, c->in[role]->data, bytes);
-        const void *x = s->x[role] ? on_host(t, s->x[role], bytes) : NULL;
-        const int32_t *fixed = s->s[role] ? on_host(t, s->s[role], int_bytes(c->in[role])) : NULL;
+        const void *in = ag_on_host(t, c->in[role]->data, bytes);
+        const size_t int_size = int_bytes(c->in[role]);
+        const void *x = s->x[role] ? ag_on_host(t, s->x[role], bytes) : NULL;
+        const int32_t *fixed = s->s[role] ? ag_on_host(t, s->s[role], int_size) : NULL;
         for (int64_t i = 0; i < n && !t->error; i++) {
             const double was = ag_number_at(dtype, in, i);
             const double want = fixed ? rint(was * one) / one : was;

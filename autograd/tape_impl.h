@@ -56,6 +56,11 @@ void ag_call_forward(ag_tape *t, ag_call *c);                    /* run, and wat
 /* The device's error, if it has one, becomes the tape's, of call c (NULL: of none). */
 int  ag_tape_check(ag_tape *t, const ag_call *c);
 
+/* input.c */
+/* What lies at p of the tape's device, copied to the tape; of the host, p itself.  NULL: error
+ * set. */
+const void *ag_on_host(ag_tape *t, const void *p, size_t bytes);
+
 /* backward.c */
 int ag_tape_replay(ag_tape *t, int first);       /* backward of the calls from `first` on */
 void *ag_grad_alloc(ag_tape *t, const ag_tensor *x);

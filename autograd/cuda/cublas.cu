@@ -51,7 +51,7 @@ static struct {
 #define X(name) decltype(&cublasLt##name) name;
     FUNCTIONS(X)
 #undef X
-    void *library;
+    void *file;
     cublasLtHandle_t handle;
     plan  plans[PLANS];
     int   n_plans;
@@ -111,7 +111,7 @@ static bool find_functions(void)
 {
     const char *missing = NULL;
 #define X(name)                                                                         \
-    lt.name = (decltype(lt.name))library_symbol(lt.library, "cublasLt" #name);          \
+    lt.name = (decltype(lt.name))library_symbol(lt.file, "cublasLt" #name);          \
     if (!lt.name) missing = "cublasLt" #name;
     FUNCTIONS(X)
 #undef X
@@ -122,10 +122,10 @@ static bool find_functions(void)
 static bool open_library(void)
 {
     if (lt.handle) return true;
-    lt.library = find_library();
-    if (lt.library && find_functions() && ok(lt.Create(&lt.handle), "cublasLtCreate")) return true;
-    if (lt.library) library_close(lt.library);
-    lt.library = NULL;
+    lt.file = find_library();
+    if (lt.file && find_functions() && ok(lt.Create(&lt.handle), "cublasLtCreate")) return true;
+    if (lt.file) library_close(lt.file);
+    lt.file = NULL;
     lt.handle = NULL;
     return false;
 }
@@ -151,9 +151,9 @@ void ag_cublas_close(void)
 {
     forget_plans();
     if (lt.handle) lt.Destroy(lt.handle);
-    if (lt.library) library_close(lt.library);
+    if (lt.file) library_close(lt.file);
     lt.handle = NULL;
-    lt.library = NULL;
+    lt.file = NULL;
 }
 
 static int32_t alignment(const void *p)
