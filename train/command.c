@@ -29,6 +29,23 @@ static int set_number(const train_flag *f, const char *text, ag_err *err)
     return AG_OK;
 }
 
+static int add_word(const train_flag *f, const char *text, ag_err *err)
+{
+    train_flag_words *w = f->value;
+    if (w->n == TRAIN_FLAG_WORDS_MAX)
+        return ag_err_set(err, AG_ECONFIG, "--%s: more than %d times", f->name, TRAIN_FLAG_WORDS_MAX);
+    w->word[w->n++] = text;
+    return AG_OK;
+}
+
+static int set_value(const train_flag *f, const char *text, ag_err *err)
+{
+    if (f->kind == TRAIN_FLAG_WORDS) return add_word(f, text, err);
+    if (f->kind != TRAIN_FLAG_TEXT) return set_number(f, text, err);
+    *(const char **)f->value = text;
+    return AG_OK;
+}
+
 static const train_flag *find_flag(const train_flag *flags, const char *arg)
 {
     const size_t n = strcspn(arg + 2, "=");
@@ -62,8 +79,7 @@ int train_flags_read(const train_flag *flags, int *argc, char **argv, ag_err *er
         if (!value && ++i == *argc)
             return ag_err_set(err, AG_ECONFIG, "--%s wants a value", f->name);
         if (!value) value = argv[i];
-        if (f->kind == TRAIN_FLAG_TEXT) *(const char **)f->value = value;
-        else if (set_number(f, value, err) < 0) return AG_ECONFIG;
+        if (set_value(f, value, err) < 0) return AG_ECONFIG;
     }
     for (i++; i < *argc; i++) argv[kept++] = argv[i];
     *argc = kept;

@@ -29,11 +29,18 @@ int train_cmd_show_pattern(int argc, char **argv, ag_err *err);      /* of train
 int train_cmd_bench(int argc, char **argv, ag_err *err);
 int train_cmd_bench_decode(int argc, char **argv, ag_err *err);      /* of train_cmd_bench */
 
+/* What a flag that may be given several times was given. */
+enum { TRAIN_FLAG_WORDS_MAX = 8 };
+typedef struct train_flag_words {
+    const char *word[TRAIN_FLAG_WORDS_MAX];
+    int n;
+} train_flag_words;
+
 /* One --flag of a command. */
 typedef struct train_flag {
     const char *name;                /* "prompt"; NULL behind the last */
-    enum { TRAIN_FLAG_ON, TRAIN_FLAG_TEXT, TRAIN_FLAG_INT, TRAIN_FLAG_REAL } kind;
-    void *value;                     /* bool, const char *, int64_t or double */
+    enum { TRAIN_FLAG_ON, TRAIN_FLAG_TEXT, TRAIN_FLAG_INT, TRAIN_FLAG_REAL, TRAIN_FLAG_WORDS } kind;
+    void *value;                     /* bool, const char *, int64_t, double or train_flag_words */
     char letter;                     /* -n; 0: none */
     double least, most;              /* of a number */
 } train_flag;

@@ -39,6 +39,7 @@ void train_status_brief(train_status *s, const char *fmt, ...)
 void train_status_end(train_status *s);
 
 size_t train_resident_bytes(void);   /* of this process now; 0 if unknown */
-size_t train_peak_bytes(void);       /* most it has been */
+size_t train_peak_bytes(void);       /* most it has been, since train_peak_forget */
+void   train_peak_forget(void);      /* as far as the system lets it */
 
 #endif

@@ -7,7 +7,7 @@ A GPT of width 256, context 256, one sequence a step, one thread, on generated t
 rounds, its ratio to two stored streams (the median of the ratios within a round), and the memory of the tape at its
 peak for each depth, single layers' scratch and the gradients of activations included.
 """
-import os, pathlib, re, statistics, subprocess, sys
+import json, pathlib, statistics, subprocess, sys
 
 root = pathlib.Path(__file__).resolve().parents[2]
 build = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else 'build').resolve()
@@ -20,11 +20,12 @@ depths = (4, 64)
 
 def step(kind, depth):
     keys = [*model, f'model.n_layers={depth}', f'model.reversible={kind}']
-    done = subprocess.run([build / 'train/tulle', 'bench', *keys, '--steps', '3', '--warm', '1'], cwd=root,
-                          capture_output=True, text=True)
+    done = subprocess.run([build / 'train/tulle', 'bench', *keys, '--steps', '3', '--warm', '1', '--json'],
+                          cwd=root, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
-    return [float(re.search(p, done.stdout).group(1)) for p in (r'median ([\d.]+) ms', r'the tape ([\d.]+) MB')]
+    row = json.loads(done.stdout)
+    return row['step_ms'], row['tape'] * 1e-6
 
 
 for depth in depths:

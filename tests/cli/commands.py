@@ -165,6 +165,16 @@ def looking(tmp):
     says(run('show', 'memory', quick, *tiny), r'parameters', r'optimizer', r'block 1', r'peak', r'train.recompute')
     assert 'train.recompute' not in run('show', 'memory', quick, *tiny, 'model.reversible=fp32')
     assert json.loads(run('bench', quick, *tiny, '--steps', '3', '--json'))['per_second'] > 0
+    rows = [json.loads(line) for line in run('bench', quick, *tiny, '--steps', '2', '--warm', '0', '--rounds', '2', '--json',
+                                             '--vary', 'model.ff.type=dense,sparse', '--vary', 'train.precision=fp32,bf16').splitlines()]
+    assert [r['row'] for r in rows] == ['dense fp32', 'dense bf16', 'sparse fp32', 'sparse bf16'], rows
+    assert rows[0]['ratio'] == 1 and all(r['ratio'] > 0 and r['tape'] > 0 for r in rows), rows
+    patterns = run('bench', quick, *tiny, '--steps', '1', '--warm', '0', '--vary', 'model.attention.pattern=dense,fixed(8, 4),local(3)')
+    says(patterns, r'ms a step', r'\nfixed\(8, 4\) ', r'\nlocal\(3\) ')
+    for bad in ('model.n_layers', '=1', 'model.n_layers='):
+        says(run('bench', quick, '--vary', bad, status=2), r'--vary', r'KEY=VALUE')
+    says(run('bench', quick, '--vary', 'model.n_layer=1,2', status=2), r'did you mean', r'n_layers')
+    says(run('bench', quick, '--vary', 'model.n_heads=1,3', status=2), r'row 3: ', r'n_heads')
     says(run('help'), r'tulle train', r'Exit status')
     says(run('version'), r'tulle \d')
     says(run('train', '--help'), r'CONFIG')

@@ -51,7 +51,8 @@ with tempfile.TemporaryDirectory() as t:
 
     memory = run('show', 'memory', 'a.yaml').stdout
     assert 'MB' in memory
-    assert 'cuda' in run('bench', 'a.yaml', '--steps', '2', '--warm', '1').stdout
+    both = run('bench', 'a.yaml', '--steps', '2', '--warm', '1', '--vary', 'train.device=cpu,cuda').stdout
+    assert re.search(r'\ncpu .*\ncuda +cuda ', both), both
     run('bench', 'decode', 'a.yaml', '--prompt', '4', '--tokens', '2')
 
     many = run('train', 'a.yaml', 'run.dir=many', 'train.batch=256', code=3, TULLE_SIMT_MEMORY=MEMORY).stderr
