@@ -168,6 +168,16 @@ static int backward(ag_tape *t, ag_tensor *y, const void *dy, double scale)
     return ag_tape_replay(t, 0);
 }
 
+/* The loss moves to where backward rewinds nothing. */
+static int keep_value(ag_tape *t, ag_tensor *loss)
+{
+    void *kept = ag_tape_alloc(t, &t->grads, 1, loss->dtype);
+    if (!kept) return t->error;
+    if (!t->plan) ag_device_copy(t->k->device, kept, loss->data, ag_dtype_size(loss->dtype));
+    loss->data = kept;
+    return AG_OK;
+}
+
 int ag_backward(ag_tape *t, ag_tensor *loss, double scale)
 {
     if (!t->error && loss->size != 1) {
@@ -175,7 +185,7 @@ int ag_backward(ag_tape *t, ag_tensor *loss, double scale)
         return ag_fail(t, AG_ESHAPE, "backward: the loss has shape %s, wanted a scalar",
                        ag_shape_text(&loss->shape, s));
     }
-    return backward(t, loss, NULL, scale);
+    return t->error || keep_value(t, loss) < 0 ? t->error : backward(t, loss, NULL, scale);
 }
 
 int ag_backward_from(ag_tape *t, ag_tensor *y, const void *dy) { return backward(t, y, dy, 1); }

@@ -60,7 +60,8 @@ double ag_value(ag_tape *t, const ag_tensor *x, int64_t i);
 int32_t ag_draw_last(ag_tape *t, const ag_tensor *x, const struct ag_draw *d);
 
 /* dloss/dx, times scale, into x->grad of every leaf x that needs it (parameters: added).  Returns
- * the tape's error.  The gradients of what was computed on the way are not kept. */
+ * the tape's error.  The gradients of what was computed on the way are not kept, nor are numbers,
+ * where a part of the model is recomputed; that of the loss is. */
 int ag_backward(ag_tape *t, ag_tensor *loss, double scale);
 /* The same for a y of any shape, from dy[y->size] in the number type of the tape's arithmetic (f64,
  * or f32): a vector-Jacobian product.  NULL: ones. */

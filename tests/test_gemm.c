@@ -310,7 +310,7 @@ static void test_same_bits_for_any_threads(void **state)
     (void)state;
     static const int64_t shapes[][3] = { { 64, 384, 384 }, { 1024, 65, 384 }, { 384, 100, 700 },
                                          { 64, 100, 784 }, { 1, 1536, 384 },  { 6, 700, 384 },
-                                         { 700, 700, 100 } };
+                                         { 700, 700, 100 }, { 1, 50021, 0 },  { 300, 100, 0 } };
     static const int threads[] = { 2, 3, 7 };
     for (int form = 0; form < 4; form++)
         for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {

@@ -9,7 +9,7 @@
 #include <omp.h>
 #endif
 
-void train_processors(cpu_set_t *ret_mine)
+static void find_processors(cpu_set_t *ret_mine)
 {
     CPU_ZERO(ret_mine);
 #ifdef _OPENMP
@@ -23,6 +23,14 @@ void train_processors(cpu_set_t *ret_mine)
 #endif
     if (!CPU_COUNT(ret_mine) && sched_getaffinity(0, sizeof *ret_mine, ret_mine))
         CPU_SET(0, ret_mine);
+}
+
+/* Asked once, before this thread is bound to one of them. */
+void train_processors(cpu_set_t *ret_mine)
+{
+    static cpu_set_t mine;
+    if (!CPU_COUNT(&mine)) find_processors(&mine);
+    *ret_mine = mine;
 }
 
 int train_threads(void)

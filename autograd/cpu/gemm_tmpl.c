@@ -367,11 +367,29 @@ static void plan_sums(const ag_gemm *g, plan *p)
     p->mc = min64(MC, C_BLOCK / width / MR * MR);
 }
 
+/* A product without terms: its way out alone, as for an activation that is made again. */
+static void finish_only(const ag_gemm *g)
+{
+    enum { PART = 2048 };
+    static const float zero[PART];
+    const int64_t per_row = ceil_div(g->n, PART), parts = g->m * per_row;
+#pragma omp parallel for schedule(static) if (g->m * g->n >= AG_PARALLEL_FROM)
+    for (int64_t p = 0; p < parts; p++) {
+        const int64_t j = p % per_row * PART;
+        finish_block(g, &(block){ p / per_row, 1, j, min64(PART, g->n - j), zero, PART });
+    }
+}
+
 void AG_NAME(gemm)(const ag_gemm *g)
 {
     static atomic_flag busy = ATOMIC_FLAG_INIT;
     if (g->m <= 0 || g->n <= 0)
         return;
+    if (g->k <= 0) {
+        if (!g->acc)
+            finish_only(g);
+        return;
+    }
     plan p = { .threads = threads_for(g->m, g->n, g->k), .mc = MC, .nc = NC };
     if (!g->ta && g->tb && g->m <= DOT_M) {
 #pragma omp parallel num_threads(p.threads) if (p.threads > 1)
