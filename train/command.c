@@ -33,7 +33,8 @@ static int add_word(const train_flag *f, const char *text, ag_err *err)
 {
     train_flag_words *w = f->value;
     if (w->n == TRAIN_FLAG_WORDS_MAX)
-        return ag_err_set(err, AG_ECONFIG, "--%s: more than %d times", f->name, TRAIN_FLAG_WORDS_MAX);
+        return ag_err_set(err, AG_ECONFIG, "--%s: more than %d times", f->name,
+                          TRAIN_FLAG_WORDS_MAX);
     w->word[w->n++] = text;
     return AG_OK;
 }

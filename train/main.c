@@ -35,11 +35,11 @@ static const train_command commands[] = {
       "[key=value ...] [-o FILE.svg] [--block N] [--json]",
       "the ops of a step; parameters and where memory goes; which keys queries see",
       train_cmd_show, false },
-    { "bench", "CONFIG [key=value ...] [--vary KEY=VALUE,VALUE,...] [--rounds N] [--steps N] [--warm N] "
-      "[--json] | decode CONFIG|RUN [key=value ...] "
+    { "bench", "CONFIG [key=value ...] [--vary KEY=VALUE,VALUE,...] [--rounds N] [--steps N] "
+      "[--warm N] [--json] | decode CONFIG|RUN [key=value ...] "
       "[--tokens N] [--prompt N] [--batch N,N,...] [--vocab N] [--json]",
-      "time the steps of a configuration and of variants in one table (--vary train.device=cpu,cuda), "
-      "or a token with each of its sparse parts or arms",
+      "time the steps of a configuration and of its variants (--vary train.device=cpu,cuda) in one "
+      "table, or a token with each of its sparse parts or arms",
       train_cmd_bench, false },
 };
 enum { COMMANDS = sizeof commands / sizeof *commands };

@@ -32,6 +32,13 @@ static bool has_avx512(void)
 }
 #endif
 
+#if defined(AG_HAVE_AVX512BF16)
+static bool has_avx512bf16(void)
+{
+    return has_avx512() && __builtin_cpu_supports("avx512bf16");
+}
+#endif
+
 #define TABLES(isa)                                                                        \
     extern const ag_kernels ag_kernels_##isa##_f32, ag_kernels_##isa##_bf16, ag_kernels_##isa##_f16;
 #if defined(AG_HAVE_BASE)
@@ -42,6 +49,9 @@ TABLES(avx2)
 #endif
 #if defined(AG_HAVE_AVX512)
 TABLES(avx512)
+#endif
+#if defined(AG_HAVE_AVX512BF16)
+extern const ag_kernels ag_kernels_avx512bf16_bf16;
 #endif
 
 /* From the slowest to the fastest. */
@@ -64,6 +74,9 @@ static const struct isa {
 #endif
 #if defined(AG_HAVE_AVX512)
     ISA(avx512, has_avx512)
+#endif
+#if defined(AG_HAVE_AVX512BF16)
+    { "avx512bf16", has_avx512bf16, { [AG_BF16] = &ag_kernels_avx512bf16_bf16 } },
 #endif
 };
 enum { ISAS = sizeof isas / sizeof *isas };
@@ -106,7 +119,7 @@ static const ag_kernels *best_of(ag_dtype dtype, int last)
 
 const ag_kernels *ag_kernels_best(ag_dtype dtype, const char **ret_why)
 {
-    static const char *const names[] = { "ref", "base", "avx2", "avx512" };
+    static const char *const names[] = { "ref", "base", "avx2", "avx512", "avx512bf16" };
     const char *want = getenv("TULLE_ISA");
     if (!want || !*want)
         return best_of(dtype, ISAS - 1);
@@ -117,6 +130,6 @@ const ag_kernels *ag_kernels_best(ag_dtype dtype, const char **ret_why)
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         known |= !strcmp(want, names[i]);
     *ret_why = known ? "TULLE_ISA names an instruction set that this machine or build does not have"
-        : "TULLE_ISA must be ref, base, avx2 or avx512";
+        : "TULLE_ISA must be ref, base, avx2, avx512 or avx512bf16";
     return NULL;
 }

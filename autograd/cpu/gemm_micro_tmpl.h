@@ -30,6 +30,39 @@ enum { NR = NV * VL };
 enum { STEP = 16, LINE = 16 };       /* steps of k between fetches; floats in a cache line */
 
 /*
+ * What a tile multiplies stands in words of 32 bits: a float, or with AG_PAIRS two bf16 numbers
+ * that follow each other in k.  A step of k is a word.  A pair is two fused multiply-adds, the one
+ * of the high half first; vdpbf16ps takes denormal numbers for zero.  AG_PAIRS_EMULATED: the same,
+ * but for that, without the instruction, for tests.
+ */
+#if defined(AG_PAIRS)
+enum { PER = 2 };                    /* numbers in a word */
+ALWAYS_INLINE vf spread(const float *word)
+{
+    int32_t bits;
+    memcpy(&bits, word, sizeof bits);
+    return (vf)_mm512_set1_epi32(bits);
+}
+ALWAYS_INLINE vf madd(vf a, vf b, vf sum)
+{
+#if defined(AG_PAIRS_EMULATED)
+    const vu high = vset_u(0xffff0000u);
+    sum = vfma((vf)((vu)a & high), (vf)((vu)b & high), sum);
+    return vfma((vf)((vu)a << 16), (vf)((vu)b << 16), sum);
+#else
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#endif
+}
+#else
+enum { PER = 1 };
+ALWAYS_INLINE vf spread(const float *word) { return vset(*word); }
+ALWAYS_INLINE vf madd(vf a, vf b, vf sum) { return vfma(a, b, sum); }
+#endif
+
+/* Of k numbers. */
+static inline int64_t words(int64_t k) { return (k + PER - 1) / PER; }
+
+/*
  * What to fetch while a tile is computed, beside the tile's own rows of a: the tile of c that
  * comes next and, into the L2 cache, a line from each of two places every STEP steps of k: the
  * next panel of b, the next block of a.
@@ -39,8 +72,8 @@ typedef struct ahead {
 } ahead;
 
 /*
- * c[mr, nv*VL] (+)= a @ b over kc steps.  Element (i, k) of a is a[i*ai + k*ak]: so a may be
- * packed, or a matrix as it lies in memory.  Row k of b starts at b + k*bk.
+ * c[mr, nv*VL] (+)= a @ b over kc words.  Word (i, k) of a is a[i*ai + k*ak]: so a may be packed,
+ * or a matrix as it lies in memory.  Row k of b starts at b + k*bk.
  */
 typedef struct operands {
     int64_t kc, ai, ak, bk, ldc;
@@ -90,10 +123,10 @@ ALWAYS_INLINE void tile(const int mr, const int nv, const operands *o, const flo
                 bv[v] = vload(b + v * VL);
 #pragma GCC unroll 32
             for (int i = 0; i < mr; i++) {
-                const vf av = vset(row[i / 3][i % 3 * ai]);
+                const vf av = spread(row[i / 3] + i % 3 * ai);
 #pragma GCC unroll 8
                 for (int v = 0; v < nv; v++)
-                    sum[i][v] = vfma(av, bv[v], sum[i][v]);
+                    sum[i][v] = madd(av, bv[v], sum[i][v]);
             }
 #pragma GCC unroll 32
             for (int i = 0; i < mr; i += 3) {

@@ -84,20 +84,9 @@ static void pack_b_plain(const real *b, int64_t ldb, int64_t cols, int64_t kc, i
             vstore(d + k * width + v, vget_n(b + k * ldb + v, cols - v < VL ? cols - v : VL));
 }
 
-/* Panel p of op(b)[k0 .. k0+kc, j0 ..] */
-static void pack_b(const ag_gemm *g, int64_t k0, int64_t kc, int64_t j, int64_t cols, float *d)
-{
-    const real *b = g->b;
-    const int64_t width = AG_ALIGN_UP(cols, VL);
-    if (g->tb)
-        pack_b_transposed(b + j * g->ldb + k0, g->ldb, cols, kc, width, d);
-    else
-        pack_b_plain(b + k0 * g->ldb + j, g->ldb, cols, kc, width, d);
-}
-
 #if defined(AG_STORAGE)
 /* d[rows][kc] = a[rows][kc] as floats */
-static void widen_a(const real *a, int64_t lda, int64_t rows, int64_t kc, float *d)
+static void pack_a_rows(const real *a, int64_t lda, int64_t rows, int64_t kc, float *d)
 {
     for (int64_t i = 0; i < rows; i++, a += lda, d += kc)
         for (int64_t k = 0; k < kc; k += VL) {

@@ -22,7 +22,8 @@
  * and |error| <= 4 u sum |a b| for data of mixed sign at any k; below 32 u sum |a b| where all
  * products have one sign.
  *
- * 16-bit operands are widened while they are packed; rows of a are then copied too.  A 16-bit c
+ * 16-bit operands are widened while they are packed, but bf16 stays bf16, in pairs, where the
+ * processor multiplies those (AG_PAIRS); rows of a are then copied too.  A 16-bit c
  * gets its sums in an f32 block of rows, for which all blocks of k run one after the other, and is
  * rounded on the way out: the bits are those of the f32 product on the same numbers, rounded once.
  *
@@ -38,10 +39,15 @@
 #endif
 
 #include "autograd/cpu/fast.h"
+#if defined(AG_PAIRS)
+#include "autograd/cpu/gemm_pairs_tmpl.h"
+#else
 #include "autograd/cpu/gemm_pack_tmpl.h"
+#endif
 
 enum {
-    KC = 256,                        /* steps of k in a block, at most; a multiple of VL */
+    KW = 256,                        /* words of k in a block, at most; a multiple of VL */
+    KC = KW * PER,
     MC = 384 / MR * MR,              /* rows of a block of a: 390 kB, a part of the L2 cache */
     NC = 3072 / NR * NR,             /* columns of a block of b: 3 MiB, shared in L3 */
     A_DIRECT_K = 128,                /* up to here, a transposed a is read where it lies */
@@ -67,7 +73,7 @@ typedef struct plan {
     int64_t mc, nc;                  /* most rows of a block of a, columns of a block of b */
     int64_t b_room;                  /* numbers in packed_b */
     float  *packed_b;                /* per block of k, the panels one after the other */
-    float  *packed_a;                /* per thread [mc * KC] */
+    float  *packed_a;                /* per thread [mc * KW] */
     float  *sums;                    /* per thread [C_BLOCK] */
     atomic_int_fast64_t *taken;      /* [threads], blocks of rows of a thread's share; or NULL */
 } plan;
@@ -146,17 +152,28 @@ static const real *a_of(const ag_gemm *g, const piece *q)
     return (const real *)g->a + (g->ta ? q->i0 + q->k0 * g->lda : q->i0 * g->lda + q->k0);
 }
 
+/* The panel of op(b)[k0 .. k0+kc, j0 ..] */
+static void pack_b(const ag_gemm *g, int64_t k0, int64_t kc, int64_t j, int64_t cols, float *d)
+{
+    const real *b = g->b;
+    const int64_t width = AG_ALIGN_UP(cols, VL);
+    if (g->tb)
+        pack_b_transposed(b + j * g->ldb + k0, g->ldb, cols, kc, width, d);
+    else
+        pack_b_plain(b + k0 * g->ldb + j, g->ldb, cols, kc, width, d);
+}
+
 /* What the strips of piece q read, and the numbers from one row of it to the next. */
 static const float *a_ready(const ag_gemm *g, const plan *p, const piece *q, int64_t h,
                             float *packed, int64_t *ret_row)
 {
-    *ret_row = q->kc;
+    *ret_row = words(q->kc);
     if (p->a_packed) {
         pack_a(g, q->k0, q->kc, q->i0, q->rows, h, packed);
         return packed;
     }
 #if defined(AG_STORAGE)
-    widen_a(a_of(g, q), g->lda, q->rows, q->kc, packed);
+    pack_a_rows(a_of(g, q), g->lda, q->rows, q->kc, packed);
     return packed;
 #else
     *ret_row = g->ta ? 1 : g->lda;
@@ -170,18 +187,19 @@ static void multiply(const ag_gemm *g, const plan *p, const piece *q, const piec
 {
     const int64_t h = ceil_div(q->rows, ceil_div(q->rows, MR));
     const bool last = q->k0 + q->kc == g->k && has_epilogue(g);
+    const int64_t kw = words(q->kc);
     int64_t per_row, rows_left = g->ta ? next->kc : next->rows;
     const float *a = a_ready(g, p, q, h, packed_a, &per_row);
     const real *row = a_of(g, next);
     operands o = {
-        .kc = q->kc, .ldc = q->ldc, .acc = g->acc || q->k0 > 0, .ai = g->ta ? 1 : per_row
+        .kc = kw, .ldc = q->ldc, .acc = g->acc || q->k0 > 0, .ai = g->ta ? 1 : per_row
     };
     for (int64_t j = q->j0; j < q->j0 + q->cols; j += NR) {
         const int64_t n = min64(NR, q->j0 + q->cols - j);
         const bool direct = p->b_direct && n == NR;
-        float *panel = q->panels + (q->pack ? 0 : (j - q->j0) * q->kc);
+        float *panel = q->panels + (q->pack ? 0 : (j - q->j0) * kw);
         const float *b = direct ? (const float *)((const real *)g->b + q->k0 * g->ldb + j) : panel;
-        const float *next_panel = q->pack ? b : panel + NR * q->kc;
+        const float *next_panel = q->pack ? b : panel + NR * kw;
         if (q->pack && !direct)
             pack_b(g, q->k0, q->kc, j, n, panel);
         o.bk = direct ? g->ldb : AG_ALIGN_UP(n, VL);
@@ -189,7 +207,7 @@ static void multiply(const ag_gemm *g, const plan *p, const piece *q, const piec
             const int64_t m = min64(h, q->rows - i);
             float *top = q->c + j - q->j0, *c = top + i * q->ldc;
             const ahead f = { i + h < q->rows ? c + h * q->ldc : top + NR,
-                              next_panel + (q->pack ? 0 : i / h * q->kc),
+                              next_panel + (q->pack ? 0 : i / h * kw),
                               rows_left > 0 ? (const void *)row : b };
             o.ak = p->a_packed ? m : g->ta ? g->lda : 1;
             if (n % VL == 0)
@@ -209,7 +227,7 @@ static void multiply_block(const ag_gemm *g, const plan *p, range ks, piece q, i
     float *panels = q.panels;
     for (q.k0 = ks.begin; q.k0 == ks.begin || q.k0 < ks.end; q.k0 += p->kc) {
         q.kc = min64(p->kc, ks.end - q.k0);
-        q.panels = panels + (q.pack ? 0 : (q.k0 - ks.begin) * width);
+        q.panels = panels + (q.pack ? 0 : words(q.k0 - ks.begin) * width);
         piece next = q;
         next.k0 += q.kc;
         if (next.k0 >= ks.end) {
@@ -256,7 +274,7 @@ static void multiply_rows(const ag_gemm *g, const plan *p, range ks, range r, pi
 /* What thread t of `threads` does. */
 static void work(const ag_gemm *g, const plan *p, int t, int threads)
 {
-    const thread_space mine = { p->packed_a + t * p->mc * KC, p->sums + t * C_BLOCK };
+    const thread_space mine = { p->packed_a + t * p->mc * KW, p->sums + t * C_BLOCK };
     for (int64_t jc = 0; jc < g->n; jc += p->nc) {
         const int64_t n = min64(p->nc, g->n - jc), width = AG_ALIGN_UP(n, VL);
         const int64_t grain = p->by_cols ? VL : NR;
@@ -264,12 +282,12 @@ static void work(const ag_gemm *g, const plan *p, int t, int threads)
         const range cols = { jc + own.begin * grain, min64(jc + n, jc + own.end * grain) };
         const bool all_k = p->by_cols && !sums_in_c(g);
         const int64_t group =
-            all_k ? max64(1, g->k) : max64(1, p->b_room / (width * p->kc)) * p->kc;
+            all_k ? max64(1, g->k) : max64(1, p->b_room / (width * words(p->kc))) * p->kc;
         for (int64_t kg = 0; kg == 0 || kg < g->k; kg += group) {
             const range ks = { kg, min64(g->k, kg + group) };
             if (p->by_cols) {
                 const piece q = { .j0 = cols.begin, .cols = cols.end - cols.begin, .pack = true,
-                                  .panels = p->packed_b + (int64_t)t * NR * KC };
+                                  .panels = p->packed_b + (int64_t)t * NR * KW };
                 multiply_rows(g, p, ks, (range){ 0, g->m }, q, width, &mine, NULL);
                 continue;
             }
@@ -277,7 +295,7 @@ static void work(const ag_gemm *g, const plan *p, int t, int threads)
                 for (int64_t j = cols.begin; j < cols.end; j += NR) {
                     const int64_t kc = min64(p->kc, ks.end - k0);
                     pack_b(g, k0, kc, j, min64(NR, cols.end - j),
-                           p->packed_b + (k0 - kg) * width + (j - jc) * kc);
+                           p->packed_b + words(k0 - kg) * width + (j - jc) * words(kc));
                 }
             if (p->taken)
                 atomic_store(&p->taken[t], 0);
@@ -302,7 +320,7 @@ static float *buffers(int threads, int64_t b_room)
 {
     static float *base;
     static size_t bytes;
-    const size_t need = ((size_t)b_room + (size_t)threads * (MC * KC + C_BLOCK)) * sizeof(float);
+    const size_t need = ((size_t)b_room + (size_t)threads * (MC * KW + C_BLOCK)) * sizeof(float);
     if (need <= bytes)
         return base;
     const size_t size = AG_ALIGN_UP(need, (size_t)HUGE_PAGE) + HUGE_PAGE;
@@ -324,14 +342,14 @@ static float *buffers(int threads, int64_t b_room)
 /* One thread, a panel and a strip at a time. */
 static void gemm_small_memory(const ag_gemm *g, plan p)
 {
-    enum { STRIP = MR * KC + 64 };
-    _Alignas(64) float space[STRIP + NR * KC + (C_BLOCK ? MR * NR : 0)];
+    enum { STRIP = MR * KW + 64 };
+    _Alignas(64) float space[STRIP + NR * KW + (C_BLOCK ? MR * NR : 0)];
     p.packed_a = space;
     p.packed_b = space + STRIP;
-    p.sums = p.packed_b + NR * KC;
+    p.sums = p.packed_b + NR * KW;
     p.mc = MR;
     p.nc = NR;
-    p.b_room = NR * KC;
+    p.b_room = NR * KW;
     p.by_cols |= !sums_in_c(g);      /* there is room for the panel of one block of k */
     work(g, &p, 0, 1);
 }
@@ -362,7 +380,7 @@ static void plan_sums(const ag_gemm *g, plan *p)
 {
     const int64_t k = AG_ALIGN_UP(max64(1, g->k), p->kc);
     p->nc = min64(NC, max64(NR, NC * KC / k / NR * NR));
-    p->b_room = max64(p->b_room, NR * k);
+    p->b_room = max64(p->b_room, NR * words(k));
     const int64_t width = AG_ALIGN_UP(min64(p->nc, g->n), VL);
     p->mc = min64(MC, C_BLOCK / width / MR * MR);
 }
@@ -403,7 +421,7 @@ void AG_NAME(gemm)(const ag_gemm *g)
     p.a_packed = g->ta && (C_BLOCK || g->k > A_DIRECT_K);
     p.by_cols = split_columns(g, p.threads);
     p.b_direct = !C_BLOCK && !g->tb && g->m <= B_DIRECT_M && (p.by_cols || p.threads == 1);
-    p.b_room = (int64_t)NC * KC;
+    p.b_room = (int64_t)NC * KW;
     if (!sums_in_c(g))
         plan_sums(g, &p);
     atomic_int_fast64_t taken[MAX_THREADS];

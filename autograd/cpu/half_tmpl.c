@@ -55,7 +55,11 @@ static void scale(int64_t n, double alpha, const void *px, void *py, bool acc)
 #define TEXT(x) TEXT2(x)
 #define TABLE AG_NAME(kernels)
 #define K(f) .f = AG_NAME(f)
+#if defined(AG_PAIRS)                /* a table of bf16 alone */
+#define WIDE ag_kernels_avx512_f32
+#else
 #define WIDE AG_PASTE(AG_NAME_F32(kernels), _, f32)
+#endif
 
 extern const ag_kernels TABLE, WIDE;
 
