@@ -2,7 +2,8 @@
 """The same bits for any number of threads: determinism.py TULLE SOURCE [STEPS]
 
 Trains dense and sparse GPTs and MNIST-shaped networks (on generated digits), in f32 and 16 bits, for 50 steps with
-OMP_NUM_THREADS 1, 2, 3 and 7 and compares the hashes of weights, optimizer state and counters, and the metrics.
+OMP_NUM_THREADS 1, 2, 3 and 7 and compares the hashes of weights, optimizer state and counters, and the metrics.  What is
+recomputed in backward changes neither.
 """
 import json, os, pathlib, subprocess, sys, tempfile
 
@@ -41,6 +42,10 @@ with tempfile.TemporaryDirectory() as tmp:
         results = {n: run(args, n, pathlib.Path(tmp) / f'{name.replace(" ", "-")}-{n}') for n in (1, 2, 3, 7)}
         ok = results[1][1] is not None and all(r == results[1] for r in results.values())
         passed, failed = passed + ok, failed + (not ok)
+        for how in ('cheap', 'attention', 'block') if name == 'gpt sparse' else ():
+            other = run([*args, f'train.recompute={how}'], 2, pathlib.Path(tmp) / how)
+            results[how] = other
+            ok &= other == results[1]
         print(f'{name}: {"one state" if ok else "DIFFERENT"}: ' + '; '.join(f'{n}: {r[0][-16:]}' for n, r in results.items()))
 print(f'{passed} passed, {failed} failed')
 sys.exit(failed != 0 or passed != len(runs))
