@@ -1,7 +1,7 @@
 /*
  * half_tmpl.c -- the table of one instruction set and one 16-bit type, ag_kernels_<isa>_<type>, and
  * the kernels that every such table has: conversions, fill and scale.  The others are compiled from
- * gemm_tmpl.c and map_tmpl.c with the same -DAG_STORAGE.
+ * gemm_tmpl.c, map_tmpl.c and rows_tmpl.c with the same -DAG_STORAGE.
  */
 #include "autograd/cpu/fast.h"
 #include "autograd/cpu/storage.h"
@@ -80,4 +80,6 @@ const ag_kernels TABLE = {
 #include "autograd/binary.def"
 #undef AG_BINARY
     K(gemm), K(act_bwd), K(dropout_fwd), K(dropout_bwd),
+    K(layernorm_fwd), K(layernorm_bwd), K(softmax_fwd), K(softmax_bwd),
+    K(embedding_fwd), K(embedding_bwd), K(xent_fwd), K(xent_bwd),
 };

@@ -1,7 +1,7 @@
 /*
  * rows_tmpl.c -- kernels that work row by row, of one instruction set: layer normalisation,
- * softmax, cross entropy, controller, embedding, gather, pick, argmax.  ref_tmpl.c has the
- * formulas.
+ * softmax, cross entropy, embedding, gather; in f32 alone pick, argmax and the controller.
+ * ref_tmpl.c has the formulas.
  *
  * Rows go to the threads; a row is read a few times, the first time from memory and then from the
  * cache.  Sums over rows (gradients of gain and bias) go through the slots of sums.h; scattered
@@ -9,39 +9,54 @@
  * rows.
  */
 #include "autograd/cpu/fast.h"
+#include "autograd/cpu/storage.h"
 #include "autograd/cpu/sums.h"
 
 #define FOR_ROWS(i, m, n)                                                           \
     AG_PRAGMA(omp parallel for schedule(static) if ((m) * (n) >= AG_PARALLEL_FROM)) \
     for (int64_t i = 0; i < (m); i++)
 
-static void put_vector(float *y, vf v, int64_t left, bool acc)
+static void put_vector(real *y, vf v, int64_t left, bool acc)
 {
-    vstore_to(y, acc ? vload_to(y, left) + v : v, left);
+    vput_to(y, acc ? vget_to(y, left) + v : v, left);
 }
 
-static void layernorm_row(int64_t n, double eps, const float *x, const float *gain,
-                          const float *bias, float *y, float *ret_mean, float *ret_rstd)
+/* The sum of a row, as row_total. */
+static float row_sum(int64_t n, const real *x)
 {
-    const float mean = row_total(n, x) / (float)n;
+    vtree t;
+    vtree_start(&t);
+    FOR_RUNS(b, n) {
+        vf s = { 0 };
+        FOR_RUN(j, b, n)
+            s += vget_to(x + j, n - j);
+        vtree_add(&t, s);
+    }
+    return vtree_total(&t);
+}
+
+static void layernorm_row(int64_t n, double eps, const real *x, const real *gain,
+                          const real *bias, real *y, float *ret_mean, float *ret_rstd)
+{
+    const float mean = row_sum(n, x) / (float)n;
     vtree t;
     vtree_start(&t);
     FOR_RUNS(b, n) {
         vf s = { 0 };
         FOR_RUN(j, b, n) {
-            const vf d = vhead(vload_to(x + j, n - j) - mean, n - j, 0.0f);
+            const vf d = vhead(vget_to(x + j, n - j) - mean, n - j, 0.0f);
             s += d * d;
         }
         vtree_add(&t, s);
     }
     const float rstd = (float)(1 / __builtin_sqrt((double)(vtree_total(&t) / (float)n) + eps));
     FOR_VECTORS(j, n) {
-        vf v = (vload_to(x + j, n - j) - mean) * rstd;
+        vf v = (vget_to(x + j, n - j) - mean) * rstd;
         if (gain)
-            v *= vload_to(gain + j, n - j);
+            v *= vget_to(gain + j, n - j);
         if (bias)
-            v += vload_to(bias + j, n - j);
-        vstore_to(y + j, v, n - j);
+            v += vget_to(bias + j, n - j);
+        vput_to(y + j, v, n - j);
     }
     *ret_mean = mean;
     *ret_rstd = rstd;
@@ -50,15 +65,16 @@ static void layernorm_row(int64_t n, double eps, const float *x, const float *ga
 void AG_NAME(layernorm_fwd)(int64_t m, int64_t n, double eps, const void *px, const void *gain,
                             const void *bias, void *py, void *pmean, void *prstd)
 {
-    const float *x = px;
-    float *y = py, *mean = pmean, *rstd = prstd;
+    const real *x = px;
+    real *y = py;
+    float *mean = pmean, *rstd = prstd;
     FOR_ROWS(i, m, n)
         layernorm_row(n, eps, x + i * n, gain, bias, y + i * n, mean + i, rstd + i);
 }
 
 /* dx of one row */
-static void layernorm_row_dx(int64_t n, const float *x, const float *gain, float mean, float rstd,
-                             const float *dy, float *dx, bool acc)
+static void layernorm_row_dx(int64_t n, const real *x, const real *gain, float mean, float rstd,
+                             const real *dy, real *dx, bool acc)
 {
     vtree tg, tgx;
     vtree_start(&tg);
@@ -66,25 +82,25 @@ static void layernorm_row_dx(int64_t n, const float *x, const float *gain, float
     FOR_RUNS(b, n) {
         vf sg = { 0 }, sgx = { 0 };
         FOR_RUN(j, b, n) {
-            const vf d = vload_to(dy + j, n - j), g = gain ? d * vload_to(gain + j, n - j) : d;
+            const vf d = vget_to(dy + j, n - j), g = gain ? d * vget_to(gain + j, n - j) : d;
             sg += g;
-            sgx += g * ((vload_to(x + j, n - j) - mean) * rstd);
+            sgx += g * ((vget_to(x + j, n - j) - mean) * rstd);
         }
         vtree_add(&tg, sg);
         vtree_add(&tgx, sgx);
     }
     const float mg = vtree_total(&tg) / (float)n, mgx = vtree_total(&tgx) / (float)n;
     FOR_VECTORS(j, n) {
-        const vf d = vload_to(dy + j, n - j), g = gain ? d * vload_to(gain + j, n - j) : d;
-        put_vector(dx + j, ((g - mg) - (vload_to(x + j, n - j) - mean) * rstd * mgx) * rstd, n - j,
+        const vf d = vget_to(dy + j, n - j), g = gain ? d * vget_to(gain + j, n - j) : d;
+        put_vector(dx + j, ((g - mg) - (vget_to(x + j, n - j) - mean) * rstd * mgx) * rstd, n - j,
                    acc);
     }
 }
 
 /* The sums of one slot for columns j0 .. j0+k, and dx of its rows where that is not NULL. */
 static void layernorm_slot(int64_t from, int64_t to, int64_t n, int64_t j0, int64_t k,
-                           const float *x, const float *gain, const float *mean, const float *rstd,
-                           const float *dy, float *dx, bool acc, float *ret_dgain, float *ret_dbias)
+                           const real *x, const real *gain, const float *mean, const float *rstd,
+                           const real *dy, real *dx, bool acc, float *ret_dgain, float *ret_dbias)
 {
     column_tree tg, tb;
     column_tree_start(&tg, k);
@@ -94,10 +110,10 @@ static void layernorm_slot(int64_t from, int64_t to, int64_t n, int64_t j0, int6
         memset(sg, 0, (size_t)AG_ALIGN_UP(k, VL) * sizeof *sg);
         memset(sb, 0, (size_t)AG_ALIGN_UP(k, VL) * sizeof *sb);
         for (int64_t r = i; r < to && r < i + GROUP; r++) {
-            const float *xr = x + r * n + j0, *dyr = dy + r * n + j0;
+            const real *xr = x + r * n + j0, *dyr = dy + r * n + j0;
             FOR_VECTORS(j, k) {
-                const vf d = vload_to(dyr + j, k - j);
-                vstore(sg + j, vload(sg + j) + d * ((vload_to(xr + j, k - j) - mean[r]) * rstd[r]));
+                const vf d = vget_to(dyr + j, k - j);
+                vstore(sg + j, vload(sg + j) + d * ((vget_to(xr + j, k - j) - mean[r]) * rstd[r]));
                 vstore(sb + j, vload(sb + j) + d);
             }
             if (dx)
@@ -114,8 +130,10 @@ void AG_NAME(layernorm_bwd)(int64_t m, int64_t n, const void *px, const void *ga
                             const void *pmean, const void *prstd, const void *pdy, void *pdx,
                             bool acc_dx, void *pdgain, void *pdbias)
 {
-    const float *x = px, *mean = pmean, *rstd = prstd, *dy = pdy;
-    float *dx = pdx, *dgain = pdgain, *dbias = pdbias;
+    const real *x = px, *dy = pdy;
+    const float *mean = pmean, *rstd = prstd;
+    real *dx = pdx;
+    float *dgain = pdgain, *dbias = pdbias;
     if (!dgain && !dbias) {
         FOR_ROWS(i, m, n)
             layernorm_row_dx(n, x + i * n, gain, mean[i], rstd[i], dy + i * n, dx + i * n, acc_dx);
@@ -138,25 +156,25 @@ void AG_NAME(layernorm_bwd)(int64_t m, int64_t n, const void *px, const void *ga
     }
 }
 
-static float row_max(int64_t n, const float *x)
+static float row_max(int64_t n, const real *x)
 {
     vf top = vset(-__builtin_inff());
     FOR_VECTORS(j, n)
-        top = vmax(vhead(vload_to(x + j, n - j), n - j, -__builtin_inff()), top);
+        top = vmax(vhead(vget_to(x + j, n - j), n - j, -__builtin_inff()), top);
     return vmaxall(top);
 }
 
 /* sum of exp(x - top), the terms stored to e unless that is NULL (it may be x) */
-static float row_exp(int64_t n, const float *x, float top, float *e)
+static float row_exp(int64_t n, const real *x, float top, real *e)
 {
     vtree t;
     vtree_start(&t);
     FOR_RUNS(b, n) {
         vf s = { 0 };
         FOR_RUN(j, b, n) {
-            const vf v = vexp(vload_to(x + j, n - j) - top);
+            const vf v = vexp(vget_to(x + j, n - j) - top);
             if (e)
-                vstore_to(e + j, v, n - j);
+                vput_to(e + j, v, n - j);
             s += vhead(v, n - j, 0.0f);
         }
         vtree_add(&t, s);
@@ -166,18 +184,20 @@ static float row_exp(int64_t n, const float *x, float top, float *e)
 
 void AG_NAME(softmax_fwd)(int64_t m, int64_t n, bool log, const void *px, void *py)
 {
+    const bool keep = !log && sizeof(real) == sizeof(float);     /* 16 bits would round terms */
     FOR_ROWS(i, m, n) {
-        const float *x = (const float *)px + i * n;
-        float *y = (float *)py + i * n;
-        const float top = row_max(n, x), s = row_exp(n, x, top, log ? NULL : y);
+        const real *x = (const real *)px + i * n;
+        real *y = (real *)py + i * n;
+        const float top = row_max(n, x), s = row_exp(n, x, top, keep ? y : NULL);
         const float log_s = ag_m_log(s), inv = 1.0f / s;
-        FOR_VECTORS(j, n)
-            vstore_to(y + j, log ? vload_to(x + j, n - j) - top - log_s
-                                 : vload_to(y + j, n - j) * inv, n - j);
+        FOR_VECTORS(j, n) {
+            const vf v = vget_to((keep ? y : x) + j, n - j);
+            vput_to(y + j, log ? v - top - log_s : (keep ? v : vexp(v - top)) * inv, n - j);
+        }
     }
 }
 
-static void softmax_row_bwd(int64_t n, bool log, const float *y, const float *dy, float *dx,
+static void softmax_row_bwd(int64_t n, bool log, const real *y, const real *dy, real *dx,
                             bool acc)
 {
     vtree t;
@@ -185,14 +205,14 @@ static void softmax_row_bwd(int64_t n, bool log, const float *y, const float *dy
     FOR_RUNS(b, n) {
         vf s = { 0 };
         FOR_RUN(j, b, n) {
-            const vf d = vload_to(dy + j, n - j);
-            s += log ? d : d * vload_to(y + j, n - j);
+            const vf d = vget_to(dy + j, n - j);
+            s += log ? d : d * vget_to(y + j, n - j);
         }
         vtree_add(&t, s);
     }
     const float s = vtree_total(&t);
     FOR_VECTORS(j, n) {
-        const vf d = vload_to(dy + j, n - j), v = vload_to(y + j, n - j);
+        const vf d = vget_to(dy + j, n - j), v = vget_to(y + j, n - j);
         put_vector(dx + j, log ? d - vexp(v) * s : v * (d - s), n - j, acc);
     }
 }
@@ -200,8 +220,8 @@ static void softmax_row_bwd(int64_t n, bool log, const float *y, const float *dy
 void AG_NAME(softmax_bwd)(int64_t m, int64_t n, bool log, const void *py, const void *pdy,
                           void *pdx, bool acc)
 {
-    const float *y = py, *dy = pdy;
-    float *dx = pdx;
+    const real *y = py, *dy = pdy;
+    real *dx = pdx;
     FOR_ROWS(i, m, n)
         softmax_row_bwd(n, log, y + i * n, dy + i * n, dx + i * n, acc);
 }
@@ -209,22 +229,22 @@ void AG_NAME(softmax_bwd)(int64_t m, int64_t n, bool log, const void *py, const 
 void AG_NAME(embedding_fwd)(int64_t m, int64_t d, const int32_t *ids, const void *ptable,
                             const void *ppos, int64_t t, int64_t pos0, void *py)
 {
-    const float *table = ptable, *pos = ppos;
+    const real *table = ptable, *pos = ppos;
     FOR_ROWS(i, m, d) {
-        const float *e = table + ids[i] * d, *p = pos ? pos + (pos0 + i % t) * d : NULL;
-        float *y = (float *)py + i * d;
+        const real *e = table + ids[i] * d, *p = pos ? pos + (pos0 + i % t) * d : NULL;
+        real *y = (real *)py + i * d;
         FOR_VECTORS(j, d) {
-            const vf v = vload_to(e + j, d - j);
-            vstore_to(y + j, p ? v + vload_to(p + j, d - j) : v, d - j);
+            const vf v = vget_to(e + j, d - j);
+            vput_to(y + j, p ? v + vget_to(p + j, d - j) : v, d - j);
         }
     }
 }
 
 /* to[k] += from[k] */
-static void add_to(int64_t k, const float *from, float *to)
+static void add_to(int64_t k, const real *from, float *to)
 {
     FOR_VECTORS(j, k)
-        put_vector(to + j, vload_to(from + j, k - j), k - j, true);
+        vstore_to(to + j, vload_to(to + j, k - j) + vget_to(from + j, k - j), k - j);
 }
 
 enum { SCATTER_COLUMNS = 64 };
@@ -232,7 +252,7 @@ enum { SCATTER_COLUMNS = 64 };
 void AG_NAME(embedding_bwd)(int64_t m, int64_t v, int64_t d, const int32_t *ids, const void *pdy,
                             int64_t t, int64_t pos0, void *pdtable, void *pdpos)
 {
-    const float *dy = pdy;
+    const real *dy = pdy;
     float *dtable = pdtable, *dpos = pdpos;
     (void)v;
     #pragma omp parallel for schedule(static) if (m * d >= AG_PARALLEL_FROM)
@@ -246,6 +266,50 @@ void AG_NAME(embedding_bwd)(int64_t m, int64_t v, int64_t d, const int32_t *ids,
         }
     }
 }
+
+void AG_NAME(xent_fwd)(int64_t m, int64_t n, const void *px, const int32_t *target, void *plse,
+                       void *loss)
+{
+    const real *x = px;
+    float *lse = plse;
+    FOR_ROWS(i, m, n) {
+        const float top = row_max(n, x + i * n);
+        lse[i] = top + ag_m_log(row_exp(n, x + i * n, top, NULL));
+    }
+    double s = 0;
+    int64_t count = 0;
+    for (int64_t i = 0; i < m; i++)
+        if (target[i] >= 0) {
+            s += (double)lse[i] - (double)get(x + i * n + target[i]);
+            count++;
+        }
+    *(float *)loss = (float)(count ? s / (double)count : 0);
+}
+
+void AG_NAME(xent_bwd)(int64_t m, int64_t n, const void *px, const int32_t *target,
+                       const void *plse, const void *dloss, void *pdx, bool acc)
+{
+    int64_t count = 0;
+    for (int64_t i = 0; i < m; i++)
+        count += target[i] >= 0;
+    const float c = count ? *(const float *)dloss / (float)count : 0.0f;
+    FOR_ROWS(i, m, n) {
+        const real *x = (const real *)px + i * n;
+        real *dx = (real *)pdx + i * n;
+        const float lse = ((const float *)plse)[i];
+        if (target[i] < 0) {
+            if (!acc)
+                memset(dx, 0, (size_t)n * sizeof *dx);
+            continue;
+        }
+        const float before = acc ? get(dx + target[i]) : 0.0f;
+        FOR_VECTORS(j, n)
+            put_vector(dx + j, vexp(vget_to(x + j, n - j) - lse) * c, n - j, acc);
+        put(dx + target[i], before + (ag_m_exp(get(x + target[i]) - lse) - 1.0f) * c);
+    }
+}
+
+#if !defined(AG_STORAGE)
 
 void AG_NAME(gather_fwd)(int64_t m, int64_t n, const int32_t *idx, const void *x, void *y)
 {
@@ -300,45 +364,6 @@ void AG_NAME(argmax)(int64_t m, int64_t n, const void *px, int32_t *idx)
     }
 }
 
-void AG_NAME(xent_fwd)(int64_t m, int64_t n, const void *px, const int32_t *target, void *plse,
-                       void *loss)
-{
-    const float *x = px;
-    float *lse = plse;
-    FOR_ROWS(i, m, n) {
-        const float top = row_max(n, x + i * n);
-        lse[i] = top + ag_m_log(row_exp(n, x + i * n, top, NULL));
-    }
-    double s = 0;
-    int64_t count = 0;
-    for (int64_t i = 0; i < m; i++)
-        if (target[i] >= 0) {
-            s += (double)lse[i] - (double)x[i * n + target[i]];
-            count++;
-        }
-    *(float *)loss = (float)(count ? s / (double)count : 0);
-}
-
-void AG_NAME(xent_bwd)(int64_t m, int64_t n, const void *px, const int32_t *target,
-                       const void *plse, const void *dloss, void *pdx, bool acc)
-{
-    int64_t count = 0;
-    for (int64_t i = 0; i < m; i++)
-        count += target[i] >= 0;
-    const float c = count ? *(const float *)dloss / (float)count : 0.0f;
-    FOR_ROWS(i, m, n) {
-        const float *x = (const float *)px + i * n, lse = ((const float *)plse)[i];
-        float *dx = (float *)pdx + i * n;
-        if (target[i] < 0) {
-            if (!acc)
-                memset(dx, 0, (size_t)n * sizeof *dx);
-            continue;
-        }
-        const float before = acc ? dx[target[i]] : 0.0f;
-        FOR_VECTORS(j, n)
-            put_vector(dx + j, vexp(vload_to(x + j, n - j) - lse) * c, n - j, acc);
-        dx[target[i]] = before + (ag_m_exp(x[target[i]] - lse) - 1.0f) * c;
-    }
-}
-
 #include "autograd/cpu/controller_tmpl.h"
+
+#endif
