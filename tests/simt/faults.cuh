@@ -197,6 +197,8 @@ template <int FAULT, int KIND> static bool host(void)
     return dy.then()[0] == 1;
 }
 
+#include "sparse_faults.cuh"
+
 #define BOTH(f, kind) { f<0, kind>, f<1, kind> }
 
 enum { BY_PLAIN = 1, BY_ASAN = 2, BY_TSAN = 4, BY_ALL = 7 };
@@ -220,6 +222,18 @@ static const fault faults[] = {
     { "a read behind shared memory", BOTH(small, 5), BY_ALL, "" },
     { "the host follows a pointer of the device", BOTH(host, 0), BY_ALL, "" },
     { "a kernel uses memory that was freed", BOTH(host, 1), BY_ALL, "" },
+    { "the mask of another query", BOTH(masked, 1), BY_ALL, "" },
+    { "a list of tiles that ends one late", BOTH(masked, 2), BY_ALL, "" },
+    { "a tile of keys that is overwritten while it is read", BOTH(masked, 3), BY_TSAN, "data race" },
+    { "bits of a mask from the other end", BOTH(masked, 4), BY_ALL, "" },
+    { "keys beyond the last", BOTH(masked, 5), BY_ALL, "" },
+    { "a tile of keys that nobody waits for", BOTH(masked, 6), BY_TSAN, "data race" },
+    { "a sort that is not stable", BOTH(sort, 1), BY_ALL, "" },
+    { "starts of buckets that are read while they are made", BOTH(sort, 2), BY_TSAN, "data race" },
+    { "starts of buckets one bucket late", BOTH(sort, 3), BY_ALL, "" },
+    { "a ring that is a line", { ring<0>, ring<1> }, BY_ALL, "" },
+    { "softmax in parts with their own maxima", { merge<0>, merge<1> }, BY_ALL, "" },
+    { "rows that add to one place", { grouped<0>, grouped<1> }, BY_TSAN, "data race" },
 };
 
 #endif
