@@ -224,7 +224,7 @@ static const fault faults[] = {
     { "a kernel uses memory that was freed", BOTH(host, 1), BY_ALL, "" },
     { "the mask of another query", BOTH(masked, 1), BY_ALL, "" },
     { "a list of tiles that ends one late", BOTH(masked, 2), BY_ALL, "" },
-    { "a tile of keys that is overwritten while it is read", BOTH(masked, 3), BY_TSAN, "data race" },
+    { "a tile of keys that is overwritten", BOTH(masked, 3), BY_TSAN, "data race" },
     { "bits of a mask from the other end", BOTH(masked, 4), BY_ALL, "" },
     { "keys beyond the last", BOTH(masked, 5), BY_ALL, "" },
     { "a tile of keys that nobody waits for", BOTH(masked, 6), BY_TSAN, "data race" },

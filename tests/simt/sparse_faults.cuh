@@ -76,8 +76,8 @@ template <int FAULT, int KIND> static bool masked(void)
 
 /*
  * at[..] = positions sorted by bucket, those of a bucket in their order: a thread for each bucket
- * counts, one thread adds up, a thread for each bucket writes.  Kinds: 1 the last comes first; 2 sums
- * that are read while they are made; 3 starts that include the bucket itself.
+ * counts, one thread adds up, a thread for each bucket writes.  Kinds: 1 the last comes first; 2
+ * sums that are read while they are made; 3 starts that include the bucket itself.
  */
 enum { SORTED = 50, BUCKETS = 8 };
 
@@ -172,7 +172,7 @@ template <int FAULT> static bool merge(void)
     return fabs((double)dy.then()[0] - log(want)) < 1e-5;
 }
 
-/* y[choice] += x of each row that made it: a block for each choice, or, with a fault, for each row. */
+/* y[choice] += x of each row that made it: a block for each choice; with a fault, for each row. */
 template <int FAULT> static void grouped_run(const float *x, float *y)
 {
     if (FAULT) {
