@@ -95,6 +95,7 @@ template <class T> void controller_table(ag_kernels *k); /* controller.cu */
 template <class T> void choose_table(ag_kernels *k);     /* choose.cu */
 template <class T> void live_table(ag_kernels *k);       /* live.cu */
 void scan_table(ag_kernels *k);                          /* scan.cu: f32 only */
+void lsh_table(ag_kernels *k);                           /* lsh.cu: f32 only */
 ag_flat flat_table(void);                                /* flat.cu: the optimizer */
 
 #endif

@@ -57,6 +57,7 @@ template <class T> static void table_make(ag_dtype dtype)
     live_table<T>(k);
     if (dtype == AG_F32) {
         scan_table(k);
+        lsh_table(k);
         fill_holes(k);
     } else {
         k->wide = &tables[AG_F32];
