@@ -44,8 +44,17 @@ static const struct {
                                     "model.n_layers=2", "model.d_hidden=16", "model.init_std=0",
                                     "train.batch=8", "train.steps=20",
                                     "schedule.warmup_steps=2", "optim.lr=1e-2", NULL }, false },
+    { "hashing gpt", (const char *const[]){ SMALL_GPT, "model.context=40", "train.batch=2",
+                                            "model.attention.type=lsh", "model.dropout=0.1",
+                                            "model.attention.lsh.chunk=16", NULL }, false },
+    { "hashing terraformer", (const char *const[]){
+        "data.source=copy_pairs", "data.source_length=8", "data.target_length=9", "data.size=200",
+        "model.type=terraformer", "model.reversible=fp32", "model.n_encoder_layers=1",
+        "model.n_layers=1", "model.n_heads=2", "model.d_model=16", "model.context=9",
+        "model.attention.type=lsh", "model.attention.lsh.chunk=4", "optim.lr=3e-3",
+        "schedule.warmup_steps=2", "train.batch=4", "train.steps=20", NULL }, false },
 };
-enum { MODELS = sizeof models / sizeof *models };
+enum { MODELS = 3, HASHING = MODELS };           /* those that all is tried with; others */
 
 static const char *extra[2] = { "run.seed=1", "run.seed=1" };     /* more keys for config() */
 
@@ -134,6 +143,30 @@ static void losses_are_those_of_the_cpu(void **state)
     }
 }
 
+/* With other keys the losses of three steps are those of the CPU too. */
+static void three_steps(int model, const char *const keys[2])
+{
+    double want[3], got[3];
+    extra_set(keys[0], keys[1]);
+    train_session *cpu = session(model, "train.device=cpu", "train.precision=fp32");
+    train_session *gpu = session(model, "train.device=cuda", "train.precision=fp32");
+    extra_set("run.seed=1", NULL);
+    cpu->config.train.verify_reversible = gpu->config.train.verify_reversible = true;
+    const int n = at_most(3);
+    steps(cpu, n, want, NULL);
+    steps(gpu, n, got, NULL);
+    for (int k = 0; k < n; k++)
+        if (!(fabs(got[k] - want[k]) <= 1e-5 * want[k]))
+            fail_msg("%s, %s, step %d: loss %.8f, on the CPU %.8f", models[model].name, keys[0], k,
+                     got[k], want[k]);
+    assert_int_equal(gpu->inverse.stacks, cpu->inverse.stacks);
+    assert_true(gpu->inverse.error <= 1e-5 * gpu->inverse.scale + 4 * cpu->inverse.error);
+    assert_true(fabs(gpu->inverse.headroom - cpu->inverse.headroom) <=
+                1e-4 * cpu->inverse.headroom);
+    train_session_free(cpu);
+    train_session_free(gpu);
+}
+
 /* What else a GPU can do. */
 static void other_parts_are_those_of_the_cpu(void **state)
 {
@@ -147,27 +180,20 @@ static void other_parts_are_those_of_the_cpu(void **state)
         { "model.ff.sru_units=3", "model.ff.sru_layers=2" },
         { "model.ff.sru_units=3", "model.reversible=fp32" } };
     (void)state;
-    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
-        double want[3], got[3];
-        extra_set(keys[i][0], keys[i][1]);
-        train_session *cpu = session(0, "train.device=cpu", "train.precision=fp32");
-        train_session *gpu = session(0, "train.device=cuda", "train.precision=fp32");
-        extra_set("run.seed=1", NULL);
-        cpu->config.train.verify_reversible = gpu->config.train.verify_reversible = true;
-        const int n = at_most(3);
-        steps(cpu, n, want, NULL);
-        steps(gpu, n, got, NULL);
-        for (int k = 0; k < n; k++)
-            if (!(fabs(got[k] - want[k]) <= 1e-5 * want[k]))
-                fail_msg("%s, step %d: loss %.8f, on the CPU %.8f", keys[i][0], k, got[k],
-                         want[k]);
-        assert_int_equal(gpu->inverse.stacks, cpu->inverse.stacks);
-        assert_true(gpu->inverse.error <= 1e-5 * gpu->inverse.scale);
-        assert_true(fabs(gpu->inverse.headroom - cpu->inverse.headroom) <=
-                    1e-4 * cpu->inverse.headroom);
-        train_session_free(cpu);
-        train_session_free(gpu);
-    }
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) three_steps(0, keys[i]);
+}
+
+/* Attention by hashing, its buckets recalled too. */
+static void hashing_is_that_of_the_cpu(void **state)
+{
+    static const char *const keys[][2] = {
+        { "run.seed=1" }, { "train.recompute=block" }, { "model.attention.type=pure_lsh" },
+        { "model.attention.lsh.bucket_mask=true", "model.attention.lsh.correct_duplicates=true" },
+        { "model.reversible=fixed" } };
+    (void)state;
+    for (int i = 0; i < 5; i++) three_steps(HASHING, keys[i]);
+    three_steps(HASHING + 1, keys[0]);
+    three_steps(HASHING + 1, keys[4]);
 }
 
 /* While a GPU is busy the next samples are drawn; what comes in between does not disturb that. */
@@ -305,9 +331,11 @@ static void samples_are_those_of_the_cpu(void **state)
 {
     (void)state;
     enum { LENGTH = 12 };
-    for (int i = 0; i < 3; i++) {
-        const int m = i % 2;         /* the last: the first with recurrent units */
+    static const int of[] = { 0, 1, 0 /* with recurrent units */, HASHING };
+    for (int i = 0; i < 4; i++) {
+        const int m = of[i];
         if (i == 2) extra_set("model.ff.sru_units=3", "model.ff.sru_layers=2");
+        if (i == 3) extra_set("model.attention.lsh.chunk=4", NULL);
         int32_t token[2][LENGTH];
         for (int k = 0; k < 2; k++) {
             train_session *s = session(m, k ? "train.device=cuda" : "train.device=cpu",
@@ -433,6 +461,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(losses_are_those_of_the_cpu),
         cmocka_unit_test(other_parts_are_those_of_the_cpu),
+        cmocka_unit_test(hashing_is_that_of_the_cpu),
         cmocka_unit_test(batches_are_drawn_ahead),
         cmocka_unit_test(every_order_has_the_same_bits),
         cmocka_unit_test(a_checkpoint_goes_on_on_the_other_device),
