@@ -329,6 +329,8 @@ static void attentions(void)
     attention(1, 16, 1, 65536, 128, false);      /* a token of decoding */
 }
 
+#include "bench_gpu_lsh.h"
+
 typedef struct chosen { ag_chooser c; int32_t *choice; void *gate, *scratch, *dlow, *dc2; } chosen;
 static void run_choose(const void *arg)
 {
@@ -486,6 +488,7 @@ int main(int argc, char **argv)
         sparse(small ? 32 : 16384, small ? 64 : 384, small ? 128 : 1536, small ? 16 : 64);
         sparse(1, small ? 64 : 4096, small ? 128 : 16384, small ? 16 : 64);
         if (types[t].dtype != AG_F32) continue;
+        hashings();
         scans();
         optimizer();
         factored();
