@@ -202,8 +202,8 @@ typedef struct ag_draw {
 /*
  * A 16-bit table has fill, scale and what pays; the other pointers are NULL, and the f32 table
  * behind it does that work on widened numbers.  Its kernels compute in f32 and round once, to the
- * nearest, where they store.  Gradients of weights (db of act_bwd, dgain, dbias, dtable, dpos) and
- * what is kept of a row (mean, rstd, lse) are f32 there too.
+ * nearest, where they store.  Gradients of weights (db of act_bwd, dgain, dbias, dtable, dpos, dp,
+ * dq) and what is kept of a row (mean, rstd, lse) are f32 there too.
  */
 typedef struct ag_kernels {
     const char *name;                /* "ref", "base", "avx2", "avx512" */
@@ -265,7 +265,7 @@ typedef struct ag_kernels {
     /* y[r*ldy ..] (+)= x[r*ldx ..], m rows of n; ldx may be 0: the same row m times */
     void (*copy_rows)(int64_t m, int64_t n, const void *x, int64_t ldx, void *y, int64_t ldy,
                       bool acc);
-    /* y[a,b,n] = p[a,n] * q[b,n]: each row of p times each row of q, elementwise; backward
+    /* y[a,b,n] = p[a,n] * q[b,n]: each row of p times each of q; backward, dy f32 on 16 bits too:
      * dp[i] += sum_j q[j] dy[i,j], dq[j] += sum_i p[i] dy[i,j]; either may be NULL */
     void (*outer_fwd)(int64_t a, int64_t b, int64_t n, const void *p, const void *q, void *y);
     void (*outer_bwd)(int64_t a, int64_t b, int64_t n, const void *p, const void *q, const void *dy,
@@ -337,7 +337,7 @@ typedef struct ag_kernels {
     /* Over the listed units, a and h [rows,blocks,picks,width]:  a = x[r] . w[u] + bias[u] */
     void (*live_dot)(const ag_live *l, const void *x, const void *w, const void *bias, void *a);
     /* y[r] (+)= sum of h w[u] over the row's listed units, + bias[d] + residual[rows,d], which may
-     * be NULL; the weights of units with h = 0 are not read */
+     * be NULL; the weights of units with h = 0 need not be read */
     void (*live_sum)(const ag_live *l, const void *h, const void *w, const void *bias,
                      const void *residual, void *y, bool acc);
     /* dw[u] += sum over the rows that list u of h x[r]; dbias[u] += sum of h; either may be NULL */

@@ -133,16 +133,20 @@ static void outer_fwd(int64_t a, int64_t b, int64_t n, const void *p, const void
 template <class T> struct outer_sums {
     static constexpr int OUT = 1;
     int64_t m, n, first, step;
-    const T *dy, *w;                 /* w: [m,n] */
+    const float *dy;
+    const T *w;                      /* [m,n] */
 
     __device__ int64_t rows(int64_t) const { return m; }
     template <int W>
     __device__ __forceinline__ void add(int64_t z, int64_t row, int64_t col,
                                         float (&sum)[1][W]) const
     {
-        const pack<T, W> d = pack_load<T, W>(dy + (z * first + row * step) * n + col);
+        constexpr int N = W < 4 ? W : 4;
         const pack<T, W> v = pack_load<T, W>(w + row * n + col);
-        for (int k = 0; k < W; k++) sum[0][k] += get(d.at + k) * get(v.at + k);
+        for (int i = 0; i < W; i += N) {
+            const pack<float, N> d = pack_load<float, N>(dy + (z * first + row * step) * n + col + i);
+            for (int k = 0; k < N; k++) sum[0][i + k] += d.at[k] * get(v.at + i + k);
+        }
     }
 };
 
@@ -150,9 +154,10 @@ template <class T>
 static void outer_bwd(int64_t a, int64_t b, int64_t n, const void *p, const void *q, const void *dy,
                       void *dp, void *dq)
 {
-    const outer_sums<T> fp = { b, n, b, 1, (const T *)dy, (const T *)q };
-    const outer_sums<T> fq = { a, n, 1, b, (const T *)dy, (const T *)p };
-    const column_ends<T, 1> ep = { { (T *)dp }, true, NULL }, eq = { { (T *)dq }, true, NULL };
+    const outer_sums<T> fp = { b, n, b, 1, (const float *)dy, (const T *)q };
+    const outer_sums<T> fq = { a, n, 1, b, (const float *)dy, (const T *)p };
+    const column_ends<float, 1> ep = { { (float *)dp }, true, NULL };
+    const column_ends<float, 1> eq = { { (float *)dq }, true, NULL };
     if (dp) columns<T>(fp, b, n, a, rows_aligned<T>(n, dy, q, NULL), ep);
     if (dq) columns<T>(fq, a, n, b, rows_aligned<T>(n, dy, p, NULL), eq);
 }

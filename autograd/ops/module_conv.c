@@ -12,7 +12,8 @@
  * convolution is F products, a tile of positions at a time: part of a sequence, or several short
  * ones.  (Of each position C-1 rows reach over its end, of each sequence F-1 positions; their
  * results are dropped.)  The gradient of x is the same thing with the taps in
- * reverse and K[f,c] transposed; that of K is F products with the same windows.
+ * reverse and K[f,c] transposed; that of K is F products with the same windows.  On 16 bits sums
+ * over taps, and the gradient of K, are f32.
  */
 #include "../op.h"
 #include "../ops.h"
@@ -66,6 +67,8 @@ static void *numbers(const ag_call *c, int64_t n)
     return ag_scratch(c->tape, (size_t)n * ag_real_size(c));
 }
 
+static bool is_half(const ag_call *c) { return ag_dtype_is_half(c->k->dtype); }
+
 /* --- windows ---------------------------------------------------------------------------------- */
 
 static int64_t padded(const sizes *s) { return s->modules + s->span - 1; }
@@ -115,10 +118,13 @@ typedef struct filter {              /* y[r,s] = sum_f in[r + shift + f, window 
     bool    tb;
 } filter;
 
+/* Space for the results of a tile: as they are added up, and in the type of the tape. */
+typedef struct sums { void *sum, *real; } sums;
+
 /* A tile at position r of sequence b: x [batch, n_in, modules*in] -> y [batch, n_out, ..]. */
 static void apply_tile(const ag_call *c, const sizes *s, const filter *f, const char *x,
                        int64_t n_in, char *y, int64_t n_out, bool acc, int64_t b, int64_t r,
-                       const tile *t, char *u, char *z)
+                       const tile *t, char *u, sums z)
 {
     const int64_t wide = padded(s), each = positions(s, t->rows, 1) * wide;
     const int64_t in = s->modules * f->in, out = s->modules * f->out;
@@ -127,18 +133,19 @@ static void apply_tile(const ag_call *c, const sizes *s, const filter *f, const 
             positions(s, t->rows, 1), s->span / 2, at(c, u, i * each * f->in));
     for (int64_t i = 0; i < s->taps; i++)
         c->k->gemm(&(ag_gemm){
-            .tb = f->tb, .acc = i > 0, .m = windows(s, t->rows, t->count), .n = f->out,
-            .k = s->span * f->in, .a = at(c, u, i * wide * f->in), .lda = f->in,
-            .b = at(c, f->taps, i * f->step), .ldb = f->ld, .c = z, .ldc = f->out,
-            .bias = i == 0 ? f->bias : NULL });
+            .tb = f->tb, .acc = i > 0, .c_f32 = is_half(c),
+            .m = windows(s, t->rows, t->count), .n = f->out, .k = s->span * f->in,
+            .a = at(c, u, i * wide * f->in), .lda = f->in, .b = at(c, f->taps, i * f->step),
+            .ldb = f->ld, .c = z.sum, .ldc = f->out, .bias = i == 0 ? f->bias : NULL });
+    if (is_half(c)) c->k->narrow(windows(s, t->rows, t->count) * f->out, z.sum, z.real);
     for (int64_t i = 0; i < t->count; i++)
-        c->k->copy_rows(t->rows, out, at(c, z, i * each * f->out), wide * f->out,
+        c->k->copy_rows(t->rows, out, at(c, z.real, i * each * f->out), wide * f->out,
                         at(c, y, ((b + i) * n_out + r) * out), out, acc);
 }
 
 /* u and z are space for a tile. */
 static void apply(const ag_call *c, const sizes *s, const filter *f, const char *x, int64_t n_in,
-                  char *y, int64_t n_out, bool acc, char *u, char *z)
+                  char *y, int64_t n_out, bool acc, char *u, sums z)
 {
     const tile most = tile_of(s, n_out);
     for (int64_t b = 0; b < s->batch; b += most.count)
@@ -154,6 +161,18 @@ static int64_t tile_size(const sizes *s, int64_t n, int64_t width)
 {
     const tile t = tile_of(s, n);
     return positions(s, t.rows, t.count) * padded(s) * width;
+}
+
+static sums sums_space(const ag_call *c, int64_t size)
+{
+    void *sum = ag_scratch(c->tape, (size_t)size * ag_kept_size(c));
+    return (sums){ sum, is_half(c) ? numbers(c, size) : sum };
+}
+
+static size_t sums_bytes(const ag_call *c, int64_t size)
+{
+    return ag_scratch_size((size_t)size * ag_kept_size(c)) +
+           (is_half(c) ? ag_scratch_size((size_t)size * ag_real_size(c)) : 0);
 }
 
 static void *window_space(const ag_call *c, const sizes *s, int64_t n, int64_t width)
@@ -179,8 +198,9 @@ static void conv_forward(ag_call *c)
                        .bias = c->in[B] ? c->in[B]->data : NULL, .step = s.span * s.p,
                        .ld = s.taps * s.span * s.p, .tb = true };
     char *u = window_space(c, &s, s.tout, s.p);
-    char *z = numbers(c, tile_size(&s, s.tout, s.o));
-    if (u && z) apply(c, &s, &f, c->in[X]->data, s.tin, c->out[0]->data, s.tout, false, u, z);
+    const sums z = sums_space(c, tile_size(&s, s.tout, s.o));
+    if (!u || !z.sum || !z.real) return;
+    apply(c, &s, &f, c->in[X]->data, s.tin, c->out[0]->data, s.tout, false, u, z);
 }
 
 /* dx[j,r] = sum_{f,c} K[F-1-f, C-1-c]^T dy[j - past + f, r - (C-1)/2 + c], past: the rows of x
@@ -191,8 +211,8 @@ static void backward_x(const ag_call *c, const sizes *s, char *dx, bool acc)
     filter f = { .in = s->o, .out = s->p, .shift = 1 - s->taps - shift_of(c, s),
                  .step = s->span * s->o * s->p, .ld = s->p };
     char *u = window_space(c, s, s->tin, s->o), *k = numbers(c, s->o * row);
-    char *z = numbers(c, tile_size(s, s->tin, s->p));
-    if (!u || !k || !z) return;
+    const sums z = sums_space(c, tile_size(s, s->tin, s->p));
+    if (!u || !k || !z.sum || !z.real) return;
     for (int64_t i = 0; i < s->taps * s->span; i++)
         c->k->copy_rows(s->o, s->p, at(c, c->in[W]->data, (s->taps * s->span - 1 - i) * s->p), row,
                         at(c, k, i * s->o * s->p), s->p, false);
@@ -214,9 +234,10 @@ static void backward_w_tile(const ag_call *c, const sizes *s, char *dw, int64_t 
     }
     for (int64_t f = 0; f < s->taps; f++)
         c->k->gemm(&(ag_gemm){
-            .ta = true, .acc = true, .m = s->o, .n = s->span * s->p,
+            .ta = true, .acc = true, .c_f32 = is_half(c), .m = s->o, .n = s->span * s->p,
             .k = windows(s, t->rows, t->count), .a = v, .lda = s->o,
-            .b = at(c, u, f * wide * s->p), .ldb = s->p, .c = at(c, dw, f * s->span * s->p),
+            .b = at(c, u, f * wide * s->p), .ldb = s->p,
+            .c = dw + (size_t)(f * s->span * s->p) * ag_kept_size(c),
             .ldc = s->taps * s->span * s->p });
 }
 
@@ -225,7 +246,8 @@ static void backward_w(const ag_call *c, const sizes *s, char *dw, bool acc)
     const tile most = tile_of(s, s->tout);
     char *u = window_space(c, s, s->tout, s->p), *v = window_space(c, s, s->tout, s->o);
     if (!u || !v) return;
-    if (!acc) c->k->fill(s->o * s->taps * s->span * s->p, 0, dw);
+    if (!acc)
+        (c->k->wide ? c->k->wide : c->k)->fill(s->o * s->taps * s->span * s->p, 0, dw);
     for (int64_t b = 0; b < s->batch; b += most.count)
         for (int64_t r = 0; r < s->tout; r += most.rows) {
             const tile t = { s->tout - r < most.rows ? s->tout - r : most.rows,
@@ -253,13 +275,19 @@ static size_t conv_workspace(const ag_call *c, bool back)
     const sizes s = sizes_of(c);
     const size_t one = ag_real_size(c), wide = (size_t)tile_size(&s, s.tout, s.p) * one,
         out = (size_t)tile_size(&s, s.tout, s.o) * one;
-    if (!back) return ag_scratch_size(wide) + ag_scratch_size(out);
+    if (!back) return ag_scratch_size(wide) + sums_bytes(c, tile_size(&s, s.tout, s.o));
     size_t sum = wants(c->in[W]) ? ag_scratch_size(wide) + ag_scratch_size(out) : 0;
     if (wants(c->in[X]))
         sum += ag_scratch_size((size_t)tile_size(&s, s.tin, s.o) * one) +
                ag_scratch_size((size_t)(s.o * s.taps * s.span * s.p) * one) +
-               ag_scratch_size((size_t)tile_size(&s, s.tin, s.p) * one);
+               sums_bytes(c, tile_size(&s, s.tin, s.p));
     return sum;
+}
+
+static bool conv_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->gemm && k->copy_rows && k->act_bwd;
 }
 
 static int64_t conv_flops(const ag_call *c)
@@ -294,7 +322,7 @@ const ag_op ag_op_module_conv = {
     .name = "module_conv",
     .doc = "y[b,t,s,:] = bias + sum_{f,c} K[f,c] x[b,t-(F-1)+f,s-(C-1)/2+c,:], w [o,F*C*p]",
     .n_in = 3, .n_out = 1, .optional = 1u << B, .shape = conv_shape, .forward = conv_forward,
-    .backward = conv_backward,
+    .backward = conv_backward, .half = conv_half, .weights = 1u << W | 1u << B,
     .workspace = conv_workspace, .flops = conv_flops, .sample = conv_sample,
 };
 

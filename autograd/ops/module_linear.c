@@ -5,7 +5,7 @@
  *     y[s] = b[s] + sum_{c < C} K[s,c] x[(s - (C-1)/2 + c) mod S]        K[s,c] [O,P]
  *     dK[s,c] = dy[s]^T x[..]     dx[(s - (C-1)/2 + c) mod S] += dy[s] K[s,c]
  *
- * The weight is [S*O, C*P], row s*O + o.
+ * The weight is [S*O, C*P], row s*O + o.  On 16 bits its gradient is f32.
  */
 #include "../op.h"
 #include "../ops.h"
@@ -75,9 +75,10 @@ static void backward_place(const ag_call *c, const sizes *s, int64_t i, char *dw
         const int64_t weight = (m * s->o * s->span + i) * s->p, from = seen(s, m, i) * s->p;
         if (dw)
             c->k->gemm(&(ag_gemm){
-                .ta = true, .acc = acc_w, .m = s->o, .n = s->p, .k = s->rows, .a = dy,
-                .lda = s->modules * s->o, .b = at(c, c->in[X]->data, from),
-                .ldb = s->modules * s->p, .c = at(c, dw, weight), .ldc = s->span * s->p });
+                .ta = true, .acc = acc_w, .c_f32 = ag_dtype_is_half(c->k->dtype), .m = s->o,
+                .n = s->p, .k = s->rows, .a = dy, .lda = s->modules * s->o,
+                .b = at(c, c->in[X]->data, from), .ldb = s->modules * s->p,
+                .c = dw + (size_t)weight * ag_kept_size(c), .ldc = s->span * s->p });
         if (dx)
             c->k->gemm(&(ag_gemm){
                 .acc = acc_x || i > 0, .m = s->rows, .n = s->p, .k = s->o, .a = dy,
@@ -94,6 +95,12 @@ static void linear_backward(ag_call *c)
     if (db)
         c->k->act_bwd(AG_ACT_NONE, s.rows, s.modules * s.o, NULL, c->out[0]->grad, NULL, db, true);
     for (int64_t i = 0; i < s.span; i++) backward_place(c, &s, i, dw, acc_w, dx, acc_x);
+}
+
+static bool linear_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->gemm && k->act_bwd;
 }
 
 static int64_t linear_flops(const ag_call *c)
@@ -127,7 +134,8 @@ const ag_op ag_op_module_linear = {
     .name = "module_linear",
     .doc = "y[..,s,:] = bias[s] + sum_c K[s,c] x[..,(s-(C-1)/2+c) mod S,:], w [S*o,C*p]",
     .n_in = 3, .n_out = 1, .optional = 1u << B, .shape = linear_shape, .forward = linear_forward,
-    .backward = linear_backward, .flops = linear_flops, .sample = linear_sample,
+    .backward = linear_backward, .half = linear_half, .weights = 1u << W | 1u << B,
+    .flops = linear_flops, .sample = linear_sample,
 };
 
 ag_tensor *ag_module_linear(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *bias,
@@ -178,6 +186,12 @@ static void concat_backward(ag_call *c)
     }
 }
 
+static bool concat_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->copy_rows;
+}
+
 static bool concat_sample(int64_t i, ag_sample *s)
 {
     static const int64_t M[] = { 1, 5, 0 }, S[] = { 1, 4 }, A[] = { 1, 3 }, Q[] = { 1, 3, 20 };
@@ -196,7 +210,7 @@ static bool concat_sample(int64_t i, ag_sample *s)
 const ag_op ag_op_module_concat = {
     .name = "module_concat", .doc = "y[..,s,:] = a[..,s,:] followed by b[..,s,:]", .n_in = 2,
     .n_out = 1, .shape = concat_shape, .forward = concat_forward, .backward = concat_backward,
-    .sample = concat_sample,
+    .half = concat_half, .sample = concat_sample,
 };
 
 ag_tensor *ag_module_concat(ag_tape *t, ag_tensor *a, ag_tensor *b, int64_t modules)

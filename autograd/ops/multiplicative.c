@@ -12,21 +12,26 @@
  * for all S modules.  Backward, module by module:
  *
  *     dW = dy^T x     dD[s] = sum_m E[m] dW[s,m]     dE[m] = sum_s D[s] dW[s,m]     dx = dy W
+ *
+ * On 16 bits W and x D are rounded; dW, dD and dE are f32.
  */
 #include "../op.h"
 #include "../ops.h"
 
 enum { X, D, E, B };
-enum { FEW_ROWS = 64, CACHED = 1 << 18 };    /* rows; numbers of W made at a time */
+enum { FEW_ROWS = 64 };
+/* Numbers of W made at a time; a GPU has a cache of tens of MB, and launches cost. */
+enum { CACHED = 1 << 18, CACHED_DEVICE = 1 << 22 };
 
-typedef struct sizes { int64_t rows, d, modules, m, width; } sizes;
+typedef struct sizes { int64_t rows, d, modules, m, width, cached; } sizes;
 
 static sizes sizes_of(const ag_call *c)
 {
     const int64_t modules = c->in[D]->shape.dim[0], m = c->in[E]->shape.dim[0];
     const int64_t width = c->attr.multiplicative.width;
     return (sizes){ ag_rows(c->in[X]), c->in[D]->shape.dim[1], modules, m,
-                    width ? width : modules * m };
+                    width ? width : modules * m,
+                    c->k && c->k->device ? CACHED_DEVICE : CACHED };
 }
 
 static int multiplicative_shape(ag_call *c, ag_shape *out)
@@ -59,7 +64,7 @@ static char *at(const ag_call *c, const void *p, int64_t i)
 /* How many modules at a time, and the columns of those from `first` on. */
 static int64_t group_size(const sizes *s)
 {
-    const int64_t one = s->m * s->d, fit = one > 0 ? CACHED / one : s->modules;
+    const int64_t one = s->m * s->d, fit = one > 0 ? s->cached / one : s->modules;
     return fit < 1 ? 1 : fit < s->modules ? fit : s->modules;
 }
 
@@ -75,14 +80,10 @@ static int64_t group_columns(const sizes *s, int64_t first)
     return n < left ? n : left;
 }
 
-static size_t weight_bytes(const ag_call *c, const sizes *s)
+/* Of a weight, in numbers of `real` bytes. */
+static size_t weight_bytes(const sizes *s, size_t real)
 {
-    return (size_t)(group_size(s) * s->m * s->d) * ag_real_size(c);
-}
-
-static void *weight_space(const ag_call *c, const sizes *s)
-{
-    return ag_scratch(c->tape, weight_bytes(c, s));
+    return (size_t)(group_size(s) * s->m * s->d) * real;
 }
 
 /* W of the modules from `first` on */
@@ -94,7 +95,7 @@ static void weight_make(const ag_call *c, const sizes *s, int64_t first, void *w
 
 static void forward_many(const ag_call *c, const sizes *s)
 {
-    void *w = weight_space(c, s);
+    void *w = ag_scratch(c->tape, weight_bytes(s, ag_real_size(c)));
     for (int64_t i = 0; w && i < s->modules; i += group_size(s)) {
         weight_make(c, s, i, w);
         c->k->gemm(&(ag_gemm){
@@ -124,8 +125,9 @@ static size_t multiplicative_workspace(const ag_call *c, bool back)
 {
     const sizes s = sizes_of(c);
     const size_t each = (size_t)(s.rows * s.modules) * ag_real_size(c);
-    if (back) return 2 * ag_scratch_size(weight_bytes(c, &s));
-    if (!is_few(&s)) return weight_bytes(c, &s);
+    const size_t weight = weight_bytes(&s, ag_real_size(c));
+    if (back) return ag_scratch_size(weight) + ag_scratch_size(weight_bytes(&s, ag_kept_size(c)));
+    if (!is_few(&s)) return weight;
     return ag_scratch_size(each * (size_t)s.d) + ag_scratch_size(each * (size_t)s.m);
 }
 
@@ -145,12 +147,15 @@ static void backward_group(const ag_call *c, const sizes *s, int64_t first, cons
     const int64_t n = group_columns(s, first), count = group_count(s, first), all = count * s->m;
     const void *dy = at(c, c->out[0]->grad, first * s->m);
     if (g->d || g->e) {
-        c->k->gemm(&(ag_gemm){ .ta = true, .m = n, .n = s->d, .k = s->rows, .a = dy,
-                               .lda = s->width, .b = c->in[X]->data, .ldb = s->d, .c = dw,
-                               .ldc = s->d });
-        if (all > n) c->k->fill((all - n) * s->d, 0, at(c, dw, n * s->d));
+        c->k->gemm(&(ag_gemm){ .ta = true, .c_f32 = ag_dtype_is_half(c->k->dtype), .m = n,
+                               .n = s->d, .k = s->rows, .a = dy, .lda = s->width,
+                               .b = c->in[X]->data, .ldb = s->d, .c = dw, .ldc = s->d });
+        const size_t one = ag_kept_size(c);
+        if (all > n)
+            (c->k->wide ? c->k->wide : c->k)->fill((all - n) * s->d, 0,
+                                                   (char *)dw + (size_t)(n * s->d) * one);
         c->k->outer_bwd(count, s->m, s->d, at(c, c->in[D]->data, first * s->d), c->in[E]->data, dw,
-                        g->d ? at(c, g->d, first * s->d) : NULL, g->e);
+                        g->d ? (char *)g->d + (size_t)(first * s->d) * one : NULL, g->e);
     }
     if (!g->x) return;
     weight_make(c, s, first, w);
@@ -162,12 +167,20 @@ static void multiplicative_backward(ag_call *c)
 {
     const sizes s = sizes_of(c);
     grads g = { .d = ag_grad_add(c, D), .e = ag_grad_add(c, E) };
-    void *db = ag_grad_add(c, B), *w = weight_space(c, &s), *dw = weight_space(c, &s);
+    void *db = ag_grad_add(c, B);
+    void *w = ag_scratch(c->tape, weight_bytes(&s, ag_real_size(c)));
+    void *dw = ag_scratch(c->tape, weight_bytes(&s, ag_kept_size(c)));
     g.x = ag_grad_of(c, X, &g.acc_x);
     if (!w || !dw) return;
     for (int64_t i = 0; i < s.modules; i += group_size(&s)) backward_group(c, &s, i, &g, w, dw);
     if (db)
         c->k->act_bwd(AG_ACT_NONE, s.rows, s.width, NULL, c->out[0]->grad, NULL, db, true);
+}
+
+static bool multiplicative_half(const ag_call *c, const ag_kernels *k)
+{
+    (void)c;
+    return k->outer_fwd && k->outer_bwd && k->gemm && k->copy_rows && k->act_bwd;
 }
 
 static int64_t multiplicative_flops(const ag_call *c)
@@ -205,6 +218,7 @@ const ag_op ag_op_multiplicative = {
     .doc = "y[..,s*M+m] = sum_i x[..,i] gates[s,i] w[m,i] + bias[s*M+m]",
     .n_in = 4, .n_out = 1, .optional = 1u << B, .shape = multiplicative_shape,
     .forward = multiplicative_forward, .backward = multiplicative_backward,
+    .half = multiplicative_half, .weights = 1u << D | 1u << E | 1u << B,
     .workspace = multiplicative_workspace, .flops = multiplicative_flops, .unread = ag_unread_out,
     .sample = multiplicative_sample,
 };
