@@ -60,6 +60,24 @@ static const gpu_case cases[] = {
     LIVE(9, 40, 16, 1, 4, 16, 1, false, 0),              /* experts */
     LIVE(1, 1056, 1048, 40, 16, 1, 1, false, 0),         /* decoding */
     LIVE(65, 300, 1032, 1, 2, 1, 2, false, 0),
+
+    /* weights in shared memory: slices of one to four packs, the last one cut off, groups */
+    LIVE(200, 136, 64, 12, 4, 1, 1, false, 0),
+    LIVE(130, 72, 40, 9, 3, 1, 2, false, 0),
+    LIVE(66, 256, 128, 8, 3, 1, 1, false, 2),            /* one unit of each block has all rows */
+    LIVE(65, 520, 36, 16, 8, 1, 1, false, 0),
+    LIVE(64, 48, 32, 5, 3, 2, 1, false, 0),
+    LIVE(63, 136, 64, 12, 4, 1, 1, false, 0),            /* a row too few */
+
+    /* experts, by tiles of 64 entries: their edges, one that nobody chose, one that all did */
+    LIVE(64, 40, 72, 1, 3, 16, 1, false, 0),
+    LIVE(63, 40, 72, 1, 3, 16, 1, false, 0),             /* an entry too few */
+    LIVE(129, 64, 136, 1, 2, 72, 1, false, 1),
+    LIVE(200, 72, 64, 1, 4, 64, 1, false, 2),
+    LIVE(70, 48, 40, 2, 3, 24, 2, false, 0),             /* a row has several */
+    LIVE(65, 24, 44, 1, 2, 20, 1, false, 0),             /* no packs of 16 bits */
+    LIVE(80, 32, 32, 1, 4, 16, 1, true, 0),
+    LIVE(100, 136, 24, 1, 70, 32, 1, false, 0),          /* more choices than some have entries */
 };
 enum { CASES = sizeof cases / sizeof *cases };
 

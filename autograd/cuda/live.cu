@@ -1,5 +1,5 @@
 /*
- * live.cu -- feed-forward units of which few are live (ag_live in kernels.h).
+ * live.cu -- feed-forward units of which few are live (ag_live in kernels.h), gathered.
  *
  * A number of a, or a unit's part of a row of y, takes d multiply-adds and d weights: nothing that a
  * tensor core could share.  So weights, or rows of x, stream through registers, 16 bytes a lane, and
@@ -12,40 +12,14 @@
  *
  * A sum has an order that the sizes alone decide.  Units with h = 0 are skipped.
  */
-#include "group.cuh"
-#include "launch.cuh"
-#include "number.cuh"
+#include "live.cuh"
 
 enum { WARPS = 8, THREADS = 32 * WARPS };
-
-struct live {
-    int64_t rows, d, blocks;
-    int64_t size;                    /* listed units of a row: blocks * picks * width */
-    int n, width, picks;
-    const int32_t *choice;
-};
 
 static live live_of(const ag_live *l)
 {
     return { l->rows, l->d, l->blocks, l->blocks * l->picks * l->width,
              (int)l->n, (int)l->width, (int)l->picks, l->choice };
-}
-
-/* The unit at place j of row r: j counts blocks, picks and width. */
-static __device__ int64_t unit_at(const live &l, int64_t r, int64_t j)
-{
-    const int32_t *choice = l.choice + r * (l.blocks * l.picks);
-    if (l.picks * l.width == 1) return j * l.n + choice[j];
-    const int64_t pick = j / l.width;
-    return (pick / l.picks * l.n + choice[pick]) * l.width + j % l.width;
-}
-
-static int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
-
-/* May rows of d be read 16 bytes at a time? */
-template <class T> static bool is_even(int64_t d, const void *a, const void *b)
-{
-    return aligned(a) && aligned(b) && d * (int64_t)sizeof(T) % 16 == 0;
 }
 
 /* Warps that a GPU should have at least. */
@@ -121,6 +95,8 @@ static void live_dot(const ag_live *al, const void *x, const void *w, const void
 {
     const live l = live_of(al);
     if (l.rows == 0 || l.size == 0) return;
+    if (group_dot(l, (const T *)x, (const T *)w, (const T *)bias, (T *)a)) return;
+    if (tile_dot(l, (const T *)x, (const T *)w, (const T *)bias, (T *)a)) return;
     if (is_even<T>(l.d, x, w))
         dot<T, 16 / (int)sizeof(T)>(l, (const T *)x, (const T *)w, (const T *)bias, (T *)a);
     else dot<T, 1>(l, (const T *)x, (const T *)w, (const T *)bias, (T *)a);
@@ -232,24 +208,21 @@ static __global__ void sum_shared(live l, const T *h, const T *w, const T *bias,
     sum_store<T, 1>(&sum, r * l.d + first + i, first + i, bias, residual, y, acc);
 }
 
-struct sum_args { const void *h, *w, *bias, *residual; void *y; bool acc; };
-
-template <class T, int N, int V> static void sum_launch(const live &l, const sum_args &a)
+template <class T, int N, int V> static void sum_launch(const live &l, const live_sums<T> &a)
 {
     const int64_t warps = l.rows * ceil_div(l.d, 32 * N * V);
-    AG_LAUNCH((sum_run<T, N, V>), (unsigned)ceil_div(warps, WARPS), THREADS, 0, l, (const T *)a.h,
-              (const T *)a.w, (const T *)a.bias, (const T *)a.residual, (T *)a.y, a.acc);
+    AG_LAUNCH((sum_run<T, N, V>), (unsigned)ceil_div(warps, WARPS), THREADS, 0, l, a.h, a.w,
+              a.bias, a.residual, a.y, a.acc);
 }
 
-template <class T, int N> static void shared_launch(const live &l, const sum_args &a)
+template <class T, int N> static void shared_launch(const live &l, const live_sums<T> &a)
 {
     AG_LAUNCH((sum_shared<T, N>), (unsigned)(l.rows * ceil_div(l.d, 32 * N)), THREADS,
-              WARPS * 32 * N * sizeof(float), l, (const T *)a.h, (const T *)a.w, (const T *)a.bias,
-              (const T *)a.residual, (T *)a.y, a.acc);
+              WARPS * 32 * N * sizeof(float), l, a.h, a.w, a.bias, a.residual, a.y, a.acc);
 }
 
 /* A warp for up to WIDE columns where that leaves warps enough. */
-template <class T, int N> static void sum(const live &l, const sum_args &a)
+template <class T, int N> static void sum(const live &l, const live_sums<T> &a)
 {
     constexpr int NARROW = 256, WIDE = N == 1 ? 256 : 1024;
     if (l.rows * ceil_div(l.d, WIDE) < enough()) shared_launch<T, N>(l, a);
@@ -263,16 +236,14 @@ static void live_sum(const ag_live *al, const void *h, const void *w, const void
 {
     const live l = live_of(al);
     if (l.rows == 0 || l.d == 0) return;
-    const sum_args a = { h, w, bias, residual, y, acc };
+    const live_sums<T> a = { (const T *)h, (const T *)w, (const T *)bias, (const T *)residual,
+                             (T *)y, acc };
+    if (group_sum(l, a)) return;
     if (is_even<T>(l.d, w, y) && is_even<T>(0, bias, residual)) sum<T, 16 / (int)sizeof(T)>(l, a);
     else sum<T, 1>(l, a);
 }
 
 /* --- gradients of w and bias ---------------------------------------------------------------------- */
-
-/* The rows that list each choice of a block: entries first[block, k] .. first[block, k + 1] - 1 of
- * entry[block, rows * picks], each row * picks + pick. */
-struct listed { const int32_t *entry, *first; };
 
 /* A block of threads has some columns of a unit's row of dw; a warp a part of its rows of x. */
 template <class T, int N, int V>
@@ -328,16 +299,10 @@ static void live_grad(const ag_live *al, const void *h, const void *x, void *dw,
 {
     live l = live_of(al);
     if (l.rows == 0 || l.size == 0) return;
-    const group_keys keys = { l.choice, l.blocks, l.rows * l.picks, l.picks, l.n };
-    const size_t bytes = group_bytes(&keys);
-    char *memory = (char *)ag_cuda_workspace(bytes + (size_t)(l.blocks * (l.n + 1)) * sizeof(int32_t));
-    if (!memory) return;
-    int32_t *first = (int32_t *)(memory + bytes);
-    groups by;
-    group_entries(&keys, memory, &by);
-    group_starts(&keys, &by, first);
+    if (dw && group_grad(l, (const T *)h, (const T *)x, (float *)dw)) dw = NULL;
+    listed g;
+    if ((!dw && !dbias) || !live_list(l, &g)) return;
     if (!dw) l.d = 0;                /* no columns */
-    const listed g = { by.entry, first };
     if (is_even<T>(l.d, x, x)) grad_launch<T, 16 / (int)sizeof(T)>(l, g, h, x, dw, dbias);
     else grad_launch<T, 1>(l, g, h, x, dw, dbias);
 }
