@@ -1,8 +1,10 @@
 /*
  * test_simt_live.c -- the 1-in-N controller and live units on the tables of a GPU where the samples
  * of the ops do not reach: long and odd blocks, ranks of any size, products made in parts, units
- * that all rows list or none, one row of many units; and kernels called by themselves: given
- * choices, units that are skipped, scores that are no numbers.
+ * that all rows list or none, one row of many units, experts; and kernels called by themselves:
+ * given choices, units that are skipped, scores that are no numbers.
+ *
+ *   test_simt_live [TEST]
  */
 #include "gpu_check.h"
 
@@ -51,6 +53,11 @@ static const gpu_case cases[] = {
     CHOOSE(1, 128, 5, 64, false, 0, 1, false, AG_GATE_ONE),              /* decoding */
     CHOOSE(16, 3, 7, 33, false, 1, 2, false, AG_GATE_P),
     CHOOSE(80, 1, 8, 64, false, 0.1, 1, false, AG_GATE_ONE),             /* parts of rows */
+    CHOOSE(130, 72, 3, 64, false, 0.1, 2, false, AG_GATE_SCALED),        /* tiles by tensor cores */
+    CHOOSE(300, 16, 6, 8, true, 0.5, 1, true, AG_GATE_P),
+    CHOOSE(100, 40, 3, 32, false, 1, 1, false, AG_GATE_ONE),
+    CHOOSE(17, 200, 1, 128, false, 0, 1, false, AG_GATE_P),
+    CHOOSE(64, 256, 2, 256, false, 0.1, 3, false, AG_GATE_SCALED),
 
     LIVE(70, 264, 72, 2, 5, 1, 1, false, 0),
     LIVE(67, 33, 260, 3, 4, 2, 2, false, 0),             /* odd rows */
@@ -60,16 +67,20 @@ static const gpu_case cases[] = {
     LIVE(9, 40, 16, 1, 4, 16, 1, false, 0),              /* experts */
     LIVE(1, 1056, 1048, 40, 16, 1, 1, false, 0),         /* decoding */
     LIVE(65, 300, 1032, 1, 2, 1, 2, false, 0),
+};
 
-    /* weights in shared memory: slices of one to four packs, the last one cut off, groups */
+/* Weights in shared memory: slices of one to four packs, the last one cut off, groups. */
+static const gpu_case tiles[] = {
     LIVE(200, 136, 64, 12, 4, 1, 1, false, 0),
     LIVE(130, 72, 40, 9, 3, 1, 2, false, 0),
     LIVE(66, 256, 128, 8, 3, 1, 1, false, 2),            /* one unit of each block has all rows */
     LIVE(65, 520, 36, 16, 8, 1, 1, false, 0),
     LIVE(64, 48, 32, 5, 3, 2, 1, false, 0),
     LIVE(63, 136, 64, 12, 4, 1, 1, false, 0),            /* a row too few */
+};
 
-    /* experts, by tiles of 64 entries: their edges, one that nobody chose, one that all did */
+/* By tiles of 64 entries: their edges, one that nobody chose, one that all did. */
+static const gpu_case experts[] = {
     LIVE(64, 40, 72, 1, 3, 16, 1, false, 0),
     LIVE(63, 40, 72, 1, 3, 16, 1, false, 0),             /* an entry too few */
     LIVE(129, 64, 136, 1, 2, 72, 1, false, 1),
@@ -79,9 +90,13 @@ static const gpu_case cases[] = {
     LIVE(80, 32, 32, 1, 4, 16, 1, true, 0),
     LIVE(100, 136, 24, 1, 70, 32, 1, false, 0),          /* more choices than some have entries */
 };
-enum { CASES = sizeof cases / sizeof *cases };
-
-static void agrees_with_the_reference(void **state) { gpu_check_cases(CASES, cases, *state); }
+#define COUNT(a) (int)(sizeof a / sizeof *a)
+static void agrees_with_the_reference(void **state)
+{
+    gpu_check_cases(COUNT(cases), cases, *state);
+}
+static void tiles_agree(void **state) { gpu_check_cases(COUNT(tiles), tiles, *state); }
+static void experts_agree(void **state) { gpu_check_cases(COUNT(experts), experts, *state); }
 
 /* --- kernels by themselves -------------------------------------------------------------------- */
 
@@ -199,16 +214,19 @@ static void choices_fit(void **state)
     ag_device_free(gpu, dchoice, sizeof choice);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-    enum { TESTS = 4 };
+    enum { TESTS = 6 };
     static const struct { const char *name; CMUnitTestFunction run; } test[TESTS] = {
         { "agrees_with_the_reference", agrees_with_the_reference },
+        { "tiles_agree", tiles_agree },
+        { "experts_agree", experts_agree },
         { "choices_may_be_given", choices_may_be_given },
         { "zeros_are_skipped", zeros_are_skipped },
         { "choices_fit", choices_fit },
     };
     struct CMUnitTest list[TESTS * GPU_FORMATS] = { { 0 } };
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     if (!gpu_open()) return 1;
     gpu = ag_kernels_cuda(AG_F32)->device;
     for (int i = 0; i < TESTS * GPU_FORMATS; i++) {

@@ -6,15 +6,22 @@
  * the cache of the GPU, which holds them all (4096 units of 1024 numbers are 16 MB in f32), sets the
  * pace.  Work that runs at the same time is therefore of the same few columns or blocks.
  *
- *   live_dot    a warp for a few units of a row: x . w[u] of four units at once
- *   live_sum    a warp for some columns of a row, or, where rows are few, eight that share its units
+ *   live_dot    a warp for a few units of a row: x . w[u] of four units at once; in decoding, a block
+ *               for each unit
+ *   live_sum    a warp for some columns of a row; in decoding, a block for 128 bytes of the columns
  *   live_grad   rows are grouped by the unit that they list; eight warps for some columns of a unit
  *
- * A sum has an order that the sizes alone decide.  Units with h = 0 are skipped.
+ * In decoding a row of d 1024 has 64 of 4096 units: 131 KB of each weight in bf16, which the memory
+ * of a GPU gives in less time than it takes to answer once.  So what counts is that one warp waits for
+ * no load after another: 64 blocks ask for all of w1 at once, 16 for all of w2.
+ *
+ * Other sizes: live_group.cu has choices of 16 units and more, live_tile.cu x . w of many rows.  A sum
+ * has an order that the sizes alone decide.  Units with h = 0 are skipped.
  */
 #include "live.cuh"
 
 enum { WARPS = 8, THREADS = 32 * WARPS };
+enum { TEAM = 8, TEAMS = THREADS / TEAM, ROUND = 4 };    /* lanes that share a row; loads at once */
 
 static live live_of(const ag_live *l)
 {
@@ -72,22 +79,48 @@ static __global__ void dot_run(live l, int64_t span, const T *x, const T *w, con
     }
 }
 
-template <class T, int N, int P>
-static void dot_launch(const live &l, int64_t spans, const T *x, const T *w, const T *bias, T *a)
+/* Few places: a block for each, with as many warps as a row is long.  A lane has all its loads of a
+ * round on their way before it adds the first. */
+template <class T, int N>
+static __global__ void dot_few(live l, const T *x, const T *w, const T *bias, T *a)
 {
-    const int64_t span = ceil_div(ceil_div(l.size, spans), P) * P;
-    const int64_t warps = l.rows * ceil_div(l.size, span);
-    const int threads = warps < enough() ? 32 : THREADS; /* few: all over the GPU */
-    const int64_t blocks = ceil_div(warps * 32, threads);
-    AG_LAUNCH((dot_run<T, N, P>), (unsigned)blocks, threads, 0, l, span, x, w, bias, a);
+    AG_SHARED(float, part);          /* [warps] */
+    const int64_t r = blockIdx.x % l.rows, j = blockIdx.x / l.rows, u = unit_at(l, r, j);
+    const int64_t step = (int64_t)blockDim.x * N;
+    float s = 0;
+    for (int64_t i = threadIdx.x * N; i < l.d; i += ROUND * step) {
+        pack<T, N> vx[ROUND] = {}, vw[ROUND] = {};
+        for (int k = 0; k < ROUND; k++)
+            if (i + k * step < l.d) {
+                vx[k] = pack_load<T, N>(x + r * l.d + i + k * step);
+                vw[k] = pack_load<T, N>(w + u * l.d + i + k * step);
+            }
+        for (int k = 0; k < ROUND; k++)
+            for (int n = 0; n < N; n++) s += get(&vx[k].at[n]) * get(&vw[k].at[n]);
+    }
+    for (int o = 16; o; o /= 2) s += __shfl_xor_sync(AG_WARP, s, o);
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = s;
+    __syncthreads();
+    if (threadIdx.x) return;
+    for (unsigned k = 1; k < blockDim.x / 32; k++) s += part[k];
+    put(a + r * l.size + j, s + (bias ? get(bias + u) : 0));
 }
 
 template <class T, int N>
 static void dot(const live &l, const T *x, const T *w, const T *bias, T *a)
 {
-    const int64_t spans = ceil_div(enough(), l.rows);
-    if (spans * 4 > l.size) dot_launch<T, N, 1>(l, min(spans, l.size), x, w, bias, a);
-    else dot_launch<T, N, 4>(l, spans, x, w, bias, a);
+    enum { P = 4 };
+    const int64_t spans = ceil_div(enough(), l.rows), span = ceil_div(ceil_div(l.size, spans), P) * P;
+    if (spans * P > l.size) {
+        const int64_t wanted = ceil_div(l.d, 32 * N * ROUND);
+        const int warps = wanted < 1 ? 1 : wanted < WARPS ? (int)wanted : (int)WARPS;
+        AG_LAUNCH((dot_few<T, N>), (unsigned)(l.rows * l.size), 32 * warps, warps * sizeof(float), l,
+                  x, w, bias, a);
+    } else {
+        const int64_t warps = l.rows * ceil_div(l.size, span);
+        AG_LAUNCH((dot_run<T, N, P>), (unsigned)ceil_div(warps, WARPS), THREADS, 0, l, span, x, w,
+                  bias, a);
+    }
 }
 
 template <class T>
@@ -189,22 +222,36 @@ static __global__ void sum_run(live l, const T *h, const T *w, const T *bias, co
                             acc);
 }
 
-/* The warps of a block share the units of a row, for the same columns. */
+/* Few rows: a block has a few columns of one, so that the blocks are all over the GPU, and eight
+ * lanes a unit at a time. */
 template <class T, int N>
-static __global__ void sum_shared(live l, const T *h, const T *w, const T *bias, const T *residual,
-                                  T *y, bool acc)
+static __global__ void sum_few(live l, const T *h, const T *w, const T *bias, const T *residual,
+                               T *y, bool acc)
 {
-    AG_SHARED(float, part);          /* [WARPS, 32 * N] */
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-    const int64_t r = blockIdx.x % l.rows, first = blockIdx.x / l.rows * 32 * N;
-    float s[1][N];
-    sum_places<T, N, 1>(l, h, w, r, l.size * warp / WARPS, l.size * (warp + 1) / WARPS,
-                        first + lane * N, s);
-    for (int k = 0; k < N; k++) part[warp * 32 * N + lane * N + k] = s[0][k];
+    enum { COLS = TEAM * N };
+    AG_SHARED(float, part);          /* [TEAMS, COLS] */
+    const int team = (int)threadIdx.x / TEAM, at = (int)threadIdx.x % TEAM * N;
+    const int64_t r = blockIdx.x % l.rows, first = blockIdx.x / l.rows * COLS;
+    float s[N] = {};
+    for (int64_t j0 = team; j0 < l.size; j0 += ROUND * TEAMS) {
+        pack<T, N> v[ROUND];
+        float c[ROUND];
+        for (int k = 0; k < ROUND; k++) {
+            const int64_t j = j0 + k * TEAMS;
+            const int64_t u = j < l.size ? unit_at(l, r, j) : 0;
+            c[k] = j < l.size && first + at < l.d ? get(h + r * l.size + j) : 0;
+            if (c[k] != 0) v[k] = pack_load<T, N>(w + u * l.d + first + at);
+        }
+        for (int k = 0; k < ROUND; k++)
+            if (c[k] != 0)
+                for (int n = 0; n < N; n++) s[n] += c[k] * get(&v[k].at[n]);
+    }
+    for (int n = 0; n < N; n++) part[team * COLS + at + n] = s[n];
     __syncthreads();
     const int i = (int)threadIdx.x;
-    if (i >= 32 * N || first + i >= l.d) return;
-    const float sum = sum_warps(part + i, 32 * N);
+    if (i >= COLS || first + i >= l.d) return;
+    float sum = 0;
+    for (int k = 0; k < TEAMS; k++) sum += part[k * COLS + i];
     sum_store<T, 1>(&sum, r * l.d + first + i, first + i, bias, residual, y, acc);
 }
 
@@ -215,19 +262,16 @@ template <class T, int N, int V> static void sum_launch(const live &l, const liv
               a.bias, a.residual, a.y, a.acc);
 }
 
-template <class T, int N> static void shared_launch(const live &l, const live_sums<T> &a)
-{
-    AG_LAUNCH((sum_shared<T, N>), (unsigned)(l.rows * ceil_div(l.d, 32 * N)), THREADS,
-              WARPS * 32 * N * sizeof(float), l, a.h, a.w, a.bias, a.residual, a.y, a.acc);
-}
-
-/* A warp for up to WIDE columns where that leaves warps enough. */
+/* As many columns for a warp as leave warps enough. */
 template <class T, int N> static void sum(const live &l, const live_sums<T> &a)
 {
-    constexpr int NARROW = 256, WIDE = N == 1 ? 256 : 1024;
-    if (l.rows * ceil_div(l.d, WIDE) < enough()) shared_launch<T, N>(l, a);
-    else if (l.d <= NARROW) sum_launch<T, N, NARROW / (32 * N)>(l, a);
-    else sum_launch<T, N, WIDE / (32 * N)>(l, a);
+    constexpr int PER = 32 * N;
+    if (l.rows * ceil_div(l.d, PER) < enough())
+        AG_LAUNCH((sum_few<T, N>), (unsigned)(l.rows * ceil_div(l.d, TEAM * N)), THREADS,
+                  TEAMS * TEAM * N * sizeof(float), l, a.h, a.w, a.bias, a.residual, a.y, a.acc);
+    else if (l.d > 2 * PER && l.rows * ceil_div(l.d, 4 * PER) >= enough()) sum_launch<T, N, 4>(l, a);
+    else if (l.d > PER && l.rows * ceil_div(l.d, 2 * PER) >= enough()) sum_launch<T, N, 2>(l, a);
+    else sum_launch<T, N, 1>(l, a);
 }
 
 template <class T>
