@@ -1,12 +1,21 @@
 /*
  * choose.cu -- the controller with its last matrix: z = low @ c2 + cb (ag_chooser in kernels.h).
  *
- * With many rows z is a product of the table, some rows at a time, so few that they stay in the
- * cache until they are picked from.  With few rows, in decoding, each thread makes its number of z.
- * Backward makes z again the same way and turns it into dz; the rest is products of the table.
+ * z is made in one of three ways.  With 16 bits, tensor cores make a tile of it where it is picked
+ * from: a tile of 64 by 64 reads 256 bytes for each of the `rank` terms of its sums, from the cache of
+ * the GPU.  A product of the table reads as much for its larger tiles, and half of that again, and z
+ * goes to the cache and back, 8 bytes a number: so up to a rank of 256 (8192 rows, 1536 units, rank
+ * 64: 50 MB for 130 MB, and one launch for six).  Else z is such a product, some rows at a time, so
+ * few that they stay in the cache until they are picked from.  With few rows, in decoding, each thread
+ * makes its number of z.
+ *
+ * Backward makes z again the same way and turns it into dz; the rest is products of the table: dlow
+ * sums over all units and dc2 over all rows, so a kernel that held a tile of dz only would have to
+ * add up in another order each time, or write more sums than dz has numbers.
  */
 #include "controller.cuh"
 #include "cuda.h"
+#include "mma.cuh"
 
 enum { FEW = 16, ALIGN = 16 };       /* rows; bytes */
 static const int64_t PART_BYTES = (int64_t)24 << 20;     /* of z: half the cache of an H100 */
@@ -35,6 +44,105 @@ template <class T> struct made {
         return sum + (cb ? get(cb + col) : 0);
     }
 };
+
+/* z made here by tensor cores, of 16-bit numbers: STEP terms of the sums at a time. */
+template <class T> struct tensor {
+    static constexpr int STEP = 64, PAD = 8;
+    const T *low, *c2, *cb;
+    int64_t rank, units;
+    size_t at;                       /* where low and c2 go in shared memory, in bytes */
+};
+
+static int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+enum { MOST_RANK = 256, MOST_COLS = 256, MOST_PART = 16 * 256 };
+
+/* Can z be made so? */
+template <class T> static bool is_tensor(const ag_chooser *c)
+{
+    const int cols = tiling_of(&c->c, false).cols;
+    return sizeof(T) == 2 && c->c.n % 8 == 0 && cols % 16 == 0 && cols <= MOST_COLS &&
+           c->rank > 0 && c->rank <= MOST_RANK && c->rank % 8 == 0 && aligned(c->low) &&
+           aligned(c->c2);
+}
+
+/* The tiles for z of that kind. */
+template <class Z> static tiling tiling_for(const ag_controller *c, bool apart, const Z *)
+{
+    return tiling_of(c, apart);
+}
+template <class T>
+static tiling tiling_for(const ag_controller *c, bool apart, const tensor<T> *)
+{
+    tiling t = tiling_of(c, apart);
+    const int most = MOST_PART / t.cols / 16 * 16;
+    if (t.tile_rows > most) t.tile_rows = most;
+    return t;
+}
+
+/* Bytes of shared memory behind `arrays` tiles that z needs. */
+template <class Z> static size_t stage(const tiling &, int, Z *) { return 0; }
+template <class T> static size_t stage(const tiling &t, int arrays, tensor<T> *z)
+{
+    z->at = tile_bytes(t, arrays);
+    z->at += -z->at % ALIGN;
+    const int low = round_up(t.tile_rows, 16) * (z->STEP + z->PAD);
+    const int c2 = z->STEP * (t.cols + z->PAD);
+    return z->at - tile_bytes(t, arrays) + (size_t)(low + c2) * sizeof(T);
+}
+
+/* A warp has one or two of the tile's parts of 16 by 16. */
+template <class T>
+static __device__ void tile_fill(const tiling &t, const tile &s, const tensor<T> &z)
+{
+    constexpr int STEP = tensor<T>::STEP, PAD = tensor<T>::PAD, A_ROW = STEP + PAD, N = 8;
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, b_row = t.cols + PAD;
+    const int row = lane % 8, low = lane / 8 % 2 * 8, high = lane / 16 * 8;
+    const int down = (t.tile_rows + 15) / 16, wide = t.cols / N, parts = down * (t.cols / 16);
+    const int64_t col0 = s.block * t.n;
+    T *const a = reinterpret_cast<T *>(reinterpret_cast<char *>(s.z) + z.at);
+    T *const b = a + down * 16 * A_ROW;
+    float c[2][2][4] = {};
+    for (int64_t k0 = 0; k0 < z.rank; k0 += STEP) {
+        async_copies copies;
+        if (k0) __syncthreads();
+        for (int i = (int)threadIdx.x; i < down * 16 * (STEP / N); i += THREADS) {
+            const int r = i / (STEP / N), k = i % (STEP / N) * N;
+            const bool in = r < s.rows && k0 + k < z.rank;
+            copies.start(a + r * A_ROW + k, in ? z.low + (s.row + r) * z.rank + k0 + k : z.low,
+                         in ? 16 : 0);
+        }
+        for (int i = (int)threadIdx.x; i < STEP * wide; i += THREADS) {
+            const int k = i / wide, j = i % wide * N;
+            const bool in = k0 + k < z.rank && j < s.cols;
+            copies.start(b + k * b_row + j, in ? z.c2 + (k0 + k) * z.units + col0 + j : z.c2,
+                         in ? 16 : 0);
+        }
+        copies.wait();
+        __syncthreads();
+        for (int p = 0; p < 2; p++) {
+            const int part = warp + p * (THREADS / 32), i = part % down * 16, j = part / down * 16;
+            if (part >= parts) continue;                 /* the whole warp */
+            AG_UNROLL
+            for (int k = 0; k < STEP; k += 16) {
+                uint32_t fa[4], fb[4];
+                ldmatrix(fa, a + (i + low + row) * A_ROW + k + high);
+                ldmatrix_trans(fb, b + (k + low + row) * b_row + j + high);
+                mma<T>(c[p][0], fa, fb);
+                mma<T>(c[p][1], fa, fb + 2);
+            }
+        }
+    }
+    for (int p = 0; p < 2; p++) {
+        const int part = warp + p * (THREADS / 32);
+        for (int e = 0; e < 8 && part < parts; e++) {
+            const int i = part % down * 16 + lane / 4 + e / 2 % 2 * 8;
+            const int j = part / down * 16 + e / 4 * 8 + lane % 4 * 2 + e % 2;
+            if (i < s.rows && j < s.cols)
+                s.z[i * t.cols + j] = c[p][e / 4][e % 4] + (z.cb ? get(z.cb + col0 + j) : 0);
+        }
+    }
+}
 
 struct listing {                     /* of an ag_chooser */
     ag_gate gate;
@@ -169,12 +277,13 @@ template <class T> static void make_z(const ag_kernels *k, const ag_chooser *c, 
 }
 
 template <class T, class Z>
-static void pick(const ag_chooser *c, const Z &z, int32_t *choice, T *gate)
+static void pick(const ag_chooser *c, Z z, int32_t *choice, T *gate)
 {
     const listing l = { c->gate, (int)c->picks, c->all, c->c.given };
-    const tiling t = tiling_of(&c->c, !l.given && (l.gate != AG_GATE_ONE || l.picks > 1));
-    AG_LAUNCH((choose_run<T, Z>), tiles(t), THREADS, tile_bytes(t, 1 + t.apart), t, z, l, choice,
-              gate);
+    const bool apart = !l.given && (l.gate != AG_GATE_ONE || l.picks > 1);
+    const tiling t = tiling_for(&c->c, apart, &z);
+    const size_t bytes = tile_bytes(t, 1 + t.apart) + stage(t, 1 + t.apart, &z);
+    AG_LAUNCH((choose_run<T, Z>), tiles(t), THREADS, bytes, t, z, l, choice, gate);
 }
 
 template <class T>
@@ -194,6 +303,12 @@ static void choose_fwd(const ag_chooser *c, int32_t *choice, void *pgate, void *
         pick(c, made<T>{ (const T *)c->low, (const T *)c->c2, cb, c->rank, units }, choice, gate);
         return;
     }
+    if constexpr (sizeof(T) == 2)
+        if (is_tensor<T>(c)) {
+            pick(c, tensor<T>{ (const T *)c->low, (const T *)c->c2, cb, c->rank, units, 0 }, choice,
+                 gate);
+            return;
+        }
     const ag_kernels *k = ag_kernels_cuda(dtype_of(cb));
     const int64_t rows = part_rows<T>(c, units * (int64_t)sizeof(float));
     for (int64_t r = 0; r < c->c.rows; r += rows) {
@@ -207,11 +322,12 @@ static void choose_fwd(const ag_chooser *c, int32_t *choice, void *pgate, void *
 /* --- backward ----------------------------------------------------------------------------------- */
 
 template <class T, class Z>
-static void make_dz(const ag_chooser *c, const Z &z, const int32_t *choice, const T *dgate, T *dz)
+static void make_dz(const ag_chooser *c, Z z, const int32_t *choice, const T *dgate, T *dz)
 {
     const listing l = { c->gate, (int)c->picks, c->all, true };
-    const tiling t = tiling_of(&c->c, false);
-    AG_LAUNCH((choose_grad<T, Z>), tiles(t), THREADS, tile_bytes(t, 2), t, z, l, choice, dgate, dz);
+    const tiling t = tiling_for(&c->c, false, &z);
+    const size_t bytes = tile_bytes(t, 2) + stage(t, 2, &z);
+    AG_LAUNCH((choose_grad<T, Z>), tiles(t), THREADS, bytes, t, z, l, choice, dgate, dz);
 }
 
 /* dlow, dc2 and dcb of these rows, those that are wanted */
@@ -251,16 +367,20 @@ static void choose_bwd(const ag_chooser *c, const int32_t *choice, const void *d
     const ag_kernels *k = ag_kernels_cuda(dtype_of(cb));
     if (c->c.rows == 0 || units == 0) return;
     /* dz replaces z where both are f32 */
-    const int64_t bytes = (int64_t)sizeof(float) + (sizeof(T) == 2 ? 2 : 0);
+    const bool stored = !is_made(c) && !is_tensor<T>(c), apart = stored && sizeof(T) == 2;
+    const int64_t bytes = (int64_t)sizeof(T) + (apart ? (int64_t)sizeof(float) : 0);
     const int64_t rows = part_rows<T>(c, units * bytes);
     float *z = (float *)scratch;
-    T *dz = sizeof(T) == 2 ? (T *)(z + padded(rows * units)) : (T *)scratch;
+    T *dz = apart ? (T *)(z + padded(rows * units)) : (T *)scratch;
     for (int64_t r = 0; r < c->c.rows; r += rows) {
         const ag_chooser p = part_of<T>(c, r, rows);
         const int32_t *list = choice + r * c->c.blocks * c->picks;
         const T *d = (const T *)dgate + r * c->c.blocks * size;
         if (is_made(c)) {
             make_dz(&p, made<T>{ (const T *)p.low, c2, cb, c->rank, units }, list, d, dz);
+        } else if (!stored) {
+            if constexpr (sizeof(T) == 2)
+                make_dz(&p, tensor<T>{ (const T *)p.low, c2, cb, c->rank, units, 0 }, list, d, dz);
         } else {
             make_z<T>(k, &p, z);
             make_dz(&p, product<T>{ z, cb, units }, list, d, dz);

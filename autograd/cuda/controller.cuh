@@ -118,15 +118,21 @@ static __device__ void tile_noise(const tiling &t, const tile &s)
     }
 }
 
-/* The tile with its scores, of z(row, column). */
-template <class Z>
-static __device__ tile tile_load(const tiling &t, const Z &z, bool noisy, float *shared)
+/* z of a tile, of z(row, column); other kinds of z have an overload. */
+template <class Z> static __device__ void tile_fill(const tiling &t, const tile &s, const Z &z)
 {
-    const tile s = tile_here(t, shared);
     const int down = (int)threadIdx.x / t.row_threads, across = (int)threadIdx.x % t.row_threads;
     for (int r = down; r < s.rows; r += THREADS / t.row_threads)
         for (int c = across; c < s.cols; c += t.row_threads)
             s.z[r * t.cols + c] = z(s.row + r, s.block * t.n + c);
+}
+
+/* The tile with its scores. */
+template <class Z>
+static __device__ tile tile_load(const tiling &t, const Z &z, bool noisy, float *shared)
+{
+    const tile s = tile_here(t, shared);
+    tile_fill(t, s, z);
     __syncthreads();
     if (noisy) {
         tile_noise(t, s);
