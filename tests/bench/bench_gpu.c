@@ -359,37 +359,38 @@ static void run_grad(const void *arg)
     k->live_grad(&v->l, v->a, v->x, v->w, NULL);
 }
 
-/* The sparse feed-forward layer, one unit in 64 of 1536 (few rows: one of d_ff 16384). */
-static void sparse(int64_t rows, int64_t d, int64_t ff, int64_t n)
+/* The sparse feed-forward layer, one unit in 64 of 1536 (few rows: one of d_ff 16384), or one of
+ * four experts. */
+static void sparse(int64_t rows, int64_t d, int64_t ff, int64_t n, int64_t width)
 {
-    const int64_t blocks = ff / n, rank = small ? 8 : 64;
-    const double one = (double)ag_dtype_size(k->dtype), live = (double)(rows * blocks),
+    const int64_t blocks = ff / n / width, units = blocks * n, rank = small ? 8 : 64;
+    const double one = (double)ag_dtype_size(k->dtype), live = (double)(rows * blocks * width),
         rd = (double)(rows * d);
     char name[96];
     chosen x = { .c = { .c = { .rows = rows, .blocks = blocks, .n = n, .temperature = 0.1 },
-                        .rank = rank, .low = reals(rows * rank), .c2 = reals(rank * ff),
+                        .rank = rank, .low = reals(rows * rank), .c2 = reals(rank * units),
                         .picks = 1 } };
     x.choice = room(rows * blocks, 4), x.gate = reals(rows * blocks);
     x.scratch = room((int64_t)ag_choose_scratch(&x.c, k->dtype) + 1, 1);
-    snprintf(name, sizeof name, "choose 1 in %lld of %lld, %lld rows", (long long)n, (long long)ff,
-             (long long)rows);
-    row(name, run_choose, &x, one * (double)(rows * rank + rank * ff) + 4 * live,
-        2.0 * (double)(rows * rank) * (double)ff);
-    x.c.low = reals(rows * rank), x.c.c2 = reals(rank * ff);
+    snprintf(name, sizeof name, "choose 1 in %lld of %lld, %lld rows", (long long)n,
+             (long long)units, (long long)rows);
+    row(name, run_choose, &x, one * (double)(rows * rank + rank * units) + 4 * live,
+        2.0 * (double)(rows * rank) * (double)units);
+    x.c.low = reals(rows * rank), x.c.c2 = reals(rank * units);
     x.choice = indices(rows * blocks, (int32_t)n), x.gate = reals(rows * blocks);
     x.scratch = room((int64_t)ag_choose_scratch(&x.c, k->dtype) + 1, 1);
-    x.dlow = reals(rows * rank), x.dc2 = floats(rank * ff);
+    x.dlow = reals(rows * rank), x.dc2 = floats(rank * units);
     snprintf(name, sizeof name, "choose backward, %lld rows", (long long)rows);
-    row(name, run_choose_bwd, &x, one * (double)(2 * rows * rank + 2 * rank * ff) + 4 * live,
-        6.0 * (double)(rows * rank) * (double)ff);
+    row(name, run_choose_bwd, &x, one * (double)(2 * rows * rank + 2 * rank * units) + 4 * live,
+        6.0 * (double)(rows * rank) * (double)units);
     work *const run[] = { run_dot, run_sum, run_grad };
     const char *const names[] = { "live dot", "live sum", "live gradient" };
     for (int i = 0; i < (rows > 16 ? 3 : 2); i++) {
-        lived v = { .l = { rows, d, blocks, n, 1, 1, indices(rows * blocks, (int32_t)n) },
-                    .x = reals(rows * d), .a = reals(rows * blocks), .y = reals(rows * d) };
+        lived v = { .l = { rows, d, blocks, n, width, 1, indices(rows * blocks, (int32_t)n) },
+                    .x = reals(rows * d), .a = reals(rows * blocks * width), .y = reals(rows * d) };
         v.w = i == 2 ? (void *)floats(ff * d) : reals(ff * d);
-        snprintf(name, sizeof name, "%s, %lld rows, d %lld", names[i], (long long)rows,
-                 (long long)d);
+        snprintf(name, sizeof name, "%s of %lld, %lld rows, d %lld", names[i], (long long)width,
+                 (long long)rows, (long long)d);
         const double weights = rows > 16 ? (double)(ff * d) : live * (double)d;
         row(name, run[i], &v, one * (rd + live) + weights * (i == 2 ? 8 : one),
             2 * live * (double)d);
@@ -485,8 +486,9 @@ int main(int argc, char **argv)
         embeddings();
         products();
         attentions();
-        sparse(small ? 32 : 16384, small ? 64 : 384, small ? 128 : 1536, small ? 16 : 64);
-        sparse(1, small ? 64 : 4096, small ? 128 : 16384, small ? 16 : 64);
+        sparse(small ? 32 : 16384, small ? 64 : 384, small ? 128 : 1536, small ? 16 : 64, 1);
+        sparse(small ? 64 : 16384, small ? 64 : 384, small ? 128 : 1536, 4, small ? 32 : 384);
+        sparse(1, small ? 64 : 4096, small ? 128 : 16384, small ? 16 : 64, 1);
         if (types[t].dtype != AG_F32) continue;
         hashings();
         scans();
