@@ -67,6 +67,8 @@ static const gpu_case cases[] = {
     LIVE(9, 40, 16, 1, 4, 16, 1, false, 0),              /* experts */
     LIVE(1, 1056, 1048, 40, 16, 1, 1, false, 0),         /* decoding */
     LIVE(65, 300, 1032, 1, 2, 1, 2, false, 0),
+    LIVE(70, 16, 24, 1, 256, 1, 1, false, 0),            /* as many choices as a digit, and more */
+    LIVE(70, 16, 24, 2, 300, 1, 1, false, 0),
 };
 
 /* Weights in shared memory: slices of one to four packs, the last one cut off, groups. */

@@ -18,6 +18,7 @@ struct pass {
     const int32_t *key, *entry;      /* [segments,n], what the pass before made; NULL: the first */
     int32_t *to_key, *to_entry;
     int32_t *count;                  /* [segments,chunks,DIGITS] */
+    int32_t *first;                  /* as group_starts, of at most DIGITS keys; NULL: not wanted */
 };
 
 static int64_t chunks_of(const group_keys *g) { return (g->n + CHUNK - 1) / CHUNK; }
@@ -115,6 +116,11 @@ static __global__ void group_scatter(pass p)
         earlier += i < blockIdx.x ? *c : 0;
     }
     int at = sum_before(all, count + WARPS * DIGITS) + earlier;      /* with a barrier in it */
+    if (p.first && blockIdx.x == 0 && t < p.g.keys) {    /* the first chunk: earlier is 0 */
+        int32_t *const first = p.first + blockIdx.y * (p.g.keys + 1);
+        first[t] = at;
+        if (t == p.g.keys - 1) first[t + 1] = (int32_t)p.g.n;
+    }
     for (int w = 0; w < WARPS; w++) {
         const int n = count[w * DIGITS + t];
         count[w * DIGITS + t] = at;
@@ -137,14 +143,15 @@ size_t group_bytes(const group_keys *g)
            sizeof(int32_t);
 }
 
-void group_entries(const group_keys *g, void *memory, groups *ret)
+/* first: of at most DIGITS keys, or NULL */
+static void sort(const group_keys *g, void *memory, groups *ret, int32_t *first)
 {
     const int64_t n = padded(g->segments * g->n);
     int32_t *at = (int32_t *)memory;
     int32_t *key[2] = { at, at + n }, *entry[2] = { at + 2 * n, at + 3 * n };
     const dim3 grid(blocks_for(g->n, CHUNK), (unsigned)g->segments);
     int side = 0;
-    pass p = { *g, 0, NULL, NULL, NULL, NULL, at + 4 * n };
+    pass p = { *g, 0, NULL, NULL, NULL, NULL, at + 4 * n, first };
     do {
         p.to_key = key[side];
         p.to_entry = entry[side];
@@ -168,8 +175,13 @@ static __global__ void starts_run(group_keys g, const int32_t *key, int32_t *fir
     for (int64_t k = from; k <= to; k++) first[s * (g.keys + 1) + k] = (int32_t)i;
 }
 
-void group_starts(const group_keys *g, const groups *r, int32_t *first)
+void group_entries(const group_keys *g, void *memory, groups *ret) { sort(g, memory, ret, NULL); }
+
+void group_starts(const group_keys *g, void *memory, groups *ret, int32_t *first)
 {
+    const bool one_pass = g->keys <= DIGITS && g->n > 0;
+    sort(g, memory, ret, one_pass ? first : NULL);
+    if (one_pass) return;
     const dim3 grid(blocks_for(g->n + 1, THREADS), (unsigned)g->segments);
-    AG_LAUNCH(starts_run, grid, THREADS, 0, *g, r->key, first);
+    AG_LAUNCH(starts_run, grid, THREADS, 0, *g, ret->key, first);
 }

@@ -27,8 +27,8 @@ struct groups {
 size_t group_bytes(const group_keys *g);
 /* ret lies in `memory`, of group_bytes. */
 void group_entries(const group_keys *g, void *memory, groups *ret);
-/* first[segments, keys + 1]: the entries of key k of segment s are number first[s,k] to
- * first[s,k+1] - 1 of the segment, in the order of `groups`. */
-void group_starts(const group_keys *g, const groups *r, int32_t *first);
+/* The same, and first[segments, keys + 1]: the entries of key k of segment s are number first[s,k] to
+ * first[s,k+1] - 1 of the segment, in that order.  Up to 256 keys it takes no launch more. */
+void group_starts(const group_keys *g, void *memory, groups *ret, int32_t *first);
 
 #endif
