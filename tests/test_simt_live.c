@@ -54,10 +54,10 @@ static const gpu_case cases[] = {
     CHOOSE(16, 3, 7, 33, false, 1, 2, false, AG_GATE_P),
     CHOOSE(80, 1, 8, 64, false, 0.1, 1, false, AG_GATE_ONE),             /* parts of rows */
     CHOOSE(130, 72, 3, 64, false, 0.1, 2, false, AG_GATE_SCALED),        /* tiles by tensor cores */
-    CHOOSE(300, 16, 6, 8, true, 0.5, 1, true, AG_GATE_P),
+    CHOOSE(170, 16, 6, 8, true, 0.5, 1, true, AG_GATE_P),
     CHOOSE(100, 40, 3, 32, false, 1, 1, false, AG_GATE_ONE),
     CHOOSE(17, 200, 1, 128, false, 0, 1, false, AG_GATE_P),
-    CHOOSE(64, 256, 2, 256, false, 0.1, 3, false, AG_GATE_SCALED),
+    CHOOSE(33, 256, 2, 256, false, 0.1, 3, false, AG_GATE_SCALED),
 
     LIVE(70, 264, 72, 2, 5, 1, 1, false, 0),
     LIVE(67, 33, 260, 3, 4, 2, 2, false, 0),             /* odd rows */
@@ -73,11 +73,11 @@ static const gpu_case cases[] = {
 
 /* Weights in shared memory: slices of one to four packs, the last one cut off, groups. */
 static const gpu_case tiles[] = {
-    LIVE(200, 136, 64, 12, 4, 1, 1, false, 0),
+    LIVE(128, 136, 72, 24, 2, 1, 1, false, 0),
+    LIVE(68, 128, 256, 16, 2, 1, 1, false, 1),           /* one unit of each block has all rows */
+    LIVE(65, 264, 36, 16, 8, 1, 1, false, 0),
     LIVE(130, 72, 40, 9, 3, 1, 2, false, 0),
-    LIVE(66, 256, 128, 8, 3, 1, 1, false, 2),            /* one unit of each block has all rows */
-    LIVE(65, 520, 36, 16, 8, 1, 1, false, 0),
-    LIVE(64, 48, 32, 5, 3, 2, 1, false, 0),
+    LIVE(64, 64, 32, 12, 3, 2, 1, false, 0),
     LIVE(63, 136, 64, 12, 4, 1, 1, false, 0),            /* a row too few */
 };
 
@@ -85,13 +85,15 @@ static const gpu_case tiles[] = {
 static const gpu_case experts[] = {
     LIVE(64, 40, 72, 1, 3, 16, 1, false, 0),
     LIVE(63, 40, 72, 1, 3, 16, 1, false, 0),             /* an entry too few */
-    LIVE(129, 64, 136, 1, 2, 72, 1, false, 1),
-    LIVE(200, 72, 64, 1, 4, 64, 1, false, 2),
-    LIVE(70, 48, 40, 2, 3, 24, 2, false, 0),             /* a row has several */
+    LIVE(65, 136, 24, 1, 2, 16, 1, false, 1),
+    LIVE(70, 16, 24, 1, 2, 72, 1, false, 0),
+    LIVE(200, 16, 24, 1, 4, 16, 1, false, 3),
+    LIVE(66, 24, 40, 2, 3, 24, 2, false, 0),             /* a row has several */
     LIVE(65, 24, 44, 1, 2, 20, 1, false, 0),             /* no packs of 16 bits */
     LIVE(80, 32, 32, 1, 4, 16, 1, true, 0),
-    LIVE(100, 136, 24, 1, 70, 32, 1, false, 0),          /* more choices than some have entries */
+    LIVE(100, 40, 24, 1, 70, 16, 1, false, 0),           /* more choices than some have entries */
 };
+
 #define COUNT(a) (int)(sizeof a / sizeof *a)
 static void agrees_with_the_reference(void **state)
 {
