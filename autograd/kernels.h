@@ -206,7 +206,7 @@ typedef struct ag_draw {
  * dq) and what is kept of a row (mean, rstd, lse) are f32 there too.
  */
 typedef struct ag_kernels {
-    const char *name;                /* "ref", "base", "avx2", "avx512" */
+    const char *name;                /* "ref", "base", "avx2", "avx512", "avx512bf16" */
     ag_dtype    dtype;
     const struct ag_device *device;  /* whose memory the pointers point to; NULL: the host's */
     const struct ag_kernels *wide;   /* of a 16-bit table: the f32 one; NULL, as the next two, of
@@ -364,8 +364,9 @@ size_t ag_lsh_decode_scratch(const ag_lsh_decode *a, ag_dtype dtype);
 /* Plain C, one thread: the specification. */
 const ag_kernels *ag_kernels_ref(ag_dtype dtype);
 
-/* The best table for this machine; TULLE_ISA = ref | base | avx2 | avx512 forces one.  NULL with
- * *ret_why set if that names an unknown or unavailable one.  f64 is always served by ref. */
+/* The best table for this machine; TULLE_ISA = ref | base | avx2 | avx512 | avx512bf16 forces one,
+ * or the next best for a type that it has no table for.  NULL with *ret_why set if that names an
+ * unknown or unavailable one.  f64 is always served by ref. */
 const ag_kernels *ag_kernels_best(ag_dtype dtype, const char **ret_why);
 
 /* Every table of that type that this machine can run, for tests: up to max of them, ref first.
