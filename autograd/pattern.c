@@ -280,7 +280,10 @@ int ag_pattern_new(ag_pattern **ret, int64_t n, int count, const ag_pattern_layo
     ag_pattern *p = ag_fault_now() ? NULL : calloc(1, bytes);
     uint64_t *seen = ag_fault_now() ? NULL : calloc((size_t)n + 1, sizeof *seen);
     int r = p && seen ? AG_OK : AG_ENOMEM;
-    if (r == AG_OK) *p = (ag_pattern){ .n = n, .layouts = count };
+    static uint64_t ids;
+    if (r == AG_OK)
+        *p = (ag_pattern){ .id = __atomic_add_fetch(&ids, 1, __ATOMIC_RELAXED), .n = n,
+                           .layouts = count };
     for (int i = 0; r == AG_OK && i < count; i++) {
         r = copy_factors(&p->layout[i], &layouts[i], err);
         if (r == AG_OK) r = make_parts(&p->layout[i], n, seen);
@@ -295,8 +298,13 @@ int ag_pattern_new(ag_pattern **ret, int64_t n, int count, const ag_pattern_layo
     return AG_OK;
 }
 
+static void (*forget_pattern)(uint64_t id);
+
+void ag_pattern_on_free(void (*forget)(uint64_t id)) { forget_pattern = forget; }
+
 void ag_pattern_free(ag_pattern *p)
 {
+    if (p && forget_pattern) forget_pattern(p->id);
     for (int i = 0; p && i < p->layouts; i++) {
         ag_pattern_layout *l = &p->layout[i];
         for (int f = 0; f < l->n_factors; f++) free((void *)(uintptr_t)l->factor[f].pair);

@@ -35,6 +35,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef enum ag_factor_kind {
     AG_FACTOR_ALL, AG_FACTOR_LOCAL, AG_FACTOR_STRIDED, AG_FACTOR_CHUNK, AG_FACTOR_SUMMARY,
     AG_FACTOR_PAIRS, AG_FACTOR_COUNT
@@ -79,6 +83,7 @@ typedef struct ag_pattern_layout {
 } ag_pattern_layout;
 
 typedef struct ag_pattern {
+    uint64_t          id;            /* no other pattern of this run has it */
     int64_t           n;             /* positions, at most 2^31 - 1 */
     int               layouts;
     ag_pattern_layout layout[];
@@ -92,6 +97,9 @@ typedef struct ag_pattern {
 int  ag_pattern_new(ag_pattern **ret, int64_t n, int count, const ag_pattern_layout *layouts,
                     ag_err *err);
 void ag_pattern_free(ag_pattern *p);     /* NULL is fine */
+/* From now on `forget` is called with the id of each pattern that is freed, for a device that keeps
+ * tables of it. */
+void ag_pattern_on_free(void (*forget)(uint64_t id));
 
 /* The definition: does query i see key j under one factor, under a layout? */
 bool ag_factor_has(const ag_factor *f, int64_t i, int64_t j);
@@ -120,4 +128,7 @@ static inline int64_t ag_run_length(const ag_pattern_part *p, const ag_pattern_t
     return (r + 1 < t->n_runs ? x[1].before : t->n_keys) - x->before;
 }
 
+#ifdef __cplusplus
+}
+#endif
 #endif
