@@ -53,8 +53,11 @@ static const struct {
         "model.n_layers=1", "model.n_heads=2", "model.d_model=16", "model.context=9",
         "model.attention.type=lsh", "model.attention.lsh.chunk=4", "optim.lr=3e-3",
         "schedule.warmup_steps=2", "train.batch=4", "train.steps=20", NULL }, false },
+    { "patterned gpt", (const char *const[]){ SMALL_GPT, "model.context=70", "train.batch=1",
+          "model.attention.pattern=strided(9)+local(9) | local(20); fixed(8, 2)", NULL }, false },
 };
-enum { MODELS = 3, HASHING = MODELS };           /* those that all is tried with; others */
+/* Those that all is tried with; others. */
+enum { MODELS = 3, HASHING = MODELS, PATTERNED = HASHING + 2 };
 
 static const char *extra[2] = { "run.seed=1", "run.seed=1" };     /* more keys for config() */
 
@@ -141,6 +144,9 @@ static void losses_are_those_of_the_cpu(void **state)
         check_close(m, "train.precision=bf16", models[m].sparse ? 0.03 : 0.01);
         check_close(m, "train.precision=fp16", models[m].sparse ? 0.01 : 0.002);
     }
+    check_close(PATTERNED, "train.precision=fp32", 1e-5);
+    check_close(PATTERNED, "train.precision=bf16", 0.01);
+    check_close(PATTERNED, "train.precision=fp16", 0.002);
 }
 
 /* With other keys the losses of three steps are those of the CPU too. */
@@ -331,11 +337,12 @@ static void samples_are_those_of_the_cpu(void **state)
 {
     (void)state;
     enum { LENGTH = 12 };
-    static const int of[] = { 0, 1, 0 /* with recurrent units */, HASHING };
-    for (int i = 0; i < 4; i++) {
+    static const int of[] = { 0, 1, 0 /* with recurrent units */, HASHING, PATTERNED };
+    for (int i = 0; i < 5; i++) {
         const int m = of[i];
         if (i == 2) extra_set("model.ff.sru_units=3", "model.ff.sru_layers=2");
         if (i == 3) extra_set("model.attention.lsh.chunk=4", NULL);
+        if (i == 4) extra_set("run.seed=1", NULL);
         int32_t token[2][LENGTH];
         for (int k = 0; k < 2; k++) {
             train_session *s = session(m, k ? "train.device=cuda" : "train.device=cpu",

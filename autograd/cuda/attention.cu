@@ -1,7 +1,7 @@
 /*
  * attention.cu -- attention: which kernels run a problem, and what they have in common.
  */
-#include "attention.cuh"
+#include "blocks.cuh"
 
 constexpr int THREADS = 128, WARPS = THREADS / 32;
 
@@ -108,24 +108,56 @@ template <class T> static attention<T> problem_of(const ag_attention *p)
     return a;
 }
 
-static bool is_refused(const ag_attention *p)
+/* Memory for sums between parts, where a layout has two: forward; backward.  False: an error is
+ * kept. */
+template <class T>
+static bool sums_fwd(const attention<T> &a, const block_tables &t, block_sums *s)
 {
-    if (p->pattern)
-        ag_cuda_fail("the GPU has no kernel for patterns of attention yet; train.device=cpu has");
-    return p->pattern != NULL;
+    const size_t rows = (size_t)a.batch * (size_t)a.heads * (size_t)a.tq;
+    if (t.parts < 2) return true;
+    s->o = (float *)ag_cuda_workspace(rows * (size_t)(a.d_v + 2) * sizeof(float));
+    s->top = s->o + rows * (size_t)a.d_v;
+    s->sum = s->top + rows;
+    return s->o != NULL;
+}
+
+template <class T>
+static bool sums_bwd(const attention<T> &a, const block_tables &t, block_sums *s)
+{
+    const size_t heads = (size_t)a.batch * (size_t)a.heads;
+    const size_t q = heads * (size_t)a.tq * (size_t)a.d_qk, k = heads * (size_t)a.tk;
+    if (t.parts < 2) return true;
+    s->dq = (float *)ag_cuda_workspace((q + k * (size_t)(a.d_qk + a.d_v)) * sizeof(float));
+    s->dk = s->dq + q;
+    s->dv = s->dk + k * (size_t)a.d_qk;
+    return s->dq != NULL;
+}
+
+template <class T> static void pattern_fwd(const attention<T> &a, const ag_pattern *pattern)
+{
+    block_tables t;
+    block_sums s = {};
+    if (!block_tables_of(pattern, &t) || block_few_fwd(a, t) || !sums_fwd(a, t, &s)) return;
+    if (!block_tiles_fwd(a, t, s)) block_any_fwd(a, t);
+}
+
+template <class T> static void pattern_bwd(const attention<T> &a, const ag_pattern *pattern)
+{
+    block_tables t;
+    block_sums s = {};
+    if (!block_tables_of(pattern, &t) || !sums_bwd(a, t, &s)) return;
+    if (!block_tiles_bwd(a, t, s)) block_any_bwd(a, t);
 }
 
 template <class T> static void fwd(const ag_attention *p)
 {
-    if (is_refused(p)) return;
     const attention<T> a = problem_of<T>(p);
-    if (attention_few_fwd(a) || attention_tiles_fwd(a)) return;
-    attention_any_fwd(a);
+    if (p->pattern) pattern_fwd(a, p->pattern);
+    else if (!attention_few_fwd(a) && !attention_tiles_fwd(a)) attention_any_fwd(a);
 }
 
 template <class T> static void bwd(const ag_attention *p, const ag_attention_grad *g)
 {
-    if (is_refused(p)) return;
     attention<T> a = problem_of<T>(p);
     a.d_o = (const T *)g->do_;
     a.dq = (T *)g->dq, a.dk = (T *)g->dk, a.dv = (T *)g->dv;
@@ -133,7 +165,8 @@ template <class T> static void bwd(const ag_attention *p, const ag_attention_gra
     a.delta = (float *)g->delta;
     a.vectors = a.vectors && (uintptr_t)a.d_o % 16 == 0;
     AG_LAUNCH(delta_run<T>, blocks_for((int64_t)a.batch * a.heads * a.tq, WARPS), THREADS, 0, a);
-    if (!attention_tiles_bwd(a)) attention_any_bwd(a);
+    if (p->pattern) pattern_bwd(a, p->pattern);
+    else if (!attention_tiles_bwd(a)) attention_any_bwd(a);
 }
 
 template <class T> void attention_table(ag_kernels *k)

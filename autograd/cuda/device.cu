@@ -5,6 +5,7 @@
  * returns, the GPU takes it from there when its turn comes; a buffer is used again when the GPU is
  * done with it.
  */
+#include "blocks.cuh"
 #include "cublas.h"
 #include "cuda.h"
 #include "launch.cuh"
@@ -218,6 +219,7 @@ void ag_cuda_close(void)
 {
     if (gpu.stream) waited();
     ag_cublas_close();
+    block_tables_close();
     if (gpu.workspace) memory_free(gpu.workspace, gpu.workspace_bytes);
     for (int i = 0; i < STAGES; i++) {
         if (gpu.taken[i]) cudaEventDestroy(gpu.taken[i]);
