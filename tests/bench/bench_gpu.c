@@ -286,48 +286,7 @@ static void products(void)
     }
 }
 
-typedef struct attended { ag_attention a; ag_attention_grad g; } attended;
-static void run_attention(const void *arg) { k->attention_fwd(&((const attended *)arg)->a); }
-static void run_attention_bwd(const void *arg)
-{
-    const attended *x = arg;
-    k->attention_bwd(&x->a, &x->g);
-}
-
-static void attention(int64_t batch, int64_t heads, int64_t tq, int64_t t, int64_t d, bool back)
-{
-    const int64_t w = heads * d, n = batch * t * w, q = batch * tq * w;
-    attended x = { .a = { .batch = batch, .heads = heads, .tq = tq, .tk = t, .d_qk = d, .d_v = d,
-                          .causal = true, .q_pos0 = t - tq, .scale = 0.125, .q = reals(q),
-                          .q_row = w, .q_batch = tq * w, .k = reals(n), .k_row = w,
-                          .k_batch = t * w, .v = reals(n), .v_row = w,
-                          .v_batch = t * w, .o = reals(q), .o_row = w,
-                          .o_batch = tq * w, .lse = floats(batch * heads * tq) } };
-    if (back)
-        x.g = (ag_attention_grad){ .do_ = reals(q), .dq = reals(q), .dk = reals(n), .dv = reals(n),
-                                   .delta = floats(batch * heads * tq) };
-    char name[96];
-    const double pairs = (double)(batch * heads) * (double)tq * (double)t * (tq == t ? 0.5 : 1),
-        one = (double)ag_dtype_size(k->dtype);
-    snprintf(name, sizeof name, "attention%s %lldx%lldx%lld on %lld, %lld", back ? " backward" : "",
-             (long long)batch, (long long)heads, (long long)tq, (long long)t, (long long)d);
-    row(name, back ? run_attention_bwd : run_attention, &x,
-        one * (double)(2 * n + 2 * q) * (back ? 2 : 1), pairs * (double)d * (back ? 10 : 4));
-}
-
-static void attentions(void)
-{
-    if (small) {
-        attention(1, 2, 16, 16, 32, false);
-        attention(1, 2, 16, 16, 32, true);
-        return;
-    }
-    attention(64, 6, 256, 256, 64, false);
-    attention(64, 6, 256, 256, 64, true);
-    attention(1, 16, 4096, 4096, 128, false);
-    attention(1, 16, 4096, 4096, 128, true);
-    attention(1, 16, 1, 65536, 128, false);      /* a token of decoding */
-}
+#include "bench_gpu_attention.h"
 
 #include "bench_gpu_lsh.h"
 
