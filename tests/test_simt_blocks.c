@@ -74,6 +74,12 @@ static void local_and_strided(void **state)
     run_now(4, &(shape){ 1, 1, 150, 150, 16, 24, true, 0, 0, true }, true);
 }
 
+static void a_token(void **state)
+{
+    (void)state;
+    run_now(4, &(shape){ 1, 1, 1, 170, 32, 24, true, 169, 0, false }, false);
+}
+
 static void patterns(void **state)
 {
     (void)state;
@@ -208,7 +214,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tiles_are_the_pattern), cmocka_unit_test(tiles_do_not_waste),
-        cmocka_unit_test(local_and_strided), cmocka_unit_test(patterns),
+        cmocka_unit_test(local_and_strided), cmocka_unit_test(a_token), cmocka_unit_test(patterns),
         cmocka_unit_test(patterns_of_any_width), cmocka_unit_test(patterns_decoding),
     };
     if (!open_gpu()) return 1;
