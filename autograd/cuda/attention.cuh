@@ -19,10 +19,7 @@
 
 #include "launch.cuh"
 #include "number.cuh"
-
-#define DEVICE static __device__ __forceinline__
-
-constexpr int TILE = 64;             /* queries, and keys; noise comes in groups of 64 columns */
+#include "tile.cuh"
 
 #define LOG2_E 1.44269504f
 #define LN_2   0.69314718f

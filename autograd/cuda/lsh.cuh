@@ -23,8 +23,8 @@
 
 #include "launch.cuh"
 #include "number.cuh"
+#include "tile.cuh"
 
-#define DEVICE static __device__ __forceinline__
 
 #define LOG2_E  1.44269504f
 #define LN_2    0.69314718f

@@ -9,7 +9,7 @@
  */
 #include "lsh.cuh"
 
-constexpr int THREADS = 256, TILE = 64, DEPTH = 32 /* of d at a time */, ROW = DEPTH + 4;
+constexpr int THREADS = 256, DEPTH = 32 /* of d at a time */, ROW = DEPTH + 4;
 
 struct hash {
     int      heads, t, d, rounds, half[2], factor, buckets;

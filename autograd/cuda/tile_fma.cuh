@@ -1,13 +1,13 @@
 /*
- * tile_fma.cuh -- products of tiles of 64 in f32 arithmetic, as attention_fma.cu has them, for
- * kernels that gather their rows.
+ * tile_fma.cuh -- products of tiles of TILE rows in f32 arithmetic, for attention with all keys or
+ * those of a pattern (attention_fma.cuh) and by hashing (lsh_tiles.cu).
  *
  * 256 threads are 16 x 16.  Thread (x, y) has rows y + 16 r and columns x + 16 c of a tile of
  * scores, r, c = 0 .. 3.  Two products do all the work, both from rows in shared memory, d + 4
  * numbers apart, so that what 8 neighbouring threads read lies in different banks:
  *
- *     nt:  scores[64,64] = a[64,d] b[64,d]^T
- *     nn:  sums[64,D]    = w[64,64] b[64,D]
+ *     nt:  scores[64,64] = a[64,d] b[64,d]^T          q k^T, do v^T, or with keys as rows
+ *     nn:  sums[64,D]    = w[64,64] b[64,D]           p v, ds k, p^T do, ds^T q
  *
  * each reading 2 x 16 bytes of shared memory for 16 multiply-adds.
  */
@@ -15,18 +15,19 @@
 #define AG_CUDA_TILE_FMA_CUH
 
 #include "number.cuh"
+#include "tile.cuh"
 
-constexpr int TILE = 64, TILE_THREADS = 256, WEIGHTS = TILE + 4 /* from row to row of weights */;
+constexpr int TILE_THREADS = 256, WEIGHTS = TILE + 4 /* from row to row of weights */;
 
 template <int D> struct tile {
     enum { ROW = D + 4, SIZE = TILE * ROW, COLS = D / 16 /* of a row of D, for each thread */ };
 };
 
-static __device__ __forceinline__ int lane_x(void) { return (int)threadIdx.x % 16; }
-static __device__ __forceinline__ int lane_y(void) { return (int)threadIdx.x / 16; }
+DEVICE int lane_x(void) { return (int)threadIdx.x % 16; }
+DEVICE int lane_y(void) { return (int)threadIdx.x / 16; }
 
 /* The n-th column of a thread in rows of D: runs of 4 where there are that many. */
-template <int D> static __device__ __forceinline__ int column(int n)
+template <int D> DEVICE int column(int n)
 {
     return D <= 64 ? lane_x() * (D / 16) + n : n / 4 * 64 + lane_x() * 4 + n % 4;
 }
@@ -54,7 +55,7 @@ static __device__ void tile_gather(float *s, const float *x, int64_t row, const 
 
 /* x = a b^T, of rows with d numbers */
 template <int D>
-static __device__ __forceinline__ void nt(const float *a, const float *b, int d, float x[4][4])
+DEVICE void nt(const float *a, const float *b, int d, float x[4][4])
 {
     a += lane_y() * tile<D>::ROW;
     b += lane_x() * tile<D>::ROW;
@@ -77,7 +78,7 @@ static __device__ __forceinline__ void nt(const float *a, const float *b, int d,
 }
 
 /* A thread's columns of one row. */
-template <int D> static __device__ __forceinline__ void columns_load(const float *row, float *v)
+template <int D> DEVICE void columns_load(const float *row, float *v)
 {
     constexpr int N = tile<D>::COLS;
     if (N == 2) *(float2 *)v = *(const float2 *)(row + column<D>(0));
@@ -89,8 +90,8 @@ template <int D> static __device__ __forceinline__ void columns_load(const float
 /* y = y * shrink + w b over the first `keys` of b's rows; w is 0 beyond them.  The sums of a tile
  * are made apart and then added, so no number is the sum of thousands one by one. */
 template <int D>
-static __device__ __forceinline__ void nn(const float *w, const float *b, int keys,
-                                          const float shrink[4], float y[4][tile<D>::COLS])
+DEVICE void nn(const float *w, const float *b, int keys, const float shrink[4],
+               float y[4][tile<D>::COLS])
 {
     constexpr int N = tile<D>::COLS;
     float sum[4][N] = {};
@@ -112,7 +113,7 @@ static __device__ __forceinline__ void nn(const float *w, const float *b, int ke
 }
 
 /* The four columns of a thread's rows, for others of its half warp to read after __syncwarp(). */
-static __device__ __forceinline__ void weights_store(float *w, const float x[4][4])
+DEVICE void weights_store(float *w, const float x[4][4])
 {
     AG_UNROLL for (int r = 0; r < 4; r++)
         AG_UNROLL for (int c = 0; c < 4; c++)
@@ -120,12 +121,12 @@ static __device__ __forceinline__ void weights_store(float *w, const float x[4][
 }
 
 /* Over the 16 threads that share rows. */
-static __device__ __forceinline__ float row_max(float x)
+DEVICE float row_max(float x)
 {
     for (int m = 8; m > 0; m /= 2) x = fmaxf(x, __shfl_xor_sync(AG_WARP, x, m));
     return x;
 }
-static __device__ __forceinline__ float row_sum(float x)
+DEVICE float row_sum(float x)
 {
     for (int m = 8; m > 0; m /= 2) x += __shfl_xor_sync(AG_WARP, x, m);
     return x;
