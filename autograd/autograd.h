@@ -4,6 +4,7 @@
 
 #include "kernels.h"
 #include "ops.h"
+#include "replay.h"
 #include "segment.h"
 #include "tape.h"
 #include "tensor.h"

@@ -161,6 +161,8 @@ static int backward(ag_tape *t, ag_tensor *y, const void *dy, double scale)
     if (dy && !t->plan)
         ag_convert_add(t, y->size, ag_dtype_is_half(t->k->dtype) ? AG_F32 : dtype, dy, dtype,
                        y->grad, y->grad_written);
+    else if (!t->plan && t->turn && dtype == AG_F32 && y->size == 1)
+        t->k->device->copy(y->grad, &t->turn->scale, sizeof t->turn->scale);
     else if (!t->plan)
         ag_kernels_of(t->k, dtype)->fill(y->size, scale, y->grad);
     y->grad_written = true;

@@ -15,6 +15,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+typedef struct ag_graph ag_graph;    /* what a device was asked, to be asked again at once */
+
 typedef struct ag_device {
     const char *name;                /* "cuda" */
     ag_memory   memory;              /* blocks of it; their contents are garbage */
@@ -24,6 +26,15 @@ typedef struct ag_device {
     void (*copy)(void *to, const void *from, size_t bytes);
     void (*clear)(void *p, size_t bytes);                                /* to zero */
     void (*wait)(void);              /* until all is done */
+    /* From begin to end nothing is done: what is asked is kept, with the addresses and numbers of
+     * then, and done by each run.  To read, to write, to wait, to take memory and to give it back
+     * is an error meanwhile.  begin, run: false, end: NULL: there is an error.  All four are NULL
+     * where this device keeps nothing. */
+    bool      (*graph_begin)(void);
+    ag_graph *(*graph_end)(void);
+    bool      (*graph_run)(ag_graph *g);
+    void      (*graph_free)(ag_graph *g);
+    long (*changes)(void);           /* how often memory was taken or given back */
     /* NULL, or the first error since the last call of this, which forgets it. */
     const char *(*check)(void);
     ag_flat     flat;                /* loops over flat arrays of weights */

@@ -410,7 +410,8 @@ ag_noise ag_noise_for(const ag_tape *t, uint32_t site, int64_t rows)
 {
     const int64_t per_sample = rows / (t->noise.n_samples > 0 ? t->noise.n_samples : 1);
     return (ag_noise){ .seed = t->noise.seed, .step = t->noise.step, .site = site,
-                       .row0 = t->noise.sample0 * per_sample };
+                       .row0 = t->noise.sample0 * per_sample, .rows = per_sample,
+                       .turn = t->turn };
 }
 
 size_t ag_real_size(const ag_call *c) { return ag_dtype_size(c->k->dtype); }

@@ -40,6 +40,11 @@ typedef struct ag_noise_key {
 void ag_tape_noise(ag_tape *t, const ag_noise_key *key);
 ag_noise_key ag_tape_noise_key(const ag_tape *t);
 
+/* f(arg, the noise key).  What model code decides by that key alone, it decides so: what was
+ * captured of a step stands for the steps with the same decisions (replay.h). */
+typedef bool ag_decision(const void *arg, const ag_noise_key *key);
+bool ag_decide(ag_tape *t, ag_decision *f, const void *arg);
+
 /* Copies of src on the tape, in its number type.  (They copy, rather than hand out memory to be
  * filled: on a tape with an error there is no memory, and the caller need not look.) */
 ag_tensor *ag_input(ag_tape *t, ag_shape shape, const float *src, bool needs_grad);

@@ -28,6 +28,8 @@ struct ag_tape {
     spare *spares;
     int n_spare, cap_spare;
     ag_noise_key noise;
+    const ag_turn *turn;             /* what is captured (replay.c) reads it; NULL: nothing is */
+    struct ag_decided *decided;      /* decisions are noted there; NULL: they are not */
     const struct ag_scope_node *scope;
     int  error;                      /* the first one; 0 while all is well */
     bool no_grad, watch, plan;
@@ -73,6 +75,9 @@ bool ag_makes_later(const ag_call *c);
 ag_tensor *ag_make_inputs(ag_call *c, unsigned unread);
 ag_tensor *ag_make_for_backward(ag_call *c);
 void ag_unmake(ag_tensor *made);
+
+/* replay.c: indices on the host were found to be in lo .. hi - 1. */
+void ag_decided_index(ag_tape *t, const int32_t *idx, int64_t n, int64_t lo, int64_t hi);
 
 /* segment.c: a call that runs calls of its own, whose memory goes when it is done. */
 typedef struct ag_visit {

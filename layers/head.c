@@ -47,11 +47,16 @@ void nn_head_build(nn_head *l, nn_params *p, const char *name, const nn_head_con
     nn_pop(p, at);
 }
 
-static bool step_is_sparse(const nn_head *l, const ag_tape *t, nn_mode mode)
+static bool toss(const void *head, const ag_noise_key *key)
 {
-    if (mode != NN_TRAIN || !has_beside(&l->config)) return true;
-    const ag_noise z = ag_noise_for(t, l->coin_site, 0);
-    return (double)ag_uniform(ag_noise_bits(z.seed, z.step, z.site, 0)) < l->config.prob_sparse;
+    const nn_head *l = head;
+    return (double)ag_uniform(ag_noise_bits(key->seed, key->step, l->coin_site, 0)) <
+           l->config.prob_sparse;
+}
+
+static bool step_is_sparse(const nn_head *l, ag_tape *t, nn_mode mode)
+{
+    return mode != NN_TRAIN || !has_beside(&l->config) || ag_decide(t, toss, l);
 }
 
 ag_tensor *nn_head_forward(const nn_head *l, ag_tape *t, ag_tensor *x, nn_mode mode)

@@ -57,6 +57,13 @@ static bool toss(const nn_ff *l, const ag_noise *z, int64_t coin)
            hard_share(&l->config, z->step);
 }
 
+/* That of a whole step: a decision of the tape (replay.h). */
+static bool toss_once(const void *layer, const ag_noise_key *key)
+{
+    const nn_ff *l = layer;
+    return toss(l, &(ag_noise){ .seed = key->seed, .step = key->step, .site = l->coin_site }, 0);
+}
+
 /* Of these a choice is all there is. */
 static bool is_always_hard(const nn_ff *l)
 {
@@ -234,10 +241,9 @@ static ag_tensor *mixed_forward(const nn_ff *l, ag_tape *t, ag_tensor *x, ag_ten
 static ag_tensor *branch(const nn_ff *l, ag_tape *t, ag_tensor *x, ag_tensor *residual,
                          nn_mode mode)
 {
-    const ag_noise z = ag_noise_for(t, l->coin_site, 0);
     const bool tossed = mode == NN_TRAIN && !is_always_hard(l);
     if (tossed && l->config.coin_rows && !ag_error(t)) return mixed_forward(l, t, x, residual);
-    const bool hard = tossed ? toss(l, &z, 0) : mode == NN_EVAL || is_always_hard(l);
+    const bool hard = tossed ? ag_decide(t, toss_once, l) : mode == NN_EVAL || is_always_hard(l);
     return hard ? hard_forward(l, t, x, residual, mode, 0)
                 : soft_forward(l, t, x, residual, mode, 0);
 }

@@ -1,6 +1,7 @@
 #include "train/session.h"
 
 #include "autograd/base/hash.h"
+#include "train/batch.h"
 #include "train/build.h"
 #include "train/recompute.h"
 #include "train/optimizer.h"
@@ -141,6 +142,8 @@ int train_session_new(const train_config *c, const train_open *what, train_sessi
     if (r == AG_OK) r = build_buffers(s, err);
     if (r == AG_OK && s->opt && c->model.type == TRAIN_MODEL_GPT) r = train_recompute_apply(s, err);
     if (r == AG_OK && s->opt && s->data) r = train_probe_new(s, &s->probe, err);
+    if (r == AG_OK && s->opt && c->train.cuda_graph == TRAIN_CUDA_GRAPH_AUTO)
+        s->replay = ag_replay_new(s->tape);
     if (r < 0) {
         train_session_free(s);
         return r;
@@ -157,6 +160,7 @@ void train_session_free(train_session *s)
     train_probe_free(s->probe);
     nn_model_free(s->model);
     opt_free(s->opt);
+    ag_replay_free(s->replay);
     if (s->decoder != s->tape) ag_tape_free(s->decoder);
     ag_tape_free(s->tape);
     free(s->ids);
@@ -170,75 +174,6 @@ void train_session_free(train_session *s)
 
 /* --- a step ----------------------------------------------------------------------------------- */
 
-/* Draws the samples behind those that run, the first of the next step behind the last: on the host,
- * while the GPU is busy. */
-static void look_ahead(train_session *s, const data_draw *w, int64_t i0)
-{
-    const int64_t micro = s->config.train.micro_batch;
-    train_ahead *a = &s->ahead;
-    a->w = *w;
-    if (i0 >= w->batch) a->w.step++;
-    a->i0 = i0 < w->batch ? i0 : 0;
-    a->n = w->batch - a->i0 < micro ? w->batch - a->i0 : micro;
-    if (s->d_in) data_batch_images(s->data, &a->w, a->i0, a->n, a->pixels, a->targets);
-    else data_batch_tokens(s->data, &a->w, a->i0, a->n, a->ids, a->targets);
-}
-
-/* The session's samples become those drawn ahead, if they are the wanted ones. */
-static bool take_ahead(train_session *s, const data_draw *w, int64_t i0, int64_t n)
-{
-    train_ahead *a = &s->ahead, was = *a;
-    if (a->n != n || a->i0 != i0 || a->w.step != w->step || a->w.split != w->split ||
-        a->w.order != w->order || a->w.seed != w->seed || a->w.batch != w->batch)
-        return false;
-    *a = (train_ahead){ .ids = s->ids, .targets = s->targets, .pixels = s->pixels };
-    s->ids = was.ids, s->targets = was.targets, s->pixels = was.pixels;
-    return true;
-}
-
-/* Samples i0 .. i0+n-1 of a batch on a fresh tape; returns how many there were. */
-static int64_t fetch(train_session *s, const data_draw *w, int64_t i0, int64_t n, ag_tensor **ret_x,
-                     ag_tensor **ret_targets)
-{
-    ag_tape *t = s->tape;
-    ag_tape_reset(t);
-    const bool drawn = take_ahead(s, w, i0, n);
-    if (s->d_in) {
-        if (!drawn) n = data_batch_images(s->data, w, i0, n, s->pixels, s->targets);
-        if (n) {
-            *ret_x = ag_input(t, AG_SHAPE(n, s->d_in), s->pixels, false);
-            *ret_targets = ag_input_i32(t, AG_SHAPE(n), s->targets);
-        }
-        return n;
-    }
-    if (!drawn) n = data_batch_tokens(s->data, w, i0, n, s->ids, s->targets);
-    if (n) {
-        *ret_x = ag_input_i32(t, AG_SHAPE(n, s->source + s->context), s->ids);
-        *ret_targets = ag_input_i32(t, AG_SHAPE(n, s->context), s->targets);
-    }
-    return n;
-}
-
-static int64_t count_scored(const int32_t *targets, int64_t rows)
-{
-    int64_t scored = 0;
-    for (int64_t r = 0; r < rows; r++) scored += targets[r] >= 0;
-    return scored;
-}
-
-/* Targets of a batch that count. */
-static int64_t scored_in(train_session *s, const data_draw *w)
-{
-    const int64_t micro = s->config.train.micro_batch;
-    int64_t scored = 0;
-    for (int64_t i = 0; i < w->batch; i += micro) {
-        const int64_t n = w->batch - i < micro ? w->batch - i : micro;
-        data_batch_tokens(s->data, w, i, n, s->ids, s->targets);
-        scored += count_scored(s->targets, n * s->context);
-    }
-    return scored;
-}
-
 /* What the stacks of a part of the batch did joins what those before it did. */
 static void see_inverse(train_session *s)
 {
@@ -248,6 +183,21 @@ static void see_inverse(train_session *s)
     all->scale = fmax(all->scale, v.scale);
     if (!(all->headroom > 0) || v.headroom < all->headroom) all->headroom = v.headroom;
     all->stacks += v.stacks;
+}
+
+static ag_tensor *loss_of(const void *model, ag_tape *t, const ag_replay_in *in)
+{
+    return nn_model_loss(model, t, in->x, in->targets, NN_TRAIN);
+}
+
+/* Forward and backward of a part, by the host or as a graph. */
+static ag_tensor *run_part(train_session *s, ag_tensor *x, ag_tensor *targets, double scale)
+{
+    const ag_replay_in in = { x, targets, s->model->params->weights };
+    if (s->replay) return ag_replay_loss(s->replay, &in, loss_of, s->model, scale);
+    ag_tensor *loss = loss_of(s->model, s->tape, &in);
+    ag_backward(s->tape, loss, scale);
+    return loss;
 }
 
 /* Forward and backward of the whole batch; the gradients are added up in the parameters.  A part
@@ -260,7 +210,7 @@ static int run_batch(train_session *s, double *ret_loss, ag_err *err)
     const data_draw w = { .split = DATA_TRAIN, .order = whole ? DATA_SHUFFLED : DATA_RANDOM,
                           .seed = (uint64_t)s->config.run.seed, .step = s->step, .batch = batch };
     const bool pairs = !s->d_in && s->data->pairs;
-    const int64_t all = pairs ? scored_in(s, &w) : batch;
+    const int64_t all = pairs ? train_batch_scored(s, &w) : batch;
     double loss = 0;
     nn_params_round(s->model->params, ag_tape_kernels(s->tape));
     s->inverse = (ag_inverse){ 0 };
@@ -268,14 +218,13 @@ static int run_batch(train_session *s, double *ret_loss, ag_err *err)
     for (int64_t i = 0; i < batch; i += micro) {
         const int64_t n = batch - i < micro ? batch - i : micro;
         ag_tensor *x, *targets;
-        fetch(s, &w, i, n, &x, &targets);
-        const int64_t weight = pairs ? count_scored(s->targets, n * s->context) : n;
+        train_batch_fetch(s, &w, i, n, &x, &targets);
+        const int64_t weight = pairs ? train_batch_count(s->targets, n * s->context) : n;
         const double share = (double)weight / (double)all;
         ag_tape_noise(s->tape,
                       &(ag_noise_key){ (uint64_t)s->config.run.seed, (uint32_t)s->step, i, n });
-        ag_tensor *part = nn_model_loss(s->model, s->tape, x, targets, NN_TRAIN);
-        ag_backward(s->tape, part, share * s->scaler.scale);
-        if (s->device) look_ahead(s, &w, i + micro);
+        const ag_tensor *part = run_part(s, x, targets, share * s->scaler.scale);
+        if (s->device) train_batch_ahead(s, &w, i + micro);
         loss += share * ag_value(s->tape, part, 0);      /* by now a GPU has all that it needs */
         const int r = ag_tape_status(s->tape, err);
         if (r == AG_ENOMEM && s->device) train_memory_advice(s, err);
@@ -380,7 +329,7 @@ static int eval_part(train_session *s, const data_draw *w, int64_t i0, int64_t n
                      sums *sum, int64_t *ret_n, ag_err *err)
 {
     ag_tensor *x, *targets;
-    *ret_n = n = fetch(s, w, i0, n, &x, &targets);
+    *ret_n = n = train_batch_fetch(s, w, i0, n, &x, &targets);
     if (n == 0) return AG_OK;
     ag_tape_noise(s->tape,
                   &(ag_noise_key){ (uint64_t)s->config.run.seed, UINT32_MAX, i0, n });
@@ -389,7 +338,7 @@ static int eval_part(train_session *s, const data_draw *w, int64_t i0, int64_t n
     const int32_t *likeliest = ag_ints(s->tape, ag_argmax(s->tape, logits));
     const int r = ag_tape_status(s->tape, err);
     if (r < 0) return r;
-    const int64_t rows = s->context, scored = count_scored(s->targets, n * rows);
+    const int64_t rows = s->context, scored = train_batch_count(s->targets, n * rows);
     sum->loss += ag_value(s->tape, part, 0) * (double)scored;
     for (int64_t i = 0; i < n; i++)
         add_right(likeliest + i * rows, s->targets + i * rows, rows, sum);

@@ -62,6 +62,7 @@ typedef struct train_session {
     opt_schedule schedule;
     opt_scaler   scaler;             /* of the loss */
     ag_tape     *tape;               /* of train.precision: training and evaluation */
+    ag_replay   *replay;             /* parts of steps that a GPU runs again; NULL: none does */
     ag_tape     *decoder;            /* f32, for samples; the same where that is the precision */
     int64_t      context, d_in;      /* targets of a sample (1: images); features of an image
                                       * (0: tokens) */

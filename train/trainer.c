@@ -2,13 +2,13 @@
 
 #include "autograd/base/clock.h"
 #include "train/answer.h"
+#include "train/describe.h"
 #include "train/environment.h"
 #include "train/generate.h"
 #include "train/media.h"
 #include "train/metrics.h"
 #include "train/state.h"
 #include "train/status.h"
-#include "train/tapes.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -303,6 +303,8 @@ static int one_step(run *r, ag_err *err)
                           r->dir.dir);
         return code;
     }
+    const char *note = s->replay ? ag_replay_note(s->replay) : NULL;
+    if (note) train_status_line(&r->status, "note    %s", note);
     s->pending = TRAIN_EVAL_DUE;
     code = log_step(r, loss, lr, norm, err);
     return code < 0 ? code : after_step(r, err);
@@ -321,40 +323,6 @@ static int loop(run *r, ag_err *err)
     if (code != AG_EINTR) return code;
     if (err) err->code = AG_OK;      /* stop() says it better */
     return stop(r, err);
-}
-
-static void describe(run *r)
-{
-    const train_session *s = r->s;
-    const nn_cost *k = &s->model->cost;
-    const char *each = s->d_in ? "image" : "token";
-    char plan[512];
-    if (s->data) train_status_line(&r->status, "data    %s", s->data->about);
-    train_status_line(&r->status, "model   %s, %lld parameters; %lld are read per %s",
-                      s->model->kind, (long long)k->params, (long long)k->touched, each);
-    train_status_line(&r->status, "        feed-forward %lld, %lld read, d_ff %lld; "
-                      "attention %lld, output %lld", (long long)k->ff_params,
-                      (long long)k->ff_touched, (long long)k->d_ff,
-                      (long long)k->attention_params, (long long)k->head_params);
-    train_status_line(&r->status, "run     %s, %s, %s kernels, %d threads, batch %lld in parts of "
-                      "%lld", r->dir.dir, train_choice_word(s->config.train.precision),
-                      ag_tape_kernels(s->tape)->name, train_threads(),
-                      (long long)s->config.train.batch, (long long)s->config.train.micro_batch);
-    if (s->device) train_status_line(&r->status, "        %s", train_device_text(s, plan, 512));
-    if (s->model->recompute)
-        train_status_line(&r->status, "        recompute %s: layers %s",
-                          train_choice_word(s->config.train.recompute),
-                          nn_recompute_text(s->model->recompute, plan, sizeof plan));
-    if (s->scaler.type != OPT_SCALING_NONE)
-        train_status_line(&r->status, "        loss scale %g, %s; a step whose gradient overflows "
-                          "is skipped", s->scaler.scale,
-                          train_choice_word(s->config.train.loss_scale));
-    if (s->opt->ema)
-        train_status_line(&r->status, "        evaluated and sampled with the average of the "
-                          "weights, optim.ema_decay = %g", s->config.optim.ema_decay);
-    if (s->data && isfinite(s->data->entropy_rate))
-        train_status_line(&r->status, "        entropy rate of the source: %.4f nats per token, "
-                          "the best loss there is", s->data->entropy_rate);
 }
 
 static int show_transfer(void *arg, const char *file, int64_t done, int64_t total)
@@ -380,7 +348,7 @@ static int begin(run *r, FILE *out, int64_t keep_metrics, ag_err *err)
     train_status_end(&r->status);
     train_status_init(&r->status, out, s->step, s->config.train.steps,
                       s->d_in ? "images" : "tokens");
-    describe(r);
+    train_describe(s, r->dir.dir, &r->status);
     int code = read_prompt(r, err);
     char *text = NULL;
     s->config.data.changed = false;  /* it holds once */

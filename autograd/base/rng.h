@@ -24,11 +24,20 @@
 #define AG_HOST_DEVICE
 #endif
 
+/* In the memory of a device: how a replay differs from the step that was captured (replay.h). */
+typedef struct ag_turn {
+    float    scale;                  /* of the loss, in the walk back */
+    uint32_t steps;                  /* it comes so much later, */
+    int64_t  samples;                /* and has samples so much further on in their batch */
+} ag_turn;
+
 typedef struct ag_noise {
     uint64_t seed;                   /* of the run */
     uint32_t step;                   /* optimizer step; 0 for what happens once */
     uint32_t site;                   /* the place that asks: unique within a step */
     int64_t  row0;                   /* the row that row 0 of this tensor is in the whole batch */
+    int64_t  rows;                   /* of a sample, and where a kernel reads how much later it */
+    const ag_turn *turn;             /* runs (ag_noise_now); NULL: it is as it stands here */
 } ag_noise;
 
 /* Sites outside the model; layers get their own from 0 upwards (nn_site). */
@@ -55,6 +64,15 @@ AG_HOST_DEVICE static inline void ag_philox(uint64_t seed, uint32_t step, uint32
         k1 += 0xBB67AE85u;
     }
     out[0] = c0; out[1] = c1; out[2] = c2; out[3] = c3;
+}
+
+/* The noise of now, for a kernel of a device. */
+AG_HOST_DEVICE static inline ag_noise ag_noise_now(ag_noise z)
+{
+    if (!z.turn) return z;
+    z.step += z.turn->steps;
+    z.row0 += z.turn->samples * z.rows;
+    return z;
 }
 
 /* Elements from one row of a matrix with n columns to the next. */

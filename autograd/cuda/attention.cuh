@@ -98,9 +98,10 @@ DEVICE const T *row_o(const attention<T> &a, const T *o, head_at e, int i)
 template <class T>
 DEVICE void kept_of(const attention<T> &a, int64_t row, int j, float r[4])
 {
-    const uint64_t e = (uint64_t)((a.noise.row0 + row) * ag_noise_stride(a.tk) + j);
+    const ag_noise z = ag_noise_now(a.noise);
+    const uint64_t e = (uint64_t)((z.row0 + row) * ag_noise_stride(a.tk) + j);
     uint32_t bits[4];
-    ag_philox(a.noise.seed, a.noise.step, a.noise.site, e / 64 * 16 + e % 16, bits);
+    ag_philox(z.seed, z.step, z.site, e / 64 * 16 + e % 16, bits);
     for (int c = 0; c < 4; c++) r[c] = bits[c] >= a.drop_below ? a.kept : 0;
 }
 
@@ -108,7 +109,8 @@ DEVICE void kept_of(const attention<T> &a, int64_t row, int j, float r[4])
 template <class T>
 DEVICE float kept_at(const attention<T> &a, int64_t row, int j)
 {
-    return ag_noise_at(&a.noise, row, j, a.tk) >= a.drop_below ? a.kept : 0;
+    const ag_noise z = ag_noise_now(a.noise);
+    return ag_noise_at(&z, row, j, a.tk) >= a.drop_below ? a.kept : 0;
 }
 
 /* The log2 of a row's sum, for backward, where a row without a key has p = exp2(s - lse) = 0. */

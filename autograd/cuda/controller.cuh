@@ -103,12 +103,13 @@ static __device__ void tile_noise(const tiling &t, const tile &s)
 {
     const int64_t from = s.block * t.n, stride = ag_noise_stride(t.units);
     const int groups = (int)((from + s.cols - 1) / 64 - from / 64 + 1);
+    const ag_noise z = ag_noise_now(t.noise);
     for (int i = (int)threadIdx.x / 16; i < s.rows * groups; i += THREADS / 16) {
         const int row = i / groups;
         const int64_t group = from / 64 + i % groups;
         uint32_t w[4];
-        ag_philox(t.noise.seed, t.noise.step, t.noise.site,
-                  (uint64_t)((t.noise.row0 + s.row + row) * (stride / 64) + group) * 16 +
+        ag_philox(z.seed, z.step, z.site,
+                  (uint64_t)((z.row0 + s.row + row) * (stride / 64) + group) * 16 +
                   threadIdx.x % 16, w);
         for (int k = 0; k < 4; k++) {
             const int64_t col = group * 64 + k * 16 + threadIdx.x % 16 - from;

@@ -61,6 +61,7 @@ static struct {
 static bool ok(cublasStatus_t s, const char *what)
 {
     if (s == CUBLAS_STATUS_SUCCESS) return true;
+    cudaGetLastError();              /* the library may have left one there */
     ag_cuda_fail("cuBLASLt: %s: %s", what, lt.GetStatusName(s));
     return false;
 }

@@ -1,7 +1,7 @@
 /*
  * device.cu -- the GPU: its memory, the one stream that all work goes through, and its errors.
  *
- * What the host sends or fetches passes through two pinned buffers: a write copies into one and
+ * What the host sends or fetches passes through a few pinned buffers: a write copies into one and
  * returns, the GPU takes it from there when its turn comes; a buffer is used again when the GPU is
  * done with it.
  */
@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STAGES = 2, LEAST_MAJOR = 8 };
+enum { STAGES = 4, LEAST_MAJOR = 8 };
 static const size_t STAGE_BYTES = (size_t)4 << 20;
 
 static struct {
@@ -29,6 +29,7 @@ static struct {
     int next;                        /* which stage is next */
     void *workspace;
     size_t workspace_bytes;
+    long changes;                    /* how often memory was taken or given back */
     char error[512];                 /* the first one; "": none */
     char told[512];
 } gpu;
@@ -73,10 +74,18 @@ static const char *check(void)
     return gpu.told;
 }
 
+/* Is what is asked captured (graph.cu)?  What the host does then is an error. */
+static bool is_captured(const char *what)
+{
+    if (ag_cuda_captures()) ag_cuda_fail("the host %s in the middle, which no graph can do", what);
+    return ag_cuda_captures();
+}
+
 /* Waits for the GPU.  An error here is of a kernel that ran since the last time. */
 static bool waited(void)
 {
-    return ag_cuda_ok(cudaStreamSynchronize(gpu.stream), gpu.wait_always ? "waiting for the GPU" :
+    return !is_captured("waits") &&
+           ag_cuda_ok(cudaStreamSynchronize(gpu.stream), gpu.wait_always ? "waiting for the GPU" :
                       "an earlier kernel failed; TULLE_CUDA_SYNC=1 tells which");
 }
 
@@ -85,6 +94,8 @@ static bool waited(void)
 static void *memory_alloc(size_t bytes)
 {
     void *p = NULL;
+    if (is_captured("takes memory")) return NULL;
+    gpu.changes++;
     if (cudaMalloc(&p, bytes) == cudaSuccess) return p;
     cudaGetLastError();              /* told by who asked: as out of memory */
     return NULL;
@@ -93,6 +104,8 @@ static void *memory_alloc(size_t bytes)
 static void memory_free(void *p, size_t bytes)
 {
     (void)bytes;
+    if (is_captured("gives memory back")) return;
+    gpu.changes++;
     ag_cuda_ok(cudaFree(p), "cudaFree");
 }
 
@@ -106,6 +119,7 @@ static int stage_next(void)
 
 static void memory_write(void *to, const void *host, size_t bytes)
 {
+    if (bytes && is_captured("sends numbers")) return;
     for (size_t at = 0; at < bytes; at += STAGE_BYTES) {
         const size_t n = bytes - at < STAGE_BYTES ? bytes - at : STAGE_BYTES;
         const int s = stage_next();
@@ -120,6 +134,10 @@ static void memory_write(void *to, const void *host, size_t bytes)
 
 static void memory_read(void *host, const void *from, size_t bytes)
 {
+    if (bytes && is_captured("reads numbers")) {
+        memset(host, 0, bytes);
+        return;
+    }
     for (size_t at = 0; at < bytes; at += STAGE_BYTES) {
         const size_t n = bytes - at < STAGE_BYTES ? bytes - at : STAGE_BYTES;
         const int s = stage_next();
@@ -146,6 +164,7 @@ static void memory_clear(void *p, size_t bytes)
 }
 
 static void wait_for_all(void) { waited(); }
+static long changes(void) { return gpu.changes; }
 
 static void about(char *buf, size_t size, size_t *ret_total, size_t *ret_free)
 {
@@ -171,6 +190,7 @@ bool ag_cuda_room(const void *kernel, size_t shared_bytes)
 void *ag_cuda_workspace(size_t bytes)
 {
     if (bytes <= gpu.workspace_bytes) return gpu.workspace;
+    if (is_captured("takes memory")) return NULL;
     if (gpu.workspace) memory_free(gpu.workspace, gpu.workspace_bytes);
     gpu.workspace = memory_alloc(bytes);
     gpu.workspace_bytes = gpu.workspace ? bytes : 0;
@@ -282,6 +302,8 @@ extern "C" int ag_cuda_open(const ag_device **ret, ag_err *err)
     device.wait = wait_for_all;
     device.check = check;
     device.about = about;
+    device.changes = changes;
+    if (!gpu.wait_always) graph_table(&device);
     device.flat = flat_table();
     gpu.open = true;
     *ret = &device;

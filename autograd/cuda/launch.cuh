@@ -9,6 +9,7 @@
 #ifndef AG_CUDA_LAUNCH_CUH
 #define AG_CUDA_LAUNCH_CUH
 
+#include "autograd/device.h"
 #include "autograd/flat.h"
 #include "autograd/kernels.h"
 #include "runtime.h"
@@ -29,6 +30,7 @@ size_t ag_cuda_shared_most(void);    /* bytes that a block can have so: 227 KB, 
 /* At least `bytes` of device memory that a kernel may use until the next call of this; NULL: an
  * error is kept.  All launches being in order, the next user waits for the last. */
 void *ag_cuda_workspace(size_t bytes);
+bool ag_cuda_captures(void);         /* is what is launched kept as a graph (graph.cu)? */
 int ag_cuda_processors(void);        /* how many: for the size of grids */
 int ag_cuda_major(void);             /* of the compute capability: 9 of an H100 */
 
@@ -97,5 +99,6 @@ template <class T> void live_table(ag_kernels *k);       /* live.cu */
 void scan_table(ag_kernels *k);                          /* scan.cu: f32 only */
 void lsh_table(ag_kernels *k);                           /* lsh.cu: f32 only */
 ag_flat flat_table(void);                                /* flat.cu: the optimizer */
+void graph_table(ag_device *d);                          /* graph.cu: what is kept */
 
 #endif

@@ -37,6 +37,7 @@ static __global__ void dropout_run(int64_t m, int64_t n, uint32_t threshold, flo
 {
     const int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= m) return;
+    z = ag_noise_now(z);
     for (int64_t i = (int64_t)blockIdx.y * blockDim.x + threadIdx.x; i < noise_blocks(n);
          i += (int64_t)gridDim.y * blockDim.x) {
         uint32_t w[4];
@@ -80,6 +81,7 @@ template <class T> static __global__ void normal_run(int64_t m, int64_t n, ag_no
 {
     const int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= m) return;
+    z = ag_noise_now(z);
     for (int64_t i = (int64_t)blockIdx.y * blockDim.x + threadIdx.x; i < noise_blocks(n) / 2;
          i += (int64_t)gridDim.y * blockDim.x) {
         uint32_t a[4], b[4];

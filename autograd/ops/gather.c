@@ -14,6 +14,7 @@ int ag_check_index(ag_call *c, int i, int64_t lo, int64_t hi)
         if (idx[r] < lo || idx[r] >= hi)
             return ag_fail(c->tape, AG_ERANGE, "%s: index %d at position %lld, but there are only "
                            "%lld", c->op->name, idx[r], (long long)r, (long long)hi);
+    if (idx) ag_decided_index(c->tape, idx, c->in[i]->size, lo, hi);
     return AG_OK;
 }
 

@@ -49,7 +49,7 @@ static void *room(int64_t n, size_t size)
 
 static void *reals(int64_t n)
 {
-    const ag_noise z = { 1, 2, (uint32_t)buffers, 0 };
+    const ag_noise z = { .seed = 1, .step = 2, .site = (uint32_t)buffers };
     void *p = room(n, ag_dtype_size(k->dtype));
     k->normal(1, n, &z, p);
     k->scale(n, 0.1, p, p, false);
@@ -186,7 +186,7 @@ static void run_draw(const void *arg)
 }
 static void run_dropout(const void *arg)
 {
-    const ag_noise z = { 1, 2, 3, 0 };
+    const ag_noise z = { .seed = 1, .step = 2, .site = 3 };
     k->dropout_fwd(M, N, 0.2, &z, A(0), A(1), A(2));
 }
 

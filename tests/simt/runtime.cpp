@@ -15,12 +15,10 @@
 #include <deque>
 #include <iterator>
 #include <map>
-#include <set>
 #include <vector>
 
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #ifdef __SANITIZE_ADDRESS__
@@ -30,8 +28,7 @@
 #define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
 #endif
 
-struct CUstream_st { int unused; };
-struct CUevent_st { double time; };  /* seconds; when the device came past it */
+using namespace simt;
 
 namespace {
 
@@ -49,8 +46,6 @@ std::map<address, size_t> ranges;    /* blocks that touch each other, as one */
 size_t n_bytes, limit;
 
 std::map<address, size_t> pinned;
-std::set<cudaStream_t> streams;
-std::set<cudaEvent_t> events;
 std::deque<std::function<void()>> queue;
 
 cudaError_t last_error;
@@ -75,34 +70,6 @@ void begin(void)
     space = (address)mmap(NULL, SPACE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (space == MAP_FAILED) stop("no %zu bytes of addresses", SPACE);
     next_address = space;
-}
-
-cudaError_t keep(cudaError_t e)
-{
-    if (e != cudaSuccess) last_error = e;
-    return e;
-}
-
-/* Counts a call.  cudaSuccess, or the error that it shall return. */
-cudaError_t call(cudaError_t failure = cudaErrorLaunchFailure)
-{
-    begin();
-    n_calls++;
-    const bool fails = fail_at && (fail_for_good ? n_calls >= fail_at : n_calls == fail_at);
-    return keep(fails ? failure : cudaSuccess);
-}
-
-#define CALL(...)                                                                       \
-    do {                                                                                \
-        const cudaError_t failure_ = call(__VA_ARGS__);                                 \
-        if (failure_ != cudaSuccess) return failure_;                                   \
-    } while (0)
-
-double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 /* --- memory of the device --------------------------------------------------------------------- */
@@ -176,8 +143,29 @@ const block *block_of(const void *p, size_t bytes)
     return at <= b->second.bytes && bytes <= b->second.bytes - at ? &b->second : NULL;
 }
 
-/* The device does what it has been told, its memory in its reach. */
-void run_queue(void)
+bool has_device(void)
+{
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    return !visible || (*visible && strcmp(visible, "-1"));
+}
+
+}
+
+cudaError_t simt::keep(cudaError_t e)
+{
+    if (e != cudaSuccess) last_error = e;
+    return e;
+}
+
+cudaError_t simt::call(cudaError_t failure)
+{
+    begin();
+    n_calls++;
+    const bool fails = fail_at && (fail_for_good ? n_calls >= fail_at : n_calls == fail_at);
+    return keep(fails ? failure : cudaSuccess);
+}
+
+void simt::run_queue(void)
 {
     if (queue.empty()) return;
     begin();
@@ -188,14 +176,6 @@ void run_queue(void)
     }
     check_ends();
     for (const auto &r : ranges) protect(r.first, r.second, PROT_NONE);
-}
-
-bool has_device(void)
-{
-    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
-    return !visible || (*visible && strcmp(visible, "-1"));
-}
-
 }
 
 void simt_fail_call(long n)
@@ -215,14 +195,15 @@ long simt_calls(void) { return n_calls; }
 void simt_memory_limit(size_t bytes) { limit = bytes; }
 long simt_blocks(void) { return (long)blocks.size(); }
 size_t simt_bytes(void) { return n_bytes; }
-long simt_handles(void) { return (long)(streams.size() + events.size() + pinned.size()); }
+long simt_handles(void) { return simt::stream_handles() + (long)pinned.size(); }
 int simt_is_device(const void *p) { return block_of(p, 0) != NULL; }
 
 bool simt::call_works(void) { return call() == cudaSuccess; }
-bool simt::may_launch(void) { return call() == cudaSuccess; }
+bool simt::may_launch(void) { return call() == cudaSuccess && captured_ok() == cudaSuccess; }
 
 void simt::enqueue(std::function<void()> what)
 {
+    if (capture(what)) return;
     queue.push_back(std::move(what));
     if (!simt_seed_now()) run_queue();
 }
@@ -242,6 +223,12 @@ static const struct { cudaError_t e; const char *name, *text; } errors[] = {
     { cudaErrorIllegalAddress, "cudaErrorIllegalAddress",
       "an illegal memory access was encountered" },
     { cudaErrorLaunchFailure, "cudaErrorLaunchFailure", "unspecified launch failure" },
+    { cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
+      "operation not permitted when stream is capturing" },
+    { cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated",
+      "operation failed due to a previous error during capture" },
+    { cudaErrorCapturedEvent, "cudaErrorCapturedEvent",
+      "operation not permitted on an event last recorded in a capturing stream" },
 };
 
 const char *cudaGetErrorString(cudaError_t e)
@@ -320,6 +307,7 @@ cudaError_t cudaMalloc(void **ret, size_t bytes)
 {
     *ret = NULL;
     CALL(cudaErrorMemoryAllocation);
+    UNLESS_CAPTURED();
     if (!bytes) return cudaSuccess;
     const size_t page = bytes < HUGE_PAGE / 2 ? PAGE : HUGE_PAGE;
     const size_t room = (bytes + BEHIND + page - 1) / page * page;
@@ -343,6 +331,7 @@ cudaError_t cudaMalloc(void **ret, size_t bytes)
 cudaError_t cudaFree(void *p)
 {
     CALL();
+    UNLESS_CAPTURED();
     if (!p) return cudaSuccess;
     const auto b = blocks.find((address)p);
     if (b == blocks.end()) return keep(cudaErrorInvalidValue);
@@ -368,6 +357,7 @@ cudaError_t cudaMallocHost(void **ret, size_t bytes)
 {
     *ret = NULL;
     CALL(cudaErrorMemoryAllocation);
+    UNLESS_CAPTURED();
     if (!bytes) return cudaSuccess;
     *ret = malloc(bytes);
     if (!*ret) return keep(cudaErrorMemoryAllocation);
@@ -379,6 +369,7 @@ cudaError_t cudaMallocHost(void **ret, size_t bytes)
 cudaError_t cudaFreeHost(void *p)
 {
     CALL();
+    UNLESS_CAPTURED();
     if (!p) return cudaSuccess;
     if (!pinned.count((address)p)) return keep(cudaErrorInvalidValue);
     run_queue();
@@ -387,7 +378,7 @@ cudaError_t cudaFreeHost(void *p)
     return cudaSuccess;
 }
 
-static bool is_pinned(const void *p)
+bool simt::is_pinned(const void *p)
 {
     auto b = pinned.upper_bound((address)p);
     if (b == pinned.begin()) return false;
@@ -396,12 +387,16 @@ static bool is_pinned(const void *p)
 }
 
 /* From ordinary memory the runtime takes what it copies before it returns, and it returns when what
- * it copies there has arrived; from and to pinned memory the device copies when its turn comes. */
+ * it copies there has arrived; from and to pinned memory the device copies when its turn comes, in a
+ * graph each time anew. */
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t s)
 {
     CALL();
-    if (s && !streams.count(s)) return keep(cudaErrorInvalidValue);
+    CAPTURED_OK();
+    if (!is_stream(s)) return keep(cudaErrorInvalidValue);
+    const void *host = kind == cudaMemcpyHostToDevice ? from : to;
+    if (kind != cudaMemcpyDeviceToDevice && !is_pinned(host)) UNLESS_CAPTURED();
     if ((block_of(to, bytes) != NULL) != (kind != cudaMemcpyDeviceToHost) ||
         (block_of(from, bytes) != NULL) != (kind != cudaMemcpyHostToDevice))
         return keep(cudaErrorInvalidValue);
@@ -419,82 +414,8 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s)
 {
     CALL();
-    if ((s && !streams.count(s)) || !block_of(p, bytes)) return keep(cudaErrorInvalidValue);
+    CAPTURED_OK();
+    if (!is_stream(s) || !block_of(p, bytes)) return keep(cudaErrorInvalidValue);
     simt::enqueue([=] { memset(p, value, bytes); });
-    return cudaSuccess;
-}
-
-/* --- streams and events ----------------------------------------------------------------------- */
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *ret, unsigned flags)
-{
-    *ret = NULL;
-    CALL();
-    if (flags > cudaStreamNonBlocking) return keep(cudaErrorInvalidValue);
-    *ret = new CUstream_st();
-    streams.insert(*ret);
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamDestroy(cudaStream_t s)
-{
-    CALL();
-    if (!streams.count(s)) return keep(cudaErrorInvalidValue);
-    run_queue();
-    streams.erase(s);
-    delete s;
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamSynchronize(cudaStream_t s)
-{
-    CALL();
-    if (s && !streams.count(s)) return keep(cudaErrorInvalidValue);
-    run_queue();
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *ret, unsigned flags)
-{
-    *ret = NULL;
-    CALL();
-    if (flags & ~(unsigned)cudaEventDisableTiming) return keep(cudaErrorInvalidValue);
-    *ret = new CUevent_st();
-    events.insert(*ret);
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventDestroy(cudaEvent_t e)
-{
-    CALL();
-    if (!events.count(e)) return keep(cudaErrorInvalidValue);
-    run_queue();
-    events.erase(e);
-    delete e;
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
-{
-    CALL();
-    if (!events.count(e) || (s && !streams.count(s))) return keep(cudaErrorInvalidValue);
-    simt::enqueue([=] { e->time = now(); });
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventSynchronize(cudaEvent_t e)
-{
-    CALL();
-    if (!events.count(e)) return keep(cudaErrorInvalidValue);
-    run_queue();
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventElapsedTime(float *ret_ms, cudaEvent_t from, cudaEvent_t to)
-{
-    CALL();
-    if (!events.count(from) || !events.count(to)) return keep(cudaErrorInvalidValue);
-    run_queue();
-    *ret_ms = (float)(1e3 * (to->time - from->time));
     return cudaSuccess;
 }
