@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 build=$1
 shift
 [ $# -gt 0 ] || set -- test sanitize bits
-programs=${PROGRAMS:-ops live rows draw gemm optim attention blocks train}
+programs=${PROGRAMS:-ops live rows draw gemm optim attention blocks train graph}
 
 for what in "$@"; do
     case $what in

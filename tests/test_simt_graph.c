@@ -49,6 +49,8 @@ static const run_case cases[] = {
     { { GPT, SPARSE, "model.ff.quant_prob=1", "train.precision=bf16" }, STEPS - 3 },
     { { GPT, "train.recompute=block", "model.dropout=0.1" }, STEPS - 3 },
     { { GPT, "model.reversible=fp32" }, STEPS - 3 },
+    { { GPT, "model.attention.type=lsh", "model.attention.lsh.chunk=4", "model.dropout=0.2",
+        "train.micro_batch=2" }, 2 * STEPS - 4 },
     { { GPT, "optim.type=sgd", "model.attention.type=multconv" }, STEPS - 3 },
     { { "data.source=digits", "data.size=200", "model.type=mlp", "model.n_layers=2",
         "model.d_hidden=16", "model.init_std=0", "train.batch=8", "train.steps=20",

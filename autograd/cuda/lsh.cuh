@@ -98,14 +98,15 @@ DEVICE bool lsh_meets(const lsh &a, int g, int h)
 /* The element of noise of the at-th query of a chunk and column 0 of a slot. */
 DEVICE uint64_t lsh_noise_row(const lsh &a, int64_t pair, int at, int slot)
 {
-    return (uint64_t)((a.noise.row0 + pair * a.chunk + at) * a.columns +
+    return (uint64_t)((ag_noise_now(a.noise).row0 + pair * a.chunk + at) * a.columns +
                       slot * ag_noise_stride(a.chunk));
 }
 
 /* What the weight of one element of noise is multiplied with. */
 DEVICE float lsh_kept(const lsh &a, uint64_t e)
 {
-    return ag_noise_bits(a.noise.seed, a.noise.step, a.noise.site, e) >= a.drop_below ? a.kept : 0;
+    const ag_noise z = ag_noise_now(a.noise);
+    return ag_noise_bits(z.seed, z.step, z.site, e) >= a.drop_below ? a.kept : 0;
 }
 
 /* A round's weights of keys are exp2(s - lse2): 0 where the query sees nothing but itself. */

@@ -165,8 +165,9 @@ DEVICE float score(const lsh &a, const side &q, int i, const side &k, int j, flo
 /* What four elements of noise e, e + 16, e + 32, e + 48 of a group of 64 make of their weights. */
 DEVICE void kept_four(const lsh &a, uint64_t e, float r[4])
 {
+    const ag_noise z = ag_noise_now(a.noise);
     uint32_t bits[4];
-    ag_philox(a.noise.seed, a.noise.step, a.noise.site, e / 64 * 16 + e % 16, bits);
+    ag_philox(z.seed, z.step, z.site, e / 64 * 16 + e % 16, bits);
     AG_UNROLL for (int c = 0; c < 4; c++) r[c] = bits[c] >= a.drop_below ? a.kept : 0;
 }
 

@@ -125,6 +125,13 @@ FAULTS = [
     ('lsh: of equal numbers the last is the bucket', 'lsh_hash.cu', 'at < b->at', 'at > b->at', 'lsh_hash', 'simt_lsh ties*', 'p'),
     ('lsh: counts are read before all warps have them', 'lsh_decode.cu', '    __syncthreads();\n    int before', '    int before',
      'lsh_decode', 'simt_lsh decodes', 't'),
+    ('graph: the noise is that of the step that was captured', 'noise.cu', 'z = ag_noise_now(z);', '', 'noise', 'simt_graph bits*', 'pa'),
+    ('graph: the noise of attention is that of the step that was captured', 'attention.cuh',
+     'const ag_noise z = ag_noise_now(a.noise);', 'const ag_noise z = a.noise;', 'attention_fma', 'simt_graph bits*', 'pa'),
+    ('graph: the choice is that of the step that was captured', 'controller.cuh', 'ag_noise_now(t.noise)', 't.noise',
+     'controller choose', 'simt_graph *', 'pa'),
+    ('graph: what the host reads in the middle is taken for read', 'device.cu', 'if (bytes && is_captured("reads numbers")) {',
+     'if (bytes && ag_cuda_captures()) {', 'device', 'simt_graph bits*', 'pa'),
     ('optimizer: a sum goes on before the step before is done', 'flat.cuh',
      '        __syncthreads();\n        if (threadIdx.x < half)', '        if (threadIdx.x < half)', 'flat', 'simt_optim', 't'),
 ]
