@@ -28,12 +28,15 @@ typedef struct ag_device {
     void (*wait)(void);              /* until all is done */
     /* From begin to end nothing is done: what is asked is kept, with the addresses and numbers of
      * then, and done by each run.  To read, to write, to wait, to take memory and to give it back
-     * is an error meanwhile.  begin, run: false, end: NULL: there is an error.  All four are NULL
-     * where this device keeps nothing. */
+     * is an error meanwhile.  begin, run: false, end: NULL: there is an error.  NULL, as the next
+     * four: this device keeps nothing. */
     bool      (*graph_begin)(void);
     ag_graph *(*graph_end)(void);
     bool      (*graph_run)(ag_graph *g);
     void      (*graph_free)(ag_graph *g);
+    /* copy of whole 32-bit numbers, *shift steps further on; shift is on the device. */
+    void      (*copy_shifted)(void *to, size_t to_step, const void *from, size_t from_step,
+                              size_t bytes, const int32_t *shift);
     long (*changes)(void);           /* how often memory was taken or given back */
     /* NULL, or the first error since the last call of this, which forgets it. */
     const char *(*check)(void);

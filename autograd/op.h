@@ -172,6 +172,12 @@ void *ag_tape_meta(ag_tape *t, size_t bytes);
 /* The noise of a matrix of `rows` rows at a site, for this part of the batch. */
 ag_noise ag_noise_for(const ag_tape *t, uint32_t site, int64_t rows);
 
+/* While the decoding of a token is captured (replay.h): by how much its position differs in each
+ * run, and what it sees, on the device.  NULL: positions are those that the host knows. */
+const ag_turn *ag_token_turn(const ag_tape *t);
+/* One sequence, of which some keys and values are kept and nothing else, with room for a token? */
+bool ag_kv_cache_takes_token(const ag_kv_cache *c);
+
 /* For forward: AG_ERANGE on the tape unless every index of integer input i is in lo .. hi - 1.
  * What a device computed is not looked at: a kernel makes indices that fit. */
 int ag_check_index(ag_call *c, int i, int64_t lo, int64_t hi);

@@ -33,6 +33,7 @@ typedef struct key {                 /* with the decisions: what a part looks li
     bool     verify;
     ag_loss *f;
     const void *arg;
+    const ag_kv_cache *cache;
 } key;
 
 typedef struct places { const void *x, *targets, *weights; } places;
@@ -48,6 +49,8 @@ typedef struct shape {
     ag_noise_key noise;              /* of the part that was captured */
     ag_tensor  loss;
     ag_inverse inverse;
+    size_t     bytes;                /* of the tape that were in use, when it was captured */
+    int64_t    length;               /* of the cache then */
 } shape;
 
 struct ag_replay {
@@ -95,7 +98,7 @@ void ag_decided_index(ag_tape *t, const int32_t *idx, int64_t n, int64_t lo, int
 {
     ag_decided *d = t->decided;
     if (!d) return;
-    const ag_tensor *in[] = { d->in->x, d->in->targets };
+    const ag_tensor *in[] = { d->in->x, d->in->targets ? d->in->targets : d->in->x };
     decision x;
     memset(&x, 0, sizeof x);
     x.lo = lo, x.hi = hi;
@@ -106,6 +109,8 @@ void ag_decided_index(ag_tape *t, const int32_t *idx, int64_t n, int64_t lo, int
         }
     d->incomplete = true;            /* the host made them on the way */
 }
+
+const ag_turn *ag_token_turn(const ag_tape *t) { return t->token; }
 
 static bool in_range(const ag_tensor *x, int64_t lo, int64_t hi)
 {
@@ -130,7 +135,9 @@ static bool decides_so(const ag_decided *d, const ag_noise_key *noise, const ag_
 
 static key key_of(const ag_replay *r, const ag_replay_in *in, ag_loss *f, const void *arg)
 {
-    return (key){ .x = in->x->shape, .targets = in->targets->shape, .dtype = in->x->dtype,
+    const ag_tensor *y = in->targets ? in->targets : in->x;
+    return (key){ .x = in->x->shape, .targets = y->shape, .dtype = in->x->dtype,
+                  .cache = in->cache,
                   .seed = r->t->noise.seed, .n_samples = r->t->noise.n_samples,
                   .verify = r->t->verify, .f = f, .arg = arg };
 }
@@ -139,12 +146,12 @@ static bool same_key(const key *a, const key *b)
 {
     return ag_shape_equal(&a->x, &b->x) && ag_shape_equal(&a->targets, &b->targets) &&
            a->dtype == b->dtype && a->seed == b->seed && a->n_samples == b->n_samples &&
-           a->verify == b->verify && a->f == b->f && a->arg == b->arg;
+           a->verify == b->verify && a->f == b->f && a->arg == b->arg && a->cache == b->cache;
 }
 
 static places places_of(const ag_replay_in *in)
 {
-    return (places){ in->x->data, in->targets->data, in->weights };
+    return (places){ in->x->data, in->targets ? in->targets->data : NULL, in->weights };
 }
 
 static bool same_places(const places *a, const places *b)
@@ -186,7 +193,7 @@ static ag_tensor *run(ag_replay *r, const ag_replay_in *in, ag_loss *f, const vo
                       double scale)
 {
     ag_tensor *loss = f(arg, r->t, in);
-    ag_backward(r->t, loss, scale);
+    if (!in->cache) ag_backward(r->t, loss, scale);
     return loss;
 }
 
@@ -239,8 +246,9 @@ static bool capture(ag_replay *r, shape *s, const ag_replay_in *in, ag_loss *f, 
         return false;
     }
     t->turn = r->turn;
+    t->token = in->cache ? r->turn : NULL;
     const ag_tensor *loss = run(r, in, f, arg, scale);
-    t->turn = NULL;
+    t->turn = t->token = NULL;
     s->graph = r->device->graph_end();
     const char *why = r->device->check();
     if (t->error || why || !s->graph) {
@@ -250,16 +258,21 @@ static bool capture(ag_replay *r, shape *s, const ag_replay_in *in, ag_loss *f, 
     s->noise = t->noise;
     s->loss = *loss;
     s->inverse = t->inverse;
+    s->bytes = t->data.used;
+    s->length = in->cache ? ag_kv_cache_length(in->cache) : 0;
     r->counts.captured++;
     return true;
 }
 
 /* NULL: it could not be, and nothing was done. */
-static ag_tensor *launch(ag_replay *r, shape *s, double scale)
+static ag_tensor *launch(ag_replay *r, shape *s, const ag_replay_in *in, double scale)
 {
     ag_tape *t = r->t;
+    const int64_t length = in->cache ? ag_kv_cache_length(in->cache) : 0;
     const ag_turn turn = { .scale = (float)scale, .steps = t->noise.step - s->noise.step,
-                           .samples = t->noise.sample0 - s->noise.sample0 };
+                           .samples = t->noise.sample0 - s->noise.sample0,
+                           .positions = (int32_t)(length - s->length),
+                           .keys = (int32_t)length + 1 };
     r->device->write(r->turn, &turn, sizeof turn);
     if (!r->device->graph_run(s->graph)) {
         const char *why = r->device->check();
@@ -268,10 +281,18 @@ static ag_tensor *launch(ag_replay *r, shape *s, double scale)
         return NULL;
     }
     r->counts.launched++;
+    if (s->bytes > t->data.used)     /* the numbers of the graph are in use */
+        ag_arena_alloc(&t->data, 1, s->bytes - t->data.used);
     t->inverse = s->inverse;
     r->loss = (ag_tensor){ .shape = s->loss.shape, .size = s->loss.size, .dtype = s->loss.dtype,
                            .data = s->loss.data };
     return &r->loss;
+}
+
+/* What decodes is one token. */
+static bool may_be_replayed(const ag_replay_in *in)
+{
+    return !in->cache || (in->x->size == 1 && ag_kv_cache_takes_token(in->cache));
 }
 
 ag_tensor *ag_replay_loss(ag_replay *r, const ag_replay_in *in, ag_loss *f, const void *arg,
@@ -279,7 +300,7 @@ ag_tensor *ag_replay_loss(ag_replay *r, const ag_replay_in *in, ag_loss *f, cons
 {
     ag_tape *t = r->t;
     ag_tape_check(t, NULL);          /* of what came before: from here on errors cost the graph */
-    if (t->error || t->watch || t->plan || r->off)
+    if (t->error || t->watch || t->plan || r->off || !may_be_replayed(in))
         return run_eagerly(r, NULL, in, f, arg, scale);
     const key k = key_of(r, in, f, arg);
     const places at = places_of(in);
@@ -294,7 +315,7 @@ ag_tensor *ag_replay_loss(ag_replay *r, const ag_replay_in *in, ag_loss *f, cons
     }
     const bool ready = stays && !s->refused;
     ag_tensor *loss = NULL;
-    if (ready && (s->graph || capture(r, s, in, f, arg, scale))) loss = launch(r, s, scale);
+    if (ready && (s->graph || capture(r, s, in, f, arg, scale))) loss = launch(r, s, in, scale);
     return loss ? loss : run_eagerly(r, s, in, f, arg, scale);
 }
 

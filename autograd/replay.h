@@ -16,18 +16,25 @@
  * A part whose key or decisions are others is another shape; a few shapes are kept.  Once memory
  * was taken or given back, anywhere, graphs are captured anew.  What cannot be captured, since the
  * host reads or sends numbers in the middle, runs as ever, and ag_replay_note() says why.  The bits
- * are the same in every case.
+ * are the same in every case, but that a captured token adds up what long attention sees in other
+ * parts.
+ *
+ * A token of one sequence that goes on from a cache of keys and values alone is such a part, too:
+ * its position is in ag_turn.
  */
 #ifndef AG_REPLAY_H
 #define AG_REPLAY_H
 
+#include "ops.h"
 #include "tape.h"
 
 typedef struct ag_replay ag_replay;
 
 typedef struct ag_replay_in {        /* what a part reads, beside the parameters' gradients */
-    ag_tensor  *x, *targets;         /* inputs of the tape, made since its reset */
+    ag_tensor  *x, *targets;         /* inputs of the tape, made since its reset; targets may be
+                                      * NULL */
     const void *weights;             /* of the parameters */
+    ag_kv_cache *cache;              /* decoding: x is the next token; NULL: training */
 } ag_replay_in;
 
 typedef struct ag_replay_counts { long eager, captured, launched; } ag_replay_counts;
@@ -36,9 +43,10 @@ typedef struct ag_replay_counts { long eager, captured, launched; } ag_replay_co
 ag_replay *ag_replay_new(ag_tape *t);
 void       ag_replay_free(ag_replay *r);                 /* before the tape; NULL is fine */
 
-/* The loss that f(arg, t, in) makes, and its gradients times scale (ag_backward).  It depends on
- * nothing that changes but `in`, the noise key and decisions by it.  Its number is to be read
- * before the next one.  Errors are the tape's. */
+/* The loss that f(arg, t, in) makes, and its gradients times scale (ag_backward); with a cache,
+ * its output, without gradients, and the cache is not advanced.  It depends on nothing that changes
+ * but `in`, the noise key and decisions by it, and the length of the cache.  Its numbers are to be
+ * read before the next one.  Errors are the tape's. */
 typedef ag_tensor *ag_loss(const void *arg, ag_tape *t, const ag_replay_in *in);
 ag_tensor *ag_replay_loss(ag_replay *r, const ag_replay_in *in, ag_loss *f, const void *arg,
                           double scale);

@@ -29,6 +29,7 @@ struct ag_tape {
     int n_spare, cap_spare;
     ag_noise_key noise;
     const ag_turn *turn;             /* what is captured (replay.c) reads it; NULL: nothing is */
+    const ag_turn *token;            /* the same while a token is: positions are those of turn */
     struct ag_decided *decided;      /* decisions are noted there; NULL: they are not */
     const struct ag_scope_node *scope;
     int  error;                      /* the first one; 0 while all is well */

@@ -54,9 +54,22 @@ int nn_model_cache(const nn_model *m, int64_t batch, ag_kv_cache **ret_cache, ag
     return AG_OK;
 }
 
+static ag_tensor *decode(const void *model, ag_tape *t, const ag_replay_in *in)
+{
+    const nn_model *m = model;
+    return m->logits(m, t, in->x, NN_EVAL, in->cache);
+}
+
 ag_tensor *nn_model_decode(const nn_model *m, ag_tape *t, ag_tensor *ids, ag_kv_cache *cache)
 {
-    ag_tensor *y = m->logits(m, t, ids, NN_EVAL, cache);
+    return nn_model_decode_by(NULL, m, t, ids, cache);
+}
+
+ag_tensor *nn_model_decode_by(ag_replay *r, const nn_model *m, ag_tape *t, ag_tensor *ids,
+                              ag_kv_cache *cache)
+{
+    const ag_replay_in in = { ids, NULL, m->params->weights, cache };
+    ag_tensor *y = r && cache ? ag_replay_loss(r, &in, decode, m, 1) : decode(m, t, &in);
     if (!ag_error(t)) ag_kv_cache_advance(cache, y->shape.dim[1]);
     return y;
 }

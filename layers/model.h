@@ -57,5 +57,8 @@ int nn_model_cache(const nn_model *m, int64_t batch, ag_kv_cache **ret_cache, ag
  * holds them too (unless the tape has an error); where the model reads a source, the first call
  * gets ids [b,S+t].  No gradient: call it with ag_tape_no_grad on. */
 ag_tensor *nn_model_decode(const nn_model *m, ag_tape *t, ag_tensor *ids, ag_kv_cache *cache);
+/* The same, by a graph of r where it can be; r may be NULL. */
+ag_tensor *nn_model_decode_by(ag_replay *r, const nn_model *m, ag_tape *t, ag_tensor *ids,
+                              ag_kv_cache *cache);
 
 #endif

@@ -286,6 +286,55 @@ static void indices_are_still_checked(void **state)
     train_session_free(s);
 }
 
+/* --- decoding --------------------------------------------------------------------------------- */
+
+static long graph_launches(void)
+{
+#ifdef TEST_REAL_GPU
+    return 0;
+#else
+    return simt_graph_launches();
+#endif
+}
+
+/* Tokens drawn by graphs are those drawn without; the context is left behind twice. */
+static void tokens_are_those_without(void **state)
+{
+    (void)state;
+    enum { LENGTH = 24 };
+    static const struct { const char *keys[20]; bool graphs; } models[] = {
+        { { GPT, NULL }, true },
+        { { GPT, SPARSE, NULL }, true },
+        { { GPT, "model.attention.type=mult", NULL }, true },
+        { { GPT, "model.ff.sru_units=3", NULL }, false },        /* it has a state */
+    };
+    for (size_t m = 0; m < (is_short() ? 1 : sizeof models / sizeof *models); m++) {
+        int32_t token[2][LENGTH];
+        trace with = { 0 };
+        ag_err err = { 0 };
+        train_session *s = session(models[m].keys, "train.cuda_graph=auto");
+        if (!is_short()) steps(s, 0, 3, &with);
+        for (int eager = 0; eager < 2; eager++) {
+            const int32_t prompt[3] = { 1, 2, 3 };
+            const train_draw d = { .length = LENGTH, .temperature = 1, .top_p = 1, .seed = 5,
+                                   .eager = eager };
+            const long before = graph_launches();
+            if (train_generate(s->model, s->decoder, s->context, &d, prompt, 3, token[eager], NULL,
+                               NULL, &err) != LENGTH)
+                fail_msg("%s", err.msg);
+            const long launched = graph_launches() - before;
+            if (gpu_is_real()) continue;
+            if (eager || !models[m].graphs) assert_int_equal(launched, 0);
+            else assert_true(launched >= 12);    /* of 24, five of which begin anew */
+        }
+        for (int i = 0; i < LENGTH; i++)
+            if (token[0][i] != token[1][i])
+                fail_msg("model %zu, token %d: %d, without graphs %d", m, i, token[0][i],
+                         token[1][i]);
+        train_session_free(s);
+    }
+}
+
 /* --- errors ----------------------------------------------------------------------------------- */
 
 #ifndef TEST_REAL_GPU
@@ -342,6 +391,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(memory_may_move_in_between),
         cmocka_unit_test(a_run_resumes),
         cmocka_unit_test(indices_are_still_checked),
+        cmocka_unit_test(tokens_are_those_without),
 #ifndef TEST_REAL_GPU
         cmocka_unit_test(a_failing_call_costs_the_graph_alone),
 #endif

@@ -88,6 +88,7 @@ static int sample(train_session *s, const char *prompt, train_draw *d, ag_err *e
 /* What no flag says is as in the samples of the run. */
 static void fill_draw(train_draw *d, int64_t seed, const train_config *c)
 {
+    d->eager = c->train.cuda_graph == TRAIN_CUDA_GRAPH_OFF;
     if (d->length == 0) d->length = c->sample.length;
     if (d->temperature < 0) d->temperature = c->sample.temperature;
     if (d->top_k < 0) d->top_k = c->sample.top_k;

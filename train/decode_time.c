@@ -83,8 +83,8 @@ static int feed(train_session *s, ag_kv_cache *cache, const train_decode_plan *p
     ag_tape_noise(s->decoder, &(ag_noise_key){ .step = (uint32_t)at, .n_samples = p->batch });
     for (int64_t b = 0; b < p->batch; b++)
         memcpy(ids + b * t, p->text + b * (p->prompt + p->tokens) + at, (size_t)t * sizeof *ids);
-    nn_model_decode(s->model, s->decoder,
-                    ag_input_i32(s->decoder, AG_SHAPE(p->batch, t), ids), cache);
+    nn_model_decode_by(p->replay, s->model, s->decoder,
+                       ag_input_i32(s->decoder, AG_SHAPE(p->batch, t), ids), cache);
     if (s->device) s->device->wait();
     return ag_tape_status(s->decoder, err);
 }
@@ -201,7 +201,11 @@ int train_decode_measure(train_session *s, const train_decode_plan *p, train_dec
     int32_t *ids = malloc((size_t)(p->batch * p->prompt) * sizeof *ids);
     int r = ids ? nn_model_cache(s->model, p->batch, &cache, err)
                 : ag_err_set(err, AG_ENOMEM, "out of memory for the prompt");
-    if (r == AG_OK) r = time_tokens(s, cache, p, ids, ret, err);
+    train_decode_plan timed = *p;    /* graphs do not tell what they touch */
+    if (s->config.train.cuda_graph == TRAIN_CUDA_GRAPH_AUTO)
+        timed.replay = ag_replay_new(s->decoder);
+    if (r == AG_OK) r = time_tokens(s, cache, &timed, ids, ret, err);
+    ag_replay_free(timed.replay);
     if (r == AG_OK) r = count_touched(s, cache, p, ids, ret, err);
     free(ids);
     ag_kv_cache_free(cache);

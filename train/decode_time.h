@@ -17,6 +17,7 @@ typedef struct train_decode_plan {
                                       * model with a source the prompt is it and 4 tokens */
     int32_t *text;                   /* [batch, prompt + tokens], what they read */
     double  *seconds;                /* [tokens], scratch */
+    ag_replay *replay;               /* filled in while tokens are timed */
 } train_decode_plan;
 
 typedef struct train_decode_time {   /* medians, in seconds */

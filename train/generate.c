@@ -82,6 +82,7 @@ typedef struct decoder {
     const nn_model *m;
     ag_tape *t;
     ag_kv_cache *cache;
+    ag_replay *replay;               /* NULL: the host launches each kernel */
     int64_t context;
     int32_t *text;                   /* [n_text]: start, if any, prompt and what was drawn */
     int64_t  n_text, fed;            /* tokens; how many of them the cache has seen or has
@@ -112,7 +113,7 @@ static int feed(decoder *d, const ag_tensor **ret_y, ag_err *err)
     }
     ag_tape_reset(d->t);
     ag_tensor *ids = ag_input_i32(d->t, AG_SHAPE(1, d->n_text - d->fed), d->text + d->fed);
-    *ret_y = nn_model_decode(d->m, d->t, ids, d->cache);
+    *ret_y = nn_model_decode_by(d->replay, d->m, d->t, ids, d->cache);
     d->fed = d->n_text;
     return ag_tape_status(d->t, err);
 }
@@ -147,6 +148,7 @@ int64_t train_generate(const nn_model *m, ag_tape *t, int64_t context, const tra
     if (r < 0) return r;
     dec.work = malloc((size_t)m->classes * sizeof *dec.work);
     dec.text = malloc((size_t)(n + d->length) * sizeof *dec.text);
+    dec.replay = d->eager ? NULL : ag_replay_new(t);
     if (dec.work && dec.text) {
         if (n_prompt > 0) memcpy(dec.text + n_start, prompt, (size_t)n_prompt * sizeof *prompt);
         if (n > context) dec.fed = n - context;  /* the model sees the last part of a long prompt */
@@ -160,6 +162,7 @@ int64_t train_generate(const nn_model *m, ag_tape *t, int64_t context, const tra
         r = ag_err_set(err, AG_ENOMEM, "out of memory for a sample of %lld tokens",
                        (long long)d->length);
     }
+    ag_replay_free(dec.replay);
     free(dec.work);
     free(dec.text);
     ag_kv_cache_free(dec.cache);

@@ -20,6 +20,7 @@ typedef struct train_draw {
     double   top_p;                  /* from the likeliest that together have this probability,
                                       * (0, 1] */
     uint64_t seed;
+    bool     eager;                  /* no graphs of a GPU (train.cuda_graph = off) */
 } train_draw;
 
 /* Told of each token as it is drawn; a return value other than 0 ends the drawing early. */

@@ -193,7 +193,7 @@ static ag_tensor *loss_of(const void *model, ag_tape *t, const ag_replay_in *in)
 /* Forward and backward of a part, by the host or as a graph. */
 static ag_tensor *run_part(train_session *s, ag_tensor *x, ag_tensor *targets, double scale)
 {
-    const ag_replay_in in = { x, targets, s->model->params->weights };
+    const ag_replay_in in = { x, targets, s->model->params->weights, NULL };
     if (s->replay) return ag_replay_loss(s->replay, &in, loss_of, s->model, scale);
     ag_tensor *loss = loss_of(s->model, s->tape, &in);
     ag_backward(s->tape, loss, scale);

@@ -150,7 +150,8 @@ static train_draw draw_of(const train_config *c)
 {
     return (train_draw){ .length = c->sample.length, .temperature = c->sample.temperature,
                          .top_k = c->sample.top_k, .top_p = c->sample.top_p,
-                         .seed = (uint64_t)c->sample.seed };
+                         .seed = (uint64_t)c->sample.seed,
+                         .eager = c->train.cuda_graph == TRAIN_CUDA_GRAPH_OFF };
 }
 
 /* A picture or a sound. */

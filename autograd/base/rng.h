@@ -28,7 +28,9 @@
 typedef struct ag_turn {
     float    scale;                  /* of the loss, in the walk back */
     uint32_t steps;                  /* it comes so much later, */
-    int64_t  samples;                /* and has samples so much further on in their batch */
+    int64_t  samples;                /* and has samples so much further on in their batch; */
+    int32_t  positions;              /* decoding: a token so much further on in its sequence, */
+    int32_t  keys;                   /* which sees so many */
 } ag_turn;
 
 typedef struct ag_noise {

@@ -46,10 +46,28 @@ static void graph_free(ag_graph *g)
     if (g) ag_cuda_ok(cudaGraphExecDestroy((cudaGraphExec_t)g), "cudaGraphExecDestroy");
 }
 
+/* n words; steps in words too. */
+static __global__ void shift_run(int64_t n, uint32_t *to, int64_t to_step, const uint32_t *from,
+                                 int64_t from_step, const int32_t *shift)
+{
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) to[*shift * to_step + i] = from[*shift * from_step + i];
+}
+
+static void copy_shifted(void *to, size_t to_step, const void *from, size_t from_step, size_t bytes,
+                         const int32_t *shift)
+{
+    const size_t word = sizeof(uint32_t);
+    const int64_t n = (int64_t)(bytes / word);
+    AG_LAUNCH(shift_run, blocks_for(n, 256), 256, 0, n, (uint32_t *)to, (int64_t)(to_step / word),
+              (const uint32_t *)from, (int64_t)(from_step / word), shift);
+}
+
 void graph_table(ag_device *d)
 {
     d->graph_begin = graph_begin;
     d->graph_end = graph_end;
     d->graph_run = graph_run;
     d->graph_free = graph_free;
+    d->copy_shifted = copy_shifted;
 }

@@ -4,6 +4,7 @@
  */
 #include "attention.h"
 #include "kv_cache.h"
+#include "../device.h"
 
 #include <string.h>
 
@@ -74,14 +75,41 @@ static void attend_one(const ag_call *c, const ag_attention *a, int64_t b)
     c->k->attention_fwd(&x);
 }
 
+/* One token of one sequence, whose position is another in each run: keys and values go to a place
+ * that a kernel works out, and all of the cache is looked at as far as it is filled. */
+static void attend_token(const ag_call *c, ag_attention *a, char *k, char *v, const ag_turn *token)
+{
+    const ag_kv_cache *kv = c->attr.attention.cache;
+    const ag_device *d = c->k->device;
+    const size_t k_row = (size_t)kv->d_k * ag_real_size(c),
+        v_row = (size_t)kv->d_v * ag_real_size(c);
+    if (!ag_kv_cache_takes_token(kv) || a->tq != 1 || a->pattern) {
+        ag_fail(c->tape, AG_EFAIL, "attend_cached: not one token of one sequence that sees all");
+        return;
+    }
+    d->copy_shifted(k + (size_t)kv->length * k_row, k_row, a->k, 0, k_row, &token->positions);
+    d->copy_shifted(v + (size_t)kv->length * v_row, v_row, a->v, 0, v_row, &token->positions);
+    a->k = k, a->k_row = kv->d_k, a->k_batch = kv->capacity * kv->d_k;
+    a->v = v, a->v_row = kv->d_v, a->v_batch = kv->capacity * kv->d_v;
+    a->causal = false;
+    a->tk = kv->capacity;
+    a->lengths = &token->keys;
+    c->k->attention_fwd(a);
+}
+
 static void cached_forward(ag_call *c)
 {
     ag_attention a = ag_attention_of(c);
     const ag_kv_cache *kv = c->attr.attention.cache;
+    const ag_turn *token = ag_token_turn(c->tape);
     if (kv) {
         const size_t at = (size_t)(c->attr.attention.layer * kv->batch * kv->capacity)
             * ag_real_size(c);
         char *k = kv->k + at * (size_t)kv->d_k, *v = kv->v + at * (size_t)kv->d_v;
+        if (token) {
+            attend_token(c, &a, k, v, token);
+            return;
+        }
         store(c, a.k, a.k_row, a.k_batch, k, kv->d_k, kv, a.tq);
         store(c, a.v, a.v_row, a.v_batch, v, kv->d_v, kv, a.tq);
         a.k = k, a.k_row = kv->d_k, a.k_batch = kv->capacity * kv->d_k;

@@ -1,5 +1,6 @@
 /* embedding.c -- y[b,t] = table[ids[b,t]] + pos[pos0 + t];  the gradients are the sums of the rows
  * of dy. */
+#include "../device.h"
 #include "../op.h"
 #include "../ops.h"
 
@@ -26,10 +27,30 @@ static int embedding_shape(ag_call *c, ag_shape *out)
     return AG_OK;
 }
 
+/* One token, whose position is another in each run: the same sums. */
+static void embed_token(const ag_call *c, const ag_turn *token)
+{
+    const int64_t d = ag_cols(c->in[TABLE]);
+    const size_t bytes = (size_t)d * ag_real_size(c);
+    void *row = ag_scratch(c->tape, bytes);
+    if (c->in[IDS]->size != 1) ag_fail(c->tape, AG_EFAIL, "embedding: more than one token");
+    if (!row || ag_error(c->tape)) return;
+    c->k->embedding_fwd(1, d, c->in[IDS]->data, c->in[TABLE]->data, NULL, 1, 0, c->out[0]->data);
+    c->k->device->copy_shifted(row, 0, (const char *)c->in[POS]->data +
+                               (size_t)c->attr.embedding.pos0 * bytes, bytes, bytes,
+                               &token->positions);
+    c->k->add(d, row, c->out[0]->data);
+}
+
 static void embedding_forward(ag_call *c)
 {
     const ag_tensor *ids = c->in[IDS], *table = c->in[TABLE];
+    const ag_turn *token = ag_token_turn(c->tape);
     if (ag_check_index(c, IDS, 0, table->shape.dim[0]) < 0) return;
+    if (token && c->in[POS]) {
+        embed_token(c, token);
+        return;
+    }
     c->k->embedding_fwd(ids->size, ag_cols(table), ids->data, table->data,
                         c->in[POS] ? c->in[POS]->data : NULL,
                         ids->shape.dim[1], c->attr.embedding.pos0, c->out[0]->data);

@@ -1,6 +1,7 @@
 #include "kv_cache.h"
 
 #include "../device.h"
+#include "../op.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -146,4 +147,10 @@ void ag_kv_cache_advance(ag_kv_cache *c, int64_t n)
     assert(c->length + n <= c->capacity);
     c->length += n;
     c->side = !c->side;
+}
+
+bool ag_kv_cache_takes_token(const ag_kv_cache *c)
+{
+    return c->batch == 1 && c->length > 0 && c->length < c->capacity && !c->source &&
+           !c->source_in_row && !c->past.bytes && !c->state.bytes && !c->hash_bytes;
 }

@@ -443,6 +443,38 @@ static void streams_and_events(void **)
     cudaGetLastError();
 }
 
+/* Nothing runs in a capture, all at each launch; what waits spoils it, and its end says so. */
+static void graphs(void **)
+{
+    cudaStream_t s;
+    cudaGraph_t g;
+    cudaGraphExec_t x;
+    void *p;
+    int *y = device_ints(4), got[4];
+    assert_int_equal(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), cudaSuccess);
+    for (int spoilt = 0; spoilt < 3; spoilt++) {
+        assert_int_equal(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+        RUN(count_run, 2, 2, 0, y);
+        if (spoilt) assert_int_equal(spoilt == 1 ? cudaStreamSynchronize(s) : cudaMalloc(&p, 4),
+                                     cudaErrorStreamCaptureUnsupported);
+        assert_int_equal(cudaMemsetAsync(y, 0, 4, s), spoilt ? cudaErrorStreamCaptureInvalidated
+                                                             : cudaSuccess);
+        assert_int_equal(cudaStreamEndCapture(s, &g), spoilt ? cudaErrorStreamCaptureInvalidated
+                                                             : cudaSuccess);
+        assert_true(!g == (spoilt > 0));
+        fetch(got, y, 4);            /* of three launches; the first number is cleared */
+        for (int i = 0; i < 4; i++)
+            assert_int_equal(got[i], spoilt && i ? 3 * (1 + i % 2 + i / 2 * 100) : 0);
+        if (spoilt) continue;
+        assert_int_equal(cudaGraphInstantiateWithFlags(&x, g, 0), cudaSuccess);
+        assert_int_equal(cudaGraphDestroy(g), cudaSuccess);
+        for (int i = 0; i < 3; i++) assert_int_equal(cudaGraphLaunch(x, s), cudaSuccess);
+        assert_int_equal(cudaGraphExecDestroy(x), cudaSuccess);
+    }
+    release(y);
+    assert_int_equal(cudaStreamDestroy(s), cudaSuccess);
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 4) return run_fault(argv);
@@ -462,6 +494,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(calls_fail_when_told),
         cmocka_unit_test(devices),
         cmocka_unit_test(streams_and_events),
+        cmocka_unit_test(graphs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
