@@ -181,6 +181,8 @@ bool ag_kv_cache_takes_token(const ag_kv_cache *c);
 /* For forward: AG_ERANGE on the tape unless every index of integer input i is in lo .. hi - 1.
  * What a device computed is not looked at: a kernel makes indices that fit. */
 int ag_check_index(ag_call *c, int i, int64_t lo, int64_t hi);
+/* Indices on the host were found to be in lo .. hi - 1, which replay.c notes. */
+void ag_decided_index(ag_tape *t, const int32_t *idx, int64_t n, int64_t lo, int64_t hi);
 size_t ag_real_size(const ag_call *c);         /* bytes of one number of the tape */
 size_t ag_kept_size(const ag_call *c);         /* of one that kernels keep of a row, f32 at least */
 

@@ -77,9 +77,6 @@ ag_tensor *ag_make_inputs(ag_call *c, unsigned unread);
 ag_tensor *ag_make_for_backward(ag_call *c);
 void ag_unmake(ag_tensor *made);
 
-/* replay.c: indices on the host were found to be in lo .. hi - 1. */
-void ag_decided_index(ag_tape *t, const int32_t *idx, int64_t n, int64_t lo, int64_t hi);
-
 /* segment.c: a call that runs calls of its own, whose memory goes when it is done. */
 typedef struct ag_visit {
     ag_mark meta, data, grads;
