@@ -52,7 +52,7 @@ static ag_tensor *from_start(const nn_embedding *l, ag_tape *t, ag_tensor *ids, 
     ag_tensor *pos = nn_position_forward(&l->position, t, ids->shape.dim[0], 0, n - 1, mode);
     if (pos) {
         const int64_t k = pos->shape.dim[0];
-        float *zeros = ag_scratch(t, (size_t)(k * d) * sizeof *zeros);
+        float *zeros = ag_tape_meta(t, (size_t)(k * d) * sizeof *zeros);
         for (int64_t i = 0; zeros && i < k * d; i++) zeros[i] = 0;
         pos = joined(t, ag_input(t, AG_SHAPE(k, 1, d), zeros, false), pos);
     }

@@ -195,8 +195,8 @@ static span span_of(const nn_position *l, ag_tape *t, int64_t batch, int64_t fir
 {
     const bool drawn = differ(l, mode);
     span s = { .k = drawn ? batch : 1, .first = first, .n = n };
-    s.start = ag_scratch(t, (size_t)s.k * sizeof *s.start);
-    s.silent = ag_scratch(t, (size_t)s.k * sizeof *s.silent);
+    s.start = ag_tape_meta(t, (size_t)s.k * sizeof *s.start);
+    s.silent = ag_tape_meta(t, (size_t)s.k * sizeof *s.silent);
     if (!s.start || !s.silent) s.k = 0;          /* the tape has an error: nothing will be read */
     const ag_noise z = ag_noise_for(t, l->site, s.k);
     for (int64_t e = 0; e < s.k; e++) {
@@ -218,7 +218,7 @@ static int64_t at(const span *s, int64_t r)
 /* table[(i / step) mod rows]: [k,n,width] */
 static ag_tensor *axis_forward(const nn_axis *a, ag_tape *t, const span *s)
 {
-    int32_t *index = ag_scratch(t, (size_t)(s->k * s->n) * sizeof *index);
+    int32_t *index = ag_tape_meta(t, (size_t)(s->k * s->n) * sizeof *index);
     for (int64_t r = 0; index && r < s->k * s->n; r++)
         index[r] = (int32_t)(at(s, r) / a->step % a->table->shape.dim[0]);
     return ag_gather(t, a->table, ag_input_i32(t, AG_SHAPE(s->k, s->n), index));
@@ -249,9 +249,9 @@ static void waves(double position, int64_t half, double *ret)
 static ag_tensor *sin_cos_forward(const nn_position *l, ag_tape *t, const span *s)
 {
     const int64_t d = l->config.d_model, half = d / 2;
-    float *y = ag_scratch(t, (size_t)(s->k * s->n * d) * sizeof *y);
-    double *start = ag_scratch(t, (size_t)(s->k * d) * sizeof *start),
-        *here = ag_scratch(t, (size_t)d * sizeof *here);
+    float *y = ag_tape_meta(t, (size_t)(s->k * s->n * d) * sizeof *y);
+    double *start = ag_tape_meta(t, (size_t)(s->k * d) * sizeof *start),
+        *here = ag_tape_meta(t, (size_t)d * sizeof *here);
     const bool fine = y && start && here;
     for (int64_t e = 0; fine && e < s->k; e++) waves((double)s->start[e], half, start + e * d);
     for (int64_t i = 0; fine && i < s->n; i++) {
@@ -272,7 +272,7 @@ static ag_tensor *sin_cos_forward(const nn_position *l, ag_tape *t, const span *
 static ag_tensor *digits(ag_tape *t, const span *s)
 {
     enum { N = NN_POSITION_DIGITS * NN_POSITION_BASES };
-    float *x = ag_scratch(t, (size_t)(s->k * s->n) * N * sizeof *x);
+    float *x = ag_tape_meta(t, (size_t)(s->k * s->n) * N * sizeof *x);
     for (int64_t r = 0; x && r < s->k * s->n; r++)
         for (int b = 0; b < NN_POSITION_BASES; b++) {
             int64_t rest = s->silent[r / s->n] ? 0 : at(s, r);
@@ -286,7 +286,7 @@ static ag_tensor *fixed_base_forward(const nn_position *l, ag_tape *t, const spa
 {
     ag_tensor *y = ag_module_linear(t, digits(t, s), l->digits, NULL, NN_POSITION_DIGITS, 1);
     if (s->first > 0) return y;
-    float *begins = ag_scratch(t, (size_t)(s->k * s->n) * sizeof *begins);
+    float *begins = ag_tape_meta(t, (size_t)(s->k * s->n) * sizeof *begins);
     for (int64_t r = 0; begins && r < s->k * s->n; r++) begins[r] = r % s->n == 0;
     return ag_linear_in_out(t, ag_input(t, AG_SHAPE(s->k, s->n, 1), begins, false), l->first, NULL,
                             AG_ACT_NONE, y);
@@ -296,7 +296,7 @@ static ag_tensor *fixed_base_forward(const nn_position *l, ag_tape *t, const spa
 static ag_tensor *thinned(const nn_position *l, ag_tape *t, ag_tensor *y, const span *s)
 {
     const int64_t d = l->config.d_model;
-    float *ones = ag_scratch(t, (size_t)(s->k * s->n) * sizeof *ones);
+    float *ones = ag_tape_meta(t, (size_t)(s->k * s->n) * sizeof *ones);
     for (int64_t r = 0; ones && r < s->k * s->n; r++) ones[r] = 1;
     ag_tensor *keep = ag_dropout(t, ag_input(t, AG_SHAPE(s->k, s->n), ones, false), NULL, l->drop.p,
                                  l->drop.site);

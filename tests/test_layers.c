@@ -211,7 +211,7 @@ typedef struct written_out {         /* gradients are of <v, y> */
 static void choose(const nn_ff *l, int64_t row, const double z[DFF], double p[DFF],
                    double mask[DFF])
 {
-    const ag_noise key = { SEED, 3, l->noise_site, 0 };
+    const ag_noise key = { .seed = SEED, .step = 3, .site = l->noise_site };
     for (int j = 0; j < DFF; j += N) {
         double sum = 0, best = -INFINITY;
         int k = 0;

@@ -189,6 +189,17 @@ static void other_parts_are_those_of_the_cpu(void **state)
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) three_steps(0, keys[i]);
 }
 
+/* The host makes some of these. */
+static void positions_are_those_of_the_cpu(void **state)
+{
+    static const char *const keys[][2] = {
+        { "model.position.type=grid", "model.position.stride=3" },
+        { "model.position.type=sin_cos" }, { "model.position.type=fixed_base" },
+        { "model.position.dropout=0.2" }, { "model.start_vector=true" } };
+    (void)state;
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) three_steps(0, keys[i]);
+}
+
 /* Attention by hashing, its buckets recalled too. */
 static void hashing_is_that_of_the_cpu(void **state)
 {
@@ -467,6 +478,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(losses_are_those_of_the_cpu),
+        cmocka_unit_test(positions_are_those_of_the_cpu),
         cmocka_unit_test(other_parts_are_those_of_the_cpu),
         cmocka_unit_test(hashing_is_that_of_the_cpu),
         cmocka_unit_test(batches_are_drawn_ahead),
