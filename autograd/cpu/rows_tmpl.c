@@ -35,6 +35,17 @@ static float row_sum(int64_t n, const real *x)
     return vtree_total(&t);
 }
 
+/* d rstd gain + bias; each of the last may be NULL */
+static vf normed(vf d, float rstd, const real *gain, const real *bias, int64_t left)
+{
+    const vf r = vset(rstd);
+    if (gain && bias)
+        return vfma(d * r, vget_to(gain, left), vget_to(bias, left));
+    if (bias)
+        return vfma(d, r, vget_to(bias, left));
+    return gain ? d * r * vget_to(gain, left) : d * r;
+}
+
 static void layernorm_row(int64_t n, double eps, const real *x, const real *gain,
                           const real *bias, real *y, float *ret_mean, float *ret_rstd)
 {
@@ -50,14 +61,9 @@ static void layernorm_row(int64_t n, double eps, const real *x, const real *gain
         vtree_add(&t, s);
     }
     const float rstd = (float)(1 / __builtin_sqrt((double)(vtree_total(&t) / (float)n) + eps));
-    FOR_VECTORS(j, n) {
-        vf v = (vget_to(x + j, n - j) - mean) * rstd;
-        if (gain)
-            v *= vget_to(gain + j, n - j);
-        if (bias)
-            v += vget_to(bias + j, n - j);
-        vput_to(y + j, v, n - j);
-    }
+    FOR_VECTORS(j, n)                                    /* the same operations for any storage */
+        vput_to(y + j, normed(vget_to(x + j, n - j) - mean, rstd, gain ? gain + j : NULL,
+                              bias ? bias + j : NULL, n - j), n - j);
     *ret_mean = mean;
     *ret_rstd = rstd;
 }

@@ -97,10 +97,10 @@ static void linear_backward(ag_call *c)
     for (int64_t i = 0; i < s.span; i++) backward_place(c, &s, i, dw, acc_w, dx, acc_x);
 }
 
+/* Sums over a span would be rounded after each of its places. */
 static bool linear_half(const ag_call *c, const ag_kernels *k)
 {
-    (void)c;
-    return k->gemm && k->act_bwd;
+    return c->attr.module_linear.span == 1 && k->gemm && k->act_bwd;
 }
 
 static int64_t linear_flops(const ag_call *c)

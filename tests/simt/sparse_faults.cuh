@@ -176,12 +176,13 @@ template <int FAULT> static bool merge(void)
 template <int FAULT> static void grouped_run(const float *x, float *y)
 {
     if (FAULT) {
-        y[blockIdx.x % 4] += x[blockIdx.x];
+        if (threadIdx.x == blockIdx.x) y[blockIdx.x / 5] += x[blockIdx.x];
         return;
     }
+    if (threadIdx.x || blockIdx.x >= 4) return;
     float sum = 0;
-    for (unsigned r = blockIdx.x; r < 20; r += 4) sum += x[r];
-    if (blockIdx.x < 4) y[blockIdx.x] += sum;
+    for (unsigned r = 0; r < 5; r++) sum += x[blockIdx.x * 5 + r];
+    y[blockIdx.x] += sum;
 }
 
 template <int FAULT> static bool grouped(void)
@@ -190,10 +191,11 @@ template <int FAULT> static bool grouped(void)
     floats dx(x), dy(std::vector<float>(4, 0));
     const float *px = dx.d;
     float *py = dy.d;
-    RUN_FAULT(grouped_run, 20, 1, 0, px, py);
+    RUN_FAULT(grouped_run, 20, 32, 0, px, py);
     const std::vector<float> y = dy.then();
     for (size_t c = 0; c < 4; c++)
-        if (!(y[c] == x[c] + x[c + 4] + x[c + 8] + x[c + 12] + x[c + 16])) return false;
+        if (!(y[c] == x[5 * c] + x[5 * c + 1] + x[5 * c + 2] + x[5 * c + 3] + x[5 * c + 4]))
+            return false;
     return true;
 }
 
