@@ -9,7 +9,6 @@
  * rows.
  */
 #include "autograd/cpu/fast.h"
-#include "autograd/cpu/storage.h"
 #include "autograd/cpu/sums.h"
 
 #define FOR_ROWS(i, m, n)                                                           \
@@ -19,20 +18,6 @@
 static void put_vector(real *y, vf v, int64_t left, bool acc)
 {
     vput_to(y, acc ? vget_to(y, left) + v : v, left);
-}
-
-/* The sum of a row, as row_total. */
-static float row_sum(int64_t n, const real *x)
-{
-    vtree t;
-    vtree_start(&t);
-    FOR_RUNS(b, n) {
-        vf s = { 0 };
-        FOR_RUN(j, b, n)
-            s += vget_to(x + j, n - j);
-        vtree_add(&t, s);
-    }
-    return vtree_total(&t);
 }
 
 /* d rstd gain + bias; each of the last may be NULL */
@@ -49,7 +34,7 @@ static vf normed(vf d, float rstd, const real *gain, const real *bias, int64_t l
 static void layernorm_row(int64_t n, double eps, const real *x, const real *gain,
                           const real *bias, real *y, float *ret_mean, float *ret_rstd)
 {
-    const float mean = row_sum(n, x) / (float)n;
+    const float mean = row_total(n, x) / (float)n;
     vtree t;
     vtree_start(&t);
     FOR_RUNS(b, n) {

@@ -8,7 +8,7 @@
 #ifndef AG_CPU_SUMS_H
 #define AG_CPU_SUMS_H
 
-#include "autograd/cpu/simd.h"
+#include "autograd/cpu/storage.h"
 
 /* A row: runs of at most RUN vectors. */
 enum { RUN = 16, TREE_LEVELS = 40 };
@@ -60,14 +60,14 @@ static inline void vstore_to(float *p, vf x, int64_t left)
         vstore_n(p, x, left);
 }
 
-static inline float row_total(int64_t n, const float *x)
+static inline float row_total(int64_t n, const real *x)
 {
     vtree t;
     vtree_start(&t);
     FOR_RUNS(b, n) {
         vf s = { 0 };
         FOR_RUN(j, b, n)
-            s += vload_to(x + j, n - j);
+            s += vget_to(x + j, n - j);
         vtree_add(&t, s);
     }
     return vtree_total(&t);
