@@ -102,7 +102,8 @@ static int part, parts = 1;
 static void check_part(int n, const gpu_case *c, const op_format *f)
 {
     for (int i = 0; i < n; i++)
-        if ((i * GPU_FORMATS + (int)(f - gpu_formats)) % parts == part) gpu_check_cases(1, &c[i], f);
+        if ((i * GPU_FORMATS + (int)(f - gpu_formats)) % parts == part)
+            gpu_check_cases(1, &c[i], f);
 }
 
 static void agrees_with_the_reference(void **state)
