@@ -170,8 +170,8 @@ DEVICE void keys_grad(const attention<T> &a, head_at e, int n, int i0, int j, co
  * rows are keys 16 apart, whose noise one block has: of the tile, warp w has keys 8 (w % 2) +
  * 32 (w / 2) + 0..7, and those 16 further.
  */
-template <class T, int D>            /* at D = 64 the registers of three blocks would spill */
-static __global__ void __launch_bounds__(THREADS, D < 64 ? 3 : D == 64 ? 2 : 1)
+template <class T, int D>            /* up to D = 64 the registers of three blocks would spill */
+static __global__ void __launch_bounds__(THREADS, D <= 64 ? 2 : 1)
     mma_dkv(attention<T> a, int tiles)
 {
     constexpr int N = D < 64 ? N8 : N8 / 2;              /* columns of 8 at a time */
