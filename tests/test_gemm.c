@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "autograd/kernels.h"
+#include "tests/activation.h"
 #include "tests/threads.h"
 
 enum { GUARD = 64, MAX_TABLES = 4 };
@@ -144,18 +145,6 @@ static void check_guards(const float *x, int64_t m, int64_t n, int64_t ldc)
         if (!inside && x[i] != guard_word)
             fail_msg("guard word %lld overwritten (m %lld, n %lld)", (long long)at, (long long)m,
                      (long long)n);
-    }
-}
-
-static double activation(ag_act act, double x)
-{
-    switch (act) {
-    case AG_ACT_RELU:       return x > 0 ? x : 0;
-    case AG_ACT_GELU_TANH:
-        return 0.5 * x * (1 + tanh(0.79788456080286535588 * (x + 0.044715 * x * x * x)));
-    case AG_ACT_GELU_ERF:   return 0.5 * x * (1 + erf(x * 0.70710678118654752440));
-    case AG_ACT_GELU_QUICK: return x / (1 + exp(-1.702 * x));
-    default:                return x;
     }
 }
 

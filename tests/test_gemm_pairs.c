@@ -8,6 +8,7 @@
  */
 #include "autograd/base/half.h"
 #include "autograd/kernels.h"
+#include "tests/activation.h"
 #include "tests/threads.h"
 
 #include <math.h>
@@ -61,18 +62,6 @@ static void check_guards(const matrix *a)
         const bool inside = at >= 0 && at < a->rows * a->ld && at % a->ld < a->cols;
         if (!inside && a->block[i] != GUARD_BITS)
             fail_msg("number %lld beyond the matrix is overwritten", (long long)at);
-    }
-}
-
-static double activation(ag_act act, double x)
-{
-    switch (act) {
-    case AG_ACT_RELU:       return x > 0 ? x : 0;
-    case AG_ACT_GELU_TANH:
-        return 0.5 * x * (1 + tanh(0.79788456080286535588 * (x + 0.044715 * x * x * x)));
-    case AG_ACT_GELU_ERF:   return 0.5 * x * (1 + erf(x * 0.70710678118654752440));
-    case AG_ACT_GELU_QUICK: return x / (1 + exp(-1.702 * x));
-    default:                return x;
     }
 }
 

@@ -25,7 +25,6 @@
 #include "number.cuh"
 #include "tile.cuh"
 
-
 #define LOG2_E  1.44269504f
 #define LN_2    0.69314718f
 #define LSH_EPS 1e-6f                /* added to the mean square of a query that becomes a key */
