@@ -3,6 +3,23 @@
 #define TESTS_GPU_H
 
 #include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* Is case i one of those to run?  TULLE_SIMT_PART=p/n: every n-th from the p-th on; else all. */
+static inline bool gpu_takes(long i)
+{
+    static long part, parts;
+    if (!parts) {
+        const char *some = getenv("TULLE_SIMT_PART");
+        parts = 1;
+        if (some && (sscanf(some, "%ld/%ld", &part, &parts) != 2 || parts < 1)) {
+            fprintf(stderr, "TULLE_SIMT_PART=%s: want PART/PARTS\n", some);
+            exit(2);
+        }
+    }
+    return i % parts == part % parts;
+}
 
 #ifdef TEST_REAL_GPU
 static inline bool gpu_is_real(void) { return true; }

@@ -14,7 +14,9 @@ bool gpu_open(void);
 void gpu_check_case(ag_tape *ref, ag_tape *t, const op_case *c, const op_format *f);
 
 typedef struct gpu_case { const ag_op *op; ag_sample s; } gpu_case;
-/* All of them in format f. */
+/* One of them in format f; `index` makes its numbers. */
+void gpu_check_one(const gpu_case *one, int index, const op_format *f);
+/* Those that gpu_takes. */
 void gpu_check_cases(int n, const gpu_case *cases, const op_format *f);
 
 /* n numbers of the format in device memory, there and back; gpu_drop gives the memory back. */

@@ -196,6 +196,28 @@ static void idx_small(void **state)
     data_close(d);
 }
 
+/* A packed file may be several gzip members, one behind the other. */
+static void idx_in_members(void **state)
+{
+    unsigned char b[8192], packed[8192];
+    size_t n = 0;
+    (void)state;
+    write_idx(30, 30, 4, 3);
+    const size_t size = idx_images(b, 30, 4, 5);
+    for (size_t at = 0; at < size; at += 200) {
+        FILE *f = fopen(write_gz("member.gz", b + at, size - at < 200 ? size - at : 200), "rb");
+        assert_non_null(f);
+        n += fread(packed + n, 1, sizeof packed - n, f);
+        fclose(f);
+    }
+    tmp_write("train-images-idx3-ubyte.gz", packed, n);
+    const data_options o = options("idx", tmp_dir, 1);
+    data_set *d = open_ok(&o);
+    assert_int_equal(d->images[DATA_TRAIN].n, 30);
+    assert_memory_equal(d->images[DATA_TRAIN].at, b + 16, size - 16);
+    data_close(d);
+}
+
 static void idx_bad(void **state)
 {
     unsigned char b[8192], head[16];
@@ -359,6 +381,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(shakespeare), cmocka_unit_test(enwik8),    cmocka_unit_test(text_parts),
         cmocka_unit_test(bad_text),    cmocka_unit_test(gzip_text), cmocka_unit_test(idx_small),
+        cmocka_unit_test(idx_in_members),
         cmocka_unit_test(idx_bad),     cmocka_unit_test(idx_damage), cmocka_unit_test(mnist),
         cmocka_unit_test(md5),         cmocka_unit_test(search_order),
     };

@@ -2,7 +2,7 @@
  * test_simt_blocks.c -- attention under patterns of keys on the tables of the GPU against an oracle
  * in f64, which asks the definition of the pattern; the tiles that its kernels walk over.
  *
- *   test_simt_blocks [TEST]      TULLE_SIMT_PART=i/n: every n-th case, from the i-th on
+ *   test_simt_blocks [TEST]      TULLE_SIMT_PART=p/n: see gpu.h
  */
 #include "simt_attention_check.h"
 
@@ -49,7 +49,6 @@ static ag_pattern *made(int i)
     return p;
 }
 
-static long turn_of, turns = 1;          /* which cases are run: every turns-th */
 
 /* A problem under pattern i, which is freed again: the next may have its place in memory. */
 static void run_now(int i, const shape *s, bool back)
@@ -64,7 +63,7 @@ static void run_now(int i, const shape *s, bool back)
 static void run_pattern(int i, const shape *s, bool back)
 {
     static long turn;
-    if (turn++ % turns == turn_of) run_now(i, s, back);
+    if (gpu_takes(turn++)) run_now(i, s, back);
 }
 
 /* The paper's strided attention: tiles of several steps in both parts. */
@@ -218,8 +217,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(patterns_of_any_width), cmocka_unit_test(patterns_decoding),
     };
     if (!open_gpu()) return 1;
-    const char *some = getenv("TULLE_SIMT_PART");
-    if (some && (sscanf(some, "%ld/%ld", &turn_of, &turns) != 2 || turns < 1)) return 2;
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     ag_cuda_close();

@@ -2,7 +2,7 @@
  * test_simt_draw.c -- tokens drawn on a GPU, or on the CPU in its place (gpu.h): they are those
  * that train_choose draws from the same numbers, in whatever order threads run.
  *
- *   TULLE_SIMT_PART=i/n: every n-th case from the i-th on
+ *   TULLE_SIMT_PART=p/n: see gpu.h
  */
 #include "gpu_check.h"
 
@@ -11,14 +11,10 @@
 #include "train/generate.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { MOST = 5000 };
-
-static long part, parts = 1;
-static bool runs(int64_t i) { return i % parts == part; }
 
 static const ag_kernels *k;          /* of the format */
 static const ag_device *gpu;
@@ -66,7 +62,7 @@ static int32_t chosen(const train_draw *d, const double *x, int64_t before, int6
 static int32_t check(const train_draw *d, const double *x, int64_t before, int64_t n, int64_t index)
 {
     const int32_t want = chosen(d, x, before, n, index);
-    const int32_t got = runs(index) ? drawn(d, x, before, n, index) : want;
+    const int32_t got = gpu_takes(index) ? drawn(d, x, before, n, index) : want;
     if (got != want)
         fail_msg("%s: token %d instead of %d of %lld, temperature %g, top_k %lld, top_p %g, index "
                  "%lld", ag_dtype_name(f->dtype), got, want, (long long)n, d->temperature,
@@ -104,7 +100,7 @@ static void tokens_are_those_of_the_host(void **state)
                                        .seed = 7 };
                 memset(x, 0, (size_t)before * sizeof *x);
                 logits_of(kind, n, (uint64_t)index, x + before);
-                if (!runs(index)) continue;
+                if (!gpu_takes(index)) continue;
                 gpu_order((unsigned)(index % 4));
                 check(&d, x, before, n, index);
             }
@@ -139,8 +135,8 @@ static void what_is_not_finite(void **state)
         assert_int_equal(drawn(&open, x, 0, N, 0), -1);
     }
     for (int i = 0; i < N; i++) x[i] = -(double)INFINITY;            /* no probability at all */
-    check(&sure, x, 0, N, part);
-    check(&open, x, 0, N, part);
+    check(&sure, x, 0, N, 0);
+    check(&open, x, 0, N, 0);
 }
 
 int main(void)
@@ -152,8 +148,6 @@ int main(void)
         { "what_is_not_finite", what_is_not_finite },
     };
     struct CMUnitTest list[TESTS * GPU_FORMATS] = { { 0 } };
-    const char *some = getenv("TULLE_SIMT_PART");
-    if (some && (sscanf(some, "%ld/%ld", &part, &parts) != 2 || parts < 1)) return 2;
     if (!gpu_open()) return 1;
     for (int i = 0; i < TESTS * GPU_FORMATS; i++) {
         list[i].name = test[i / GPU_FORMATS].name;

@@ -61,14 +61,12 @@ static const run_case cases[] = {
 };
 enum { CASES = sizeof cases / sizeof *cases };
 
-/* With a sanitizer that takes long, the first two; else all. */
+/* With a sanitizer that takes long. */
 static bool is_short(void)
 {
     const char *text = getenv("TULLE_SIMT_STEPS");
     return text && atoi(text) < STEPS;
 }
-
-static int n_cases(void) { return is_short() ? 2 : CASES; }
 
 static train_session *session(const char *const *keys, const char *graphs)
 {
@@ -123,8 +121,9 @@ static const char *name_of(const run_case *c)
 static void bits_are_those_without(void **state)
 {
     (void)state;
-    for (int k = 0; k < n_cases(); k++) {
+    for (int k = 0; k < CASES; k++) {
         const run_case *c = &cases[k];
+        if (!gpu_takes(k)) continue;
         trace with = { 0 }, without = { 0 };
         train_session *a = session(c->keys, "train.cuda_graph=auto");
         train_session *b = session(c->keys, "train.cuda_graph=off");
@@ -158,7 +157,7 @@ static void decisions_have_graphs_of_their_own(void **state)
     trace with = { 0 };
     train_session *s = session(keys, "train.cuda_graph=auto");
     for (int i = 0; i < 3; i++) steps(s, 0, STEPS, &with);
-    assert_int_equal(counts(s).captured, 2);
+    assert_in_range(counts(s).captured, 2, 3);       /* a third where memory moved meanwhile */
     assert_int_equal(counts(s).eager + counts(s).launched, 3 * STEPS);
     assert_true(counts(s).launched >= 3 * STEPS - 5);
     train_session_free(s);

@@ -4,14 +4,13 @@
  * that all rows list or none, one row of many units, experts; and kernels called by themselves:
  * given choices, units that are skipped, scores that are no numbers.
  *
- *   test_simt_live [TEST]    TULLE_SIMT_PART=i/n: every n-th case, from the i-th on
+ *   test_simt_live [TEST]    TULLE_SIMT_PART=p/n: see gpu.h
  */
 #include "gpu_check.h"
 
 #include "autograd/cuda/cuda.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -97,21 +96,12 @@ static const gpu_case experts[] = {
 
 #define COUNT(a) (int)(sizeof a / sizeof *a)
 
-static int part, parts = 1;
-
-static void check_part(int n, const gpu_case *c, const op_format *f)
-{
-    for (int i = 0; i < n; i++)
-        if ((i * GPU_FORMATS + (int)(f - gpu_formats)) % parts == part)
-            gpu_check_cases(1, &c[i], f);
-}
-
 static void agrees_with_the_reference(void **state)
 {
-    check_part(COUNT(cases), cases, *state);
+    gpu_check_cases(COUNT(cases), cases, *state);
 }
-static void tiles_agree(void **state) { check_part(COUNT(tiles), tiles, *state); }
-static void experts_agree(void **state) { check_part(COUNT(experts), experts, *state); }
+static void tiles_agree(void **state) { gpu_check_cases(COUNT(tiles), tiles, *state); }
+static void experts_agree(void **state) { gpu_check_cases(COUNT(experts), experts, *state); }
 
 /* --- kernels by themselves -------------------------------------------------------------------- */
 
@@ -241,8 +231,6 @@ int main(int argc, char **argv)
         { "choices_fit", choices_fit },
     };
     struct CMUnitTest list[TESTS * GPU_FORMATS] = { { 0 } };
-    const char *some = getenv("TULLE_SIMT_PART");
-    if (some && (sscanf(some, "%d/%d", &part, &parts) != 2 || parts < 1)) return 2;
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     if (!gpu_open()) return 1;
     gpu = ag_kernels_cuda(AG_F32)->device;

@@ -42,7 +42,7 @@ static void check(const shape *s)
     c.s.in[1] = AG_SHAPE(s->batch, s->t, s->heads * s->d_v);
     c.s.in[2] = AG_SHAPE(s->rounds, s->batch, s->heads, s->t);
     c.s.in[3] = AG_SHAPE(s->batch);
-    gpu_check_cases(1, &c, &gpu_formats[0]);
+    gpu_check_one(&c, 100, &gpu_formats[0]);
 }
 
 static void small_cases(void **state)
