@@ -69,8 +69,10 @@ static bool inflate_whole(const ag_map *m, unsigned char *out, size_t size)
 #ifdef TULLE_HAVE_LIBDEFLATE
     size_t used = 0;
     struct libdeflate_decompressor *d = libdeflate_alloc_decompressor();
-    const bool done = d && libdeflate_gzip_decompress_ex(d, m->data, m->size, out, size, &used, NULL)
-        == LIBDEFLATE_SUCCESS && used == m->size;
+    const bool done = d
+        && libdeflate_gzip_decompress_ex(d, m->data, m->size, out, size, &used, NULL)
+            == LIBDEFLATE_SUCCESS
+        && used == m->size;
     libdeflate_free_decompressor(d);
     return done;
 #else
