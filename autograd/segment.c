@@ -127,7 +127,8 @@ static void run_wanted(ag_tape *t, int first)
 {
     for (int i = t->n - 1; i >= first; i--) t->call[i]->skip = !must_run(t->call[i]);
     for (int i = first; i < t->n && !t->error; i++)
-        if (!t->call[i]->skip) ag_call_forward(t, t->call[i]);
+        if (ag_call_room(t, t->call[i]) == AG_OK && !t->call[i]->skip)
+            ag_call_forward(t, t->call[i]);
 }
 
 /* The gradient of the segment's output becomes that of y. */

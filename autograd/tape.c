@@ -303,9 +303,19 @@ static int make_outputs(ag_tape *t, ag_call *c, bool needs_grad)
         y->needs_grad = needs_grad && !integer;
         if (c->op->alias) y->narrow = c->in[0]->narrow;
         if (i == 0 && ag_is_remade(c)) y->maker = c;
-        else if (c->op->alias) y->data = c->in[0]->data;
+    }
+    return AG_OK;
+}
+
+int ag_call_room(ag_tape *t, ag_call *c)
+{
+    c->before = ag_arena_mark(&t->data);
+    for (int i = 0; i < c->op->n_out; i++) {
+        ag_tensor *y = c->out[i];
+        if (y->maker) continue;
+        if (c->op->alias) y->data = c->in[0]->data;
         else if (!tensor_data(t, y)) return t->error;
-        if (integer && !t->k->device) y->host = y->data;
+        if (c->op->integer_out >> i & 1 && !t->k->device) y->host = y->data;
     }
     if (c->op->saved_bytes) {
         c->saved = ag_tape_room(t, &t->data, 1, c->op->saved_bytes(c));
@@ -356,8 +366,7 @@ ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN],
 
     ag_call *c = ag_tape_meta(t, sizeof *c);
     if (!c) return ag_poison(t);
-    *c = (ag_call){ .op = op, .tape = t, .k = t->k, .scope = t->scope,
-                    .before = ag_arena_mark(&t->data) };
+    *c = (ag_call){ .op = op, .tape = t, .k = t->k, .scope = t->scope };
     for (int i = 0; i < op->n_in; i++) c->in[i] = in[i];
     if (attr) c->attr = *attr;
 
@@ -370,7 +379,7 @@ ag_tensor *ag_apply(ag_tape *t, const ag_op *op, ag_tensor *const in[AG_MAX_IN],
     c->k = ag_call_kernels(c);
     if (make_outputs(t, c, needs_grad) < 0) return ag_poison(t);
 
-    if (!t->lazy) ag_call_forward(t, c);
+    if (!t->lazy && ag_call_room(t, c) == AG_OK) ag_call_forward(t, c);
     if (t->error || ((needs_grad || t->lazy) && record(t, c) < 0)) return ag_poison(t);
     if (ret_second) *ret_second = c->out[1];
     return c->out[0];

@@ -35,7 +35,8 @@ struct ag_tape {
     int  error;                      /* the first one; 0 while all is well */
     bool no_grad, watch, plan;
     ag_keep keep;
-    bool lazy;                       /* calls are recorded and do not run yet (segment.c) */
+    bool lazy;                       /* calls are recorded, do not run yet and have no memory for
+                                      * what they make (segment.c) */
     const struct ag_open_segment *segment;       /* being planned; NULL: none */
     int64_t flops;                   /* of the forward calls since the reset */
     double moved;                    /* bytes that they read and wrote */
@@ -55,6 +56,7 @@ ag_tensor *ag_leaf_new(ag_tape *t, const ag_shape *shape, ag_dtype dtype, bool n
  * names the largest tensors. */
 void *ag_tape_room(ag_tape *t, ag_arena *where, size_t n, size_t size);
 void *ag_tape_alloc(ag_tape *t, ag_arena *where, int64_t n, ag_dtype dtype);
+int  ag_call_room(ag_tape *t, ag_call *c);       /* takes memory for what it makes */
 void ag_call_forward(ag_tape *t, ag_call *c);                    /* run, and watched */
 /* The device's error, if it has one, becomes the tape's, of call c (NULL: of none). */
 int  ag_tape_check(ag_tape *t, const ag_call *c);
