@@ -2,6 +2,8 @@
  *
  * The shape of the output comes from running the segment with the tape planning, so its inside is
  * seen three times: planned, run and dropped, and in backward recorded and run as far as is needed.
+ * What is recorded to run later takes memory when it does: so a segment within has gone before what
+ * follows it comes.
  */
 #include "segment.h"
 

@@ -1,6 +1,6 @@
 #include "layers/attention.h"
 
-#include "autograd/segment.h"
+#include "layers/recompute.h"
 
 enum { SLOT_U, SLOT_X, SLOT_OUT, SLOTS };        /* what is recalled when decoding */
 
@@ -236,8 +236,7 @@ static ag_tensor *heads(const nn_attention *l, ag_tape *t, ag_tensor *x,
     if (cache)
         return is_dense(&l->config) ? dense_attend(l, t, x, o, cache, layer)
                                     : sparse_attend(l, t, x, o, mode, cache, layer);
-    if (ag_tape_is_no_grad(t) || ag_tape_kept(t) < AG_KEEP_BRANCHES) return attend(&r, t, &x);
-    return ag_recompute(t, attend, &r, sizeof r, &x, 1);
+    return nn_branch_run(t, attend, &r, sizeof r, &x, 1);
 }
 
 ag_tensor *nn_attention_encode(const nn_attention *l, ag_tape *t, ag_tensor *x, ag_tensor *lengths,

@@ -152,8 +152,8 @@ static ag_tensor *gpt_logits(const nn_model *m, ag_tape *t, ag_tensor *ids, nn_m
     ag_scope_end(t);
     if (g->config.streams.kind != NN_STREAMS_ONE) return two_streams(g, t, x, mode, cache);
     const run r = { g, cache, mode };
-    x = nn_stack_forward(&(nn_stack){ run_block, &r, sizeof r, (int)g->config.n_layers, 1 }, t, &x,
-                         m->recompute);
+    x = nn_stack_forward(&(nn_stack){ run_block, &r, sizeof r, (int)g->config.n_layers, 1, 0 }, t,
+                         &x, m->recompute);
     return nn_head_forward(&g->head, t, nn_norm_forward(&g->norm, t, x), mode);
 }
 
@@ -259,6 +259,8 @@ static int plan(const nn_gpt_config *config, ag_dtype dtype, nn_gpt **ret_g, ag_
                            .start = config->embedding.start,
                            .logits = gpt_logits, .cache_new = gpt_cache_new,
                            .ff_layer = gpt_ff_layer, .release = gpt_release };
+    if (config->streams.kind == NN_STREAMS_ONE)
+        g->model.stack[0] = (nn_blocks){ "layers", (int)config->n_layers };
     int r = config->pattern ? nn_patterns_new(&g->patterns, config->pattern, config->context,
                                               config->n_layers, config->n_heads, err) : AG_OK;
     if (r == AG_OK) gpt_build(g, p);

@@ -27,7 +27,8 @@ struct nn_model {
     bool        start;               /* sequences begin with the token `classes` */
     int64_t     source;              /* columns of x that are the source (S); 0: it reads none */
     nn_cost     cost;
-    nn_recompute *recompute;         /* of its blocks when it trains, owned; NULL: all is kept */
+    nn_blocks   stack[NN_STACKS];    /* that can keep less and run again */
+    nn_recompute *recompute;         /* of these when it trains, owned; NULL: all is kept */
     /* x -> [..,classes].  gpt: x int32 [b,t], mlp: x [b,d_in], with a source: x int32 [b,S+t] ->
      * [b,t,classes].  cache: see nn_model_decode. */
     ag_tensor *(*logits)(const nn_model *m, ag_tape *t, ag_tensor *x, nn_mode mode,

@@ -48,6 +48,37 @@ int nn_transformer_check(const nn_transformer_config *c, ag_err *err)
 
 /* --- forward ---------------------------------------------------------------------------------- */
 
+enum { ENCODER, DECODER };           /* stacks of blocks */
+
+typedef struct run {
+    const nn_transformer *m;
+    ag_tensor *lengths;              /* of the sources */
+    ag_kv_cache *cache;
+    nn_mode mode;
+} run;
+
+static ag_tensor *run_encoder(const void *arg, ag_tape *t, ag_tensor *const *x, int i)
+{
+    const run *r = arg;
+    return nn_block_encode(&r->m->encoder[i], t, x[0], r->lengths, r->mode, i);
+}
+
+/* x[1]: of the encoder. */
+static ag_tensor *run_decoder(const void *arg, ag_tape *t, ag_tensor *const *x, int i)
+{
+    const run *r = arg;
+    const nn_source source = { x[1], r->lengths };
+    return nn_block_forward(&r->m->decoder[i], t, x[0], &source, r->mode, r->cache, i);
+}
+
+static ag_tensor *stack_forward(const run *r, int at, ag_tape *t, ag_tensor *const *x)
+{
+    const nn_model *m = &r->m->model;
+    const nn_stack s = { at == ENCODER ? run_encoder : run_decoder, r, sizeof *r, m->stack[at].n,
+                         at == ENCODER ? 1 : 2, at };
+    return nn_stack_forward(&s, t, x, m->recompute);
+}
+
 static ag_tensor *embedded(const nn_embedding *l, const nn_dropout *drop, const char *scope,
                            ag_tape *t, ag_tensor *ids, int64_t column0, nn_mode mode)
 {
@@ -64,8 +95,7 @@ static nn_source encode(const nn_transformer *m, ag_tape *t, ag_tensor *ids, nn_
     ag_tensor *lengths = ag_count_tokens(t, ids, n);
     ag_tensor *x = embedded(&m->source, &m->drop_source, "source", t, ag_columns(t, ids, 0, n), 0,
                             mode);
-    for (int i = 0; i < (int)m->config.n_encoder_layers; i++)
-        x = nn_block_encode(&m->encoder[i], t, x, lengths, mode, i);
+    x = stack_forward(&(run){ m, lengths, NULL, mode }, ENCODER, t, &x);
     return (nn_source){ nn_norm_forward(&m->norm_source, t, x), lengths };
 }
 
@@ -84,8 +114,8 @@ static ag_tensor *transformer_logits(const nn_model *model, ag_tape *t, ag_tenso
         ids = ag_columns(t, ids, n, ids->shape.dim[1] - n);
     }
     ag_tensor *x = embedded(&m->embedding, &m->drop, "embedding", t, ids, column0, mode);
-    for (int i = 0; i < (int)m->config.decoder.n_layers; i++)
-        x = nn_block_forward(&m->decoder[i], t, x, &source, mode, cache, i);
+    x = stack_forward(&(run){ m, source.lengths, cache, mode }, DECODER, t,
+                      (ag_tensor *[]){ x, source.x });
     return nn_head_forward(&m->head, t, nn_norm_forward(&m->norm, t, x), mode);
 }
 
@@ -222,6 +252,8 @@ static int plan(const nn_transformer_config *config, ag_dtype dtype, nn_transfor
     *m = (nn_transformer){ .config = *config, .encoder = encoder, .decoder = decoder };
     m->config.decoder = decoder_of(config);
     m->model = (nn_model){ .kind = "transformer", .params = p, .classes = config->decoder.vocab,
+                           .stack = { [ENCODER] = { "encoder", (int)config->n_encoder_layers },
+                                      [DECODER] = { "decoder", (int)config->decoder.n_layers } },
                            .source = config->source, .logits = transformer_logits,
                            .cache_new = transformer_cache_new, .ff_layer = transformer_ff_layer,
                            .release = transformer_release };

@@ -1,6 +1,6 @@
 /*
- * test_recompute.c -- plans of recomputation: the same bits under every plan, and the planner
- * against schedules that are known or enumerated.
+ * test_recompute.c -- plans of recomputation: the same bits under every plan, of a gpt and of an
+ * encoder-decoder, and the planner against schedules that are known or enumerated.
  */
 #include "layers/layers.h"
 #include "tests/threads.h"
@@ -14,13 +14,17 @@
 
 #include <cmocka.h>
 
-enum { LAYERS = 8, BATCH = 2, CONTEXT = 12, VOCAB = 11, SEED = 3 };
+enum { LAYERS = 8, ENCODER = 3, BATCH = 2, CONTEXT = 12, SOURCE = 9, VOCAB = 11, D_MODEL = 16,
+       SEED = 3 };
+enum { GPT, SPARSE_GPT, TRANSFORMER, SPARSE_TRANSFORMER, KINDS };
 
-/* Dropout everywhere, a controller with Gumbel noise, hard and soft steps of it. */
-static nn_model *model_new(bool sparse)
+/* Dropout everywhere, a controller with Gumbel noise, hard and soft steps of it; of LAYERS blocks,
+ * ENCODER of them in the encoder, if any. */
+static nn_model *model_new(int kind)
 {
+    const bool sparse = kind % 2, pairs = kind >= TRANSFORMER;
     nn_gpt_config c = { .vocab = VOCAB, .context = CONTEXT, .n_layers = LAYERS, .n_heads = 2,
-                        .d_model = 16, .bias = true, .tied = true, .dropout = 0.1,
+                        .d_model = D_MODEL, .bias = true, .tied = true, .dropout = 0.1,
                         .embedding_dropout = 0.1, .init_std = 0.2, .norm_eps = 1e-5,
                         .ff = { .d_ff = 32, .act = AG_ACT_GELU_TANH, .bias_in = true,
                                 .bias_out = true, .dropout = 0.1 } };
@@ -33,11 +37,21 @@ static nn_model *model_new(bool sparse)
     }
     nn_model *m = NULL;
     ag_err err = { 0 };
-    if (nn_gpt_new(&c, AG_F32, SEED, &m, &err)) fail_msg("%s", err.msg);
+    if (pairs) {
+        c.n_layers = LAYERS - ENCODER;
+        c.bias = false;              /* that of a key has no gradient */
+        if (sparse) c.attention = (nn_attention_config){ .type = NN_MAP_MULTCONV };
+        const nn_transformer_config x = { .decoder = c, .n_encoder_layers = ENCODER,
+                                          .source = SOURCE };
+        if (nn_transformer_new(&x, AG_F32, SEED, &m, &err)) fail_msg("%s", err.msg);
+    } else if (nn_gpt_new(&c, AG_F32, SEED, &m, &err)) {
+        fail_msg("%s", err.msg);
+    }
+    assert_int_equal(nn_blocks_count(m->stack), LAYERS);
     return m;
 }
 
-typedef struct step { float loss; size_t peak; int64_t flops; } step;
+typedef struct step { float loss; size_t peak, grads; int64_t flops; } step;
 
 /* Two micro-batches; the gradients stay in the parameters. */
 static step run_step(nn_model *m, nn_recompute *r, bool plan)
@@ -49,14 +63,15 @@ static step run_step(nn_model *m, nn_recompute *r, bool plan)
     ag_tape_plan(t, plan);
     m->recompute = r;
     for (int part = 0; part < 2; part++) {
-        int32_t ids[BATCH * CONTEXT], y[BATCH * CONTEXT];
-        for (int i = 0; i < BATCH * CONTEXT; i++) {
-            ids[i] = (7 * i + 3 * part) % VOCAB;
-            y[i] = (5 * i + 1) % VOCAB;
-        }
+        int32_t ids[BATCH * (SOURCE + CONTEXT)], y[BATCH * CONTEXT];
+        const int64_t columns = m->source + CONTEXT;
+        for (int i = 0; i < BATCH * columns; i++) ids[i] = (7 * i + 3 * part) % VOCAB;
+        for (int i = 0; i < BATCH * CONTEXT; i++) y[i] = (5 * i + 1) % VOCAB;
+        for (int i = 0; i < m->source; i++)      /* the second source is shorter */
+            ids[columns + i] = i < SOURCE - 3 ? 1 + ids[columns + i] % (VOCAB - 1) : 0;
         ag_tape_reset(t);
         ag_tape_noise(t, &(ag_noise_key){ SEED, 4, part * BATCH, BATCH });
-        ag_tensor *loss = nn_model_loss(m, t, ag_input_i32(t, AG_SHAPE(BATCH, CONTEXT), ids),
+        ag_tensor *loss = nn_model_loss(m, t, ag_input_i32(t, AG_SHAPE(BATCH, columns), ids),
                                         ag_input_i32(t, AG_SHAPE(BATCH, CONTEXT), y), NN_TRAIN);
         const double before = ag_error(t) || plan ? 0 : ag_value(t, loss, 0);
         if (ag_backward(t, loss, 0.5)) fail_msg("%s", ag_error_message(t));
@@ -66,6 +81,7 @@ static step run_step(nn_model *m, nn_recompute *r, bool plan)
     }
     m->recompute = NULL;
     s.peak = ag_tape_bytes(t).peak;
+    s.grads = ag_tape_bytes(t).grads;
     s.flops = ag_tape_bytes(t).flops;
     ag_tape_free(t);
     return s;
@@ -103,10 +119,11 @@ static step same_bits(nn_model *m, const kept *k, nn_recompute *r)
     return s;
 }
 
-/* Cuts between blocks i and i + 1 where bit i is set. */
-static nn_recompute *cut(int bits, ag_keep keep)
+/* Cuts between blocks i and i + 1 where bit i is set, and between stacks. */
+static nn_recompute *cut(const nn_model *m, int bits, ag_keep keep)
 {
-    nn_recompute *r = nn_recompute_new(LAYERS, keep, 0);
+    nn_recompute *r = nn_recompute_new(m->stack, keep, 0);
+    if (m->source) bits |= 1 << (ENCODER - 1);
     assert_non_null(r);
     for (int i = 0, begin = 0; i < LAYERS; i++)
         if (i == LAYERS - 1 || bits >> i & 1) {
@@ -119,12 +136,12 @@ static nn_recompute *cut(int bits, ag_keep keep)
 static void all_segmentations(void **state)
 {
     (void)state;
-    for (int sparse = 0; sparse < 2; sparse++) {
-        nn_model *m = model_new(sparse);
+    for (int kind = 0; kind < KINDS; kind++) {
+        nn_model *m = model_new(kind);
         kept k = keep_all(m);
         for (int bits = 0; bits < 1 << (LAYERS - 1); bits++)
             for (int keep = 0; keep < (bits % 16 ? 1 : AG_KEEPS); keep++)
-                same_bits(m, &k, cut(bits, (ag_keep)keep));
+                same_bits(m, &k, cut(m, bits, (ag_keep)keep));
         free(k.grads);
         nn_model_free(m);
     }
@@ -133,22 +150,27 @@ static void all_segmentations(void **state)
 static void amounts_and_nests(void **state)
 {
     (void)state;
-    static const nn_segment nest[] = { { 0, 8 }, { 0, 5 }, { 1, 4 }, { 2, 3 }, { 6, 8 }, { 5, 6 } };
+    static const nn_segment nests[2][6] = {
+        { { 0, 8 }, { 0, 5 }, { 1, 4 }, { 2, 3 }, { 6, 8 }, { 5, 6 } },
+        { { 3, 8 }, { 0, 3 }, { 4, 7 }, { 1, 3 }, { 4, 6 }, { 2, 3 } },
+    };
     for (int threads = 1; threads <= 3; threads++) {
         set_threads(threads);
-        for (int sparse = 0; sparse < 2; sparse++) {
-            nn_model *m = model_new(sparse);
+        for (int kind = 0; kind < KINDS; kind++) {
+            nn_model *m = model_new(kind);
+            const nn_segment *nest = nests[kind >= TRANSFORMER];
             kept k = keep_all(m);
             size_t peak = k.s.peak;
             for (int keep = AG_KEEP_PRODUCTS; keep < AG_KEEPS; keep++) {
-                const step s = same_bits(m, &k, nn_recompute_new(LAYERS, (ag_keep)keep, 0));
+                const step s = same_bits(m, &k, nn_recompute_new(m->stack, (ag_keep)keep, 0));
                 assert_true(s.peak < peak);
                 peak = s.peak;
             }
-            assert_true(same_bits(m, &k, nn_recompute_new(LAYERS, AG_KEEP_ALL, 1)).peak < peak);
-            nn_recompute *r = nn_recompute_new(LAYERS, AG_KEEP_ALL, 0);
+            assert_true(same_bits(m, &k, nn_recompute_new(m->stack, AG_KEEP_ALL, 1)).peak < peak);
+            same_bits(m, &k, nn_recompute_new(m->stack, AG_KEEP_ALL, 2));
+            nn_recompute *r = nn_recompute_new(m->stack, AG_KEEP_ALL, 0);
             for (int i = 0; i < LAYERS; i++) r->keep[i] = (ag_keep)(i % AG_KEEPS);
-            for (size_t i = 0; i < sizeof nest / sizeof *nest; i++)
+            for (int i = 0; i < 6; i++)
                 assert_int_equal(nn_recompute_add(r, nest[i].begin, nest[i].end), AG_OK);
             same_bits(m, &k, r);
             free(k.grads);
@@ -161,7 +183,9 @@ static void amounts_and_nests(void **state)
 static void segments_nest_or_are_refused(void **state)
 {
     (void)state;
-    nn_recompute *r = nn_recompute_new(8, AG_KEEP_ALL, 0);
+    const nn_blocks one[NN_STACKS] = { { "layers", 8 } },
+        two[NN_STACKS] = { { "encoder", 3 }, { "decoder", 5 } };
+    nn_recompute *r = nn_recompute_new(one, AG_KEEP_ALL, 0);
     assert_int_equal(nn_recompute_add(r, 2, 5), AG_OK);
     assert_int_equal(nn_recompute_add(r, 4, 6), AG_ERANGE);
     assert_int_equal(nn_recompute_add(r, 2, 5), AG_ERANGE);
@@ -172,6 +196,19 @@ static void segments_nest_or_are_refused(void **state)
     static const nn_segment want[] = { { 2, 8 }, { 2, 5 }, { 2, 3 } };
     assert_int_equal(r->n_segments, 3);
     assert_memory_equal(r->segment, want, sizeof want);
+    nn_recompute_free(r);
+    static const nn_segment groups[] = { { 0, 2 }, { 2, 3 }, { 3, 5 }, { 5, 7 }, { 7, 8 } };
+    char text[256];
+    r = nn_recompute_new(two, AG_KEEP_PRODUCTS, 2);
+    assert_int_equal(r->n_segments, 5);
+    assert_memory_equal(r->segment, groups, sizeof groups);
+    r->n_segments = 3;
+    assert_int_equal(nn_recompute_add(r, 0, 8), AG_ERANGE);
+    assert_int_equal(nn_recompute_add(r, 2, 4), AG_ERANGE);
+    assert_int_equal(nn_recompute_add(r, 0, 3), AG_OK);
+    assert_string_equal(nn_recompute_text(r, text, sizeof text),
+                        "encoder 0-2 recomputed 2 times, products; decoder 0-1 recomputed 1 time, "
+                        "products, 2-4 kept: products");
     nn_recompute_free(r);
 }
 
@@ -223,7 +260,7 @@ static void equals_the_binomial_schedule(void **state)
         for (int s = 2; s <= 8; s++) {
             assert_true(binomial(n, s) == tried(n, s, memo));
             /* a recorded block's input takes the slot that the chain's own does not */
-            const nn_stack_cost c = { .n = n, .block = block, .end = 0 };
+            const nn_stacks_cost c = { .stack = { { "blocks", n } }, .block = block };
             nn_recompute *r = NULL;
             double extra;
             ag_err err = { 0 };
@@ -239,7 +276,7 @@ static void equals_the_binomial_schedule(void **state)
 }
 
 /* Work and highest memory of a schedule, by walking through it. */
-typedef struct walk { const nn_stack_cost *c; const nn_recompute *r; double most, work; } walk;
+typedef struct walk { const nn_stacks_cost *c; const nn_recompute *r; double most, work; } walk;
 
 static void hold(walk *w, double bytes) { w->most = fmax(w->most, bytes); }
 
@@ -251,6 +288,8 @@ static void record(walk *w, int begin, int end, int at, double base, double tail
     int n = 0;
     for (int i = begin; i < end; ) {
         const nn_block_cost *b = &w->c->block[i];
+        for (int k = 0, first = 0; top && k < NN_STACKS; first += w->c->stack[k++].n)
+            if (i == first) hold(w, used += w->c->before[k]);
         int s = at;
         while (s < w->r->n_segments && w->r->segment[s].begin < i) s++;
         if (s < w->r->n_segments && w->r->segment[s].begin == i && w->r->segment[s].end <= end) {
@@ -279,7 +318,7 @@ static void record(walk *w, int begin, int end, int at, double base, double tail
 }
 
 /* Least work of all properly nested plans, with all amounts, that stay within the bytes. */
-static void best_of_all(const nn_stack_cost *c, double bytes, double *best)
+static void best_of_all(const nn_stacks_cost *c, double bytes, double *best)
 {
     enum { N = 4, RANGES = N * (N + 1) / 2 };
     nn_segment range[RANGES];
@@ -287,7 +326,7 @@ static void best_of_all(const nn_stack_cost *c, double bytes, double *best)
     for (int b = 0; b < N; b++)
         for (int e = N; e > b; e--) range[n++] = (nn_segment){ b, e };
     for (int set = 0; set < 1 << RANGES; set++) {
-        nn_recompute *r = nn_recompute_new(N, AG_KEEP_ALL, 0);
+        nn_recompute *r = nn_recompute_new(c->stack, AG_KEEP_ALL, 0);
         bool nested = true;
         for (int i = 0; i < RANGES && nested; i++)
             if (set >> i & 1)
@@ -309,9 +348,9 @@ static void equals_exhaustive_search(void **state)
     enum { N = 4 };
     uint32_t seed = 1;
     int fits = 0;
-    for (int trial = 0; trial < 6; trial++) {
+    for (int trial = 0; trial < 10; trial++) {
         nn_block_cost block[N];
-        double first = 0;
+        double once = 0;
         memset(block, 0, sizeof block);
         for (int i = 0; i < N; i++) {
             double v[12];
@@ -327,9 +366,11 @@ static void equals_exhaustive_search(void **state)
                 block[i].again[k] = 3 * k * v[6];
                 block[i].unread[k] = v[7];
             }
-            first += block[i].work;
+            once += block[i].work;
         }
-        const nn_stack_cost c = { .n = N, .block = block, .end = 9 };
+        const int first = trial < 4 ? N : 1 + trial % 3;     /* then two stacks */
+        const nn_stacks_cost c = { .stack = { { "a", first }, { "b", N - first } }, .block = block,
+                                   .before = { trial % 2 ? 4 : 0, 3 }, .end = 9 };
         for (int bytes = 20; bytes <= 80; bytes += 15) {
             double best = INFINITY, extra = 0;
             nn_recompute *r = NULL;
@@ -341,12 +382,51 @@ static void equals_exhaustive_search(void **state)
             walk w = { &c, r, 0, 0 };
             record(&w, 0, N, 0, 0, c.end, true);
             assert_true(w.most <= bytes && fabs(w.work - best) < 1e-3);
-            assert_true(fabs(extra - (best - first)) < 1e-3);
+            assert_true(fabs(extra - (best - once)) < 1e-3);
             nn_recompute_free(r);
             fits++;
         }
     }
     assert_true(fits > 8);
+}
+
+/* The planner on what it measured of a model: gradients come on top of what it counts, and little
+ * else. */
+static void plans_within_bytes(void **state)
+{
+    (void)state;
+    static const double shares[] = { 0.8, 0.6, 0.45 };
+    for (int kind = 0; kind < KINDS; kind++) {
+        nn_model *m = model_new(kind);
+        kept k = keep_all(m);
+        nn_block_cost block[LAYERS];
+        nn_stacks_cost c = { .block = block };
+        memcpy(c.stack, m->stack, sizeof c.stack);
+        nn_recompute *r = nn_recompute_new(m->stack, AG_KEEP_ALL, 0);
+        r->measure = &c;
+        const double all = (double)(k.s.peak - k.s.grads);
+        assert_int_equal(run_step(m, r, true).peak, k.s.peak);
+        nn_recompute_free(r);
+        c.end = all - c.end;
+        assert_true(c.end > 0 && c.before[0] > 0 && (c.before[1] > 0) == (m->source > 0));
+        if (kind == TRANSFORMER)     /* by cross-attention three tensors more, without queries,
+                                      * keys and values */
+            assert_true(block[ENCODER].kept[AG_KEEP_BRANCHES] <
+                        block[0].kept[AG_KEEP_BRANCHES] * CONTEXT / SOURCE +
+                        4 * BATCH * CONTEXT * D_MODEL * sizeof(float));
+        double before = all;
+        for (int i = 0; i < 3; i++) {
+            ag_err err = { 0 };
+            if (nn_recompute_plan(&c, shares[i] * all, 0, &r, NULL, &err)) fail_msg("%s", err.msg);
+            const step s = same_bits(m, &k, r);
+            const double data = (double)(s.peak - s.grads);
+            assert_true(data < before);
+            if (!(kind % 2)) assert_true(data <= 1.03 * shares[i] * all);    /* no coin differs */
+            before = data;
+        }
+        free(k.grads);
+        nn_model_free(m);
+    }
 }
 
 int main(void)
@@ -357,6 +437,7 @@ int main(void)
         cmocka_unit_test(segments_nest_or_are_refused),
         cmocka_unit_test(equals_the_binomial_schedule),
         cmocka_unit_test(equals_exhaustive_search),
+        cmocka_unit_test(plans_within_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

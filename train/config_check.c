@@ -387,7 +387,8 @@ static void check_streams(checker *k)
         clash(k, "model.reversible_output", "needs an output layer of its own, but",
               "model.tied_embeddings", "set model.tied_embeddings: false");
     if (!off && c->train.recompute != TRAIN_RECOMPUTE_NONE)
-        clash(k, "train.recompute", "is for one residual stream, but", "model.reversible", "");
+        clash(k, "train.recompute", "is for one residual stream, but", "model.reversible",
+              "fp32 and fixed rebuild layers and keep none");
     if (!off && c->model.reversible != TRAIN_REVERSIBLE_STORED &&
         c->train.precision != TRAIN_PRECISION_FP32)
         clash(k, "train.precision", "does not rebuild streams well enough for",
@@ -446,8 +447,8 @@ static void check_recompute(checker *k)
     else if (planned != (bytes > 0))
         clash(k, "train.recompute", "goes with", "train.memory_budget",
               "auto needs a budget, and a budget needs auto");
-    if (c->train.recompute != TRAIN_RECOMPUTE_NONE && c->model.type != TRAIN_MODEL_GPT)
-        clash(k, "train.recompute", "needs a gpt, but", "model.type", "");
+    if (c->train.recompute != TRAIN_RECOMPUTE_NONE && c->model.type == TRAIN_MODEL_MLP)
+        clash(k, "train.recompute", "needs a gpt or a transformer, but", "model.type", "");
 }
 
 static void check_training(checker *k)

@@ -23,7 +23,7 @@ void train_describe(const train_session *s, const char *dir, train_status *statu
                       (long long)s->config.train.batch, (long long)s->config.train.micro_batch);
     if (s->device) train_status_line(status, "        %s", train_device_text(s, plan, 512));
     if (s->model->recompute)
-        train_status_line(status, "        recompute %s: layers %s",
+        train_status_line(status, "        recompute %s: %s",
                           train_choice_word(s->config.train.recompute),
                           nn_recompute_text(s->model->recompute, plan, sizeof plan));
     if (s->scaler.type != OPT_SCALING_NONE)

@@ -5,6 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+bool train_may_recompute(const train_session *s)
+{
+    return nn_blocks_count(s->model->stack) > 0;
+}
+
 /* --- a step that is planned ------------------------------------------------------------------- */
 
 typedef struct coins { double prob; int64_t ramp; } coins;
@@ -75,15 +80,17 @@ int train_plan_step(train_session *s, nn_recompute *r, train_step_plan *ret_p, a
 
 typedef struct budget {
     train_session *s;
-    nn_stack_cost  cost;
+    nn_stacks_cost cost;
     double         grads;            /* bytes of gradients in backward */
 } budget;
 
 static int measure(train_session *s, budget *b, ag_err *err)
 {
-    const int n = (int)s->config.model.n_layers;
-    *b = (budget){ .s = s, .cost = { .n = n, .block = calloc((size_t)n, sizeof *b->cost.block) } };
-    nn_recompute *r = nn_recompute_new(n, AG_KEEP_ALL, 0);
+    const nn_blocks *stack = s->model->stack;
+    *b = (budget){ .s = s };
+    memcpy(b->cost.stack, stack, sizeof b->cost.stack);
+    b->cost.block = calloc((size_t)nn_blocks_count(stack), sizeof *b->cost.block);
+    nn_recompute *r = nn_recompute_new(stack, AG_KEEP_ALL, 0);
     train_step_plan p;
     int code = AG_ENOMEM;
     if (r && b->cost.block) {
@@ -103,7 +110,7 @@ static int measure(train_session *s, budget *b, ag_err *err)
 static int attempt(const budget *b, double bytes, nn_recompute **ret_r, train_step_plan *ret_p,
                ag_err *err)
 {
-    int r = nn_recompute_plan(&b->cost, bytes - b->cost.begin, 0, ret_r, NULL, err);
+    int r = nn_recompute_plan(&b->cost, bytes, 0, ret_r, NULL, err);
     if (r) return r;
     r = train_plan_step(b->s, *ret_r, ret_p, err);
     if (r) {
@@ -172,8 +179,9 @@ static int refuse(const budget *b, const train_step_plan *all, double bytes, ag_
         snprintf(hint, sizeof hint, "train.micro_batch=%lld, which is %lld now, would about fit",
                  (long long)fits, (long long)micro);
     else
-        snprintf(hint, sizeof hint, "a smaller model.context, model.d_model or model.n_layers "
-                 "needs less%s", room > 0 ? "" : ", and so does another optim.type");
+        snprintf(hint, sizeof hint, "a smaller %s, model.d_model or model.n_layers needs less%s",
+                 s->source ? "data.source_length" : "model.context",
+                 room > 0 ? "" : ", and so does another optim.type");
     return ag_err_set(err, AG_ECONFIG, "train.memory_budget = %s is too little: parameters, "
                       "gradients and optimizer take %.1f MB, a step at least %.1f MB more\n  %s",
                       s->config.train.memory_budget, 1e-6 * all->fixed, 1e-6 * least, hint);
@@ -196,13 +204,13 @@ static int plan_for(train_session *s, double bytes, nn_recompute **ret_r, ag_err
 int train_recompute_new(train_session *s, int word, int64_t group, double bytes,
                         nn_recompute **ret_r, ag_err *err)
 {
-    const int n = (int)s->config.model.n_layers;
+    const nn_blocks *b = s->model->stack;
     *ret_r = NULL;
     switch (word) {
     case TRAIN_RECOMPUTE_NONE:      return AG_OK;
-    case TRAIN_RECOMPUTE_CHEAP:     *ret_r = nn_recompute_new(n, AG_KEEP_PRODUCTS, 0); break;
-    case TRAIN_RECOMPUTE_ATTENTION: *ret_r = nn_recompute_new(n, AG_KEEP_BRANCHES, 0); break;
-    case TRAIN_RECOMPUTE_BLOCK:     *ret_r = nn_recompute_new(n, AG_KEEP_ALL, (int)group); break;
+    case TRAIN_RECOMPUTE_CHEAP:     *ret_r = nn_recompute_new(b, AG_KEEP_PRODUCTS, 0); break;
+    case TRAIN_RECOMPUTE_ATTENTION: *ret_r = nn_recompute_new(b, AG_KEEP_BRANCHES, 0); break;
+    case TRAIN_RECOMPUTE_BLOCK:     *ret_r = nn_recompute_new(b, AG_KEEP_ALL, (int)group); break;
     default:                        return plan_for(s, bytes, ret_r, err);
     }
     return *ret_r ? AG_OK : ag_err_set(err, AG_ENOMEM, "out of memory for a plan");
@@ -251,8 +259,8 @@ void train_memory_advice(train_session *s, ag_err *err)
     if (fits > 0)
         n += snprintf(text + n, sizeof text - (size_t)n, "\n  train.micro_batch=%lld would take "
                       "%.1f MB", (long long)fits, 1e-6 * bytes);
-    const bool gpt = s->config.model.type == TRAIN_MODEL_GPT;
-    for (int w = TRAIN_RECOMPUTE_CHEAP; gpt && w <= TRAIN_RECOMPUTE_BLOCK; w++) {
+    const bool may = train_may_recompute(s);
+    for (int w = TRAIN_RECOMPUTE_CHEAP; may && w <= TRAIN_RECOMPUTE_BLOCK; w++) {
         bytes = step_bytes(s, micro, w);
         if (w == word || !(bytes <= room)) continue;
         n += snprintf(text + n, sizeof text - (size_t)n, "\n  train.recompute=%s would take "

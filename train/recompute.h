@@ -19,6 +19,9 @@ typedef struct train_step_plan {
 /* A micro-batch under r; NULL: all is kept. */
 int train_plan_step(train_session *s, nn_recompute *r, train_step_plan *ret_p, ag_err *err);
 
+/* Has the model blocks that can run again? */
+bool train_may_recompute(const train_session *s);
+
 /* The plan of a word of train.recompute, NULL where all is kept; `group` for block, bytes of all
  * for auto.  AG_ECONFIG: the bytes do not suffice, the message says which would. */
 int train_recompute_new(train_session *s, int word, int64_t group, double bytes,

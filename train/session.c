@@ -140,7 +140,7 @@ int train_session_new(const train_config *c, const train_open *what, train_sessi
     if (r == AG_OK) r = train_tapes_new(s, what->plan, err);
     if (r == AG_OK && what->optimizer) r = train_optimizer_new(s, what->plan, err);
     if (r == AG_OK) r = build_buffers(s, err);
-    if (r == AG_OK && s->opt && c->model.type == TRAIN_MODEL_GPT) r = train_recompute_apply(s, err);
+    if (r == AG_OK && s->opt && train_may_recompute(s)) r = train_recompute_apply(s, err);
     if (r == AG_OK && s->opt && s->data) r = train_probe_new(s, &s->probe, err);
     if (r == AG_OK && s->opt && c->train.cuda_graph == TRAIN_CUDA_GRAPH_AUTO)
         s->replay = ag_replay_new(s->tape);
