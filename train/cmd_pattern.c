@@ -38,16 +38,6 @@ static void print_layout(const train_pattern_stats *s, const char *heads, const 
            100 * share(s->full + s->partial, s->blocks));
 }
 
-static void put_json_text(const char *text)
-{
-    putchar('"');
-    for (; *text; text++)
-        if (*text == '"' || *text == '\\') printf("\\%c", *text);
-        else if ((unsigned char)*text < ' ') printf("\\u%04x", (unsigned)*text);
-        else putchar(*text);
-    putchar('"');
-}
-
 static void json_layout(const view *v, const ag_pattern *keys, int layout,
                         const train_pattern_stats *s, const char *factors)
 {
@@ -55,7 +45,7 @@ static void json_layout(const view *v, const ag_pattern *keys, int layout,
     for (int64_t h = layout; h < v->c->model.n_heads; h += keys ? keys->layouts : 1)
         printf("%s%" PRId64, h > layout ? ", " : "", h);
     printf("], \"factors\": ");
-    put_json_text(factors);
+    train_put_json_text(factors);
     printf(", \"pairs\": %" PRId64 ", \"density\": %.9g, \"keys_per_query\": %.9g, "
            "\"empty\": %" PRId64 ", \"tiles\": %" PRId64 ", \"fill\": %.9g, \"block\": %" PRId64
            ", \"full\": %" PRId64 ", \"partial\": %" PRId64 ", \"blocks\": %" PRId64 "}", s->pairs,
@@ -74,7 +64,7 @@ static void json_pattern(const view *v, int m)
         any = true;
     }
     printf("], \"text\": ");
-    put_json_text(one->text);
+    train_put_json_text(one->text);
     printf(", \"bytes\": %zu, \"heads\": [", one->keys ? ag_pattern_bytes(one->keys) : 0);
 }
 

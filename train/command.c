@@ -139,3 +139,13 @@ int train_open_arg(const char *arg, bool best, const train_open *what, train_ses
     train_ckpt_close(f);
     return r;
 }
+
+void train_put_json_text(const char *text)
+{
+    putchar('"');
+    for (; *text; text++)
+        if (*text == '"' || *text == '\\') printf("\\%c", *text);
+        else if ((unsigned char)*text < ' ') printf("\\u%04x", (unsigned)*text);
+        else putchar(*text);
+    putchar('"');
+}

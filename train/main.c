@@ -31,8 +31,8 @@ static const train_command commands[] = {
     { "config", "print [CONFIG] [key=value ...] | explain KEY | reference | diff A B",
       "show what can be set, and what is", train_cmd_config, false },
     { "inspect", "RUN|FILE.h5", "what is in a checkpoint", train_cmd_inspect, false },
-    { "show", "ops [CONFIG] | memory CONFIG [key=value ...] [--vocab N] [--run] | pattern CONFIG "
-      "[key=value ...] [-o FILE.svg] [--block N] [--json]",
+    { "show", "ops [CONFIG] | memory CONFIG [key=value ...] [--vocab N] [--run] [--json] | pattern "
+      "CONFIG [key=value ...] [-o FILE.svg] [--block N] [--json]",
       "the ops of a step; parameters and where memory goes; which keys queries see",
       train_cmd_show, false },
     { "bench", "CONFIG [key=value ...] [--vary KEY=VALUE,VALUE,...] [--rounds N] [--steps N] "

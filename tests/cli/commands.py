@@ -164,6 +164,7 @@ def looking(tmp):
     says(run('show', 'pattern', quick, '--blocks', '4', status=2), r"no flag '--blocks'; `tulle show --help` lists them")
     says(run('show', 'memory', quick, *tiny), r'parameters', r'optimizer', r'block 1', r'peak', r'train.recompute')
     assert 'train.recompute' not in run('show', 'memory', quick, *tiny, 'model.reversible=fp32')
+    says(run('show', 'ops', quick, '--json', status=2), r'--json is for show memory')
     assert json.loads(run('bench', quick, *tiny, '--steps', '3', '--json'))['per_second'] > 0
     rows = [json.loads(line) for line in run('bench', quick, *tiny, '--steps', '2', '--warm', '0', '--rounds', '2', '--json',
                                              '--vary', 'model.ff.type=dense,sparse', '--vary', 'train.precision=fp32,bf16').splitlines()]
@@ -178,6 +179,40 @@ def looking(tmp):
     says(run('help'), r'tulle train', r'Exit status')
     says(run('version'), r'tulle \d')
     says(run('train', '--help'), r'CONFIG')
+
+
+def memory(tmp):
+    """The table and the object hold the same numbers; a step takes what was planned for it, to the byte."""
+    soft = 'model.ff.quant_prob=0'       # as what is planned
+    pairs = [source / 'configs/seq-copy-transformer.yaml', 'model.n_layers=6', 'data.source_length=24', 'data.size=200', 'train.batch=4',
+             'model.dropout=0.1', 'model.ff.type=sparse', 'model.ff.block=8', soft]
+    show = lambda *args: json.loads(run('show', 'memory', *args, '--json'))
+    blocks = [f'block {i}' for i in range(6)]
+    for config, named in (([quick, *tiny, 'model.n_layers=6', soft], blocks), (pairs, ['encoder 0', 'encoder 1', *blocks])):
+        text, o = run('show', 'memory', *config), show(*config)
+        kept = o['bytes']
+        for word, key in (('parameters', 'parameters'), ('gradients', 'gradients'), ('optimizer', 'optimizer'),
+                          ('their gradients', 'backward'), (r'all, at the peak of a step \(\*\)', 'all')):
+            says(text, rf'\n{word} +{kept[key] / 1e6:.2f} MB\n')
+        assert o['planned'] and [p['where'] for p in o['activations'] if p['where'][-1].isdigit()] == named, o
+        for p in o['activations']:
+            says(text, rf"\n  {p['where']} +{p['bytes'] / 1e6:.2f} MB\n")
+        for r in o['recompute']:
+            says(text, rf"\n{r['name']} +{r['step'] / 1e6:.2f} MB +{r['all'] / 1e6:.2f} MB +{100 * r['more_forward']:.1f} %\n")
+        rows = {r['name']: r for r in o['recompute']}
+        assert rows['none']['all'] == kept['all'] == sum(kept[k] for k in kept if k != 'all'), o
+        for how in ('cheap', 'attention', 'block'):
+            step = show(*config, f'train.recompute={how}', '--run')
+            assert not step['planned'] and step['bytes']['all'] == rows[how]['all'] < kept['all'], (how, step)
+        for share in (0.8, 0.6, 0.45):
+            budget = kept['all'] - (1 - share) * rows['none']['step']
+            step = show(*config, 'train.recompute=auto', f'train.memory_budget={budget:.0f}', '--run')
+            auto = step['recompute'][-1]
+            assert auto['name'] == 'auto' and step['bytes']['all'] == auto['all'] <= budget, (share, step)
+            assert auto['more_forward'] <= rows['block']['more_forward'] or auto['all'] < rows['block']['all'], (share, step)
+        says(run('show', 'memory', *config, 'train.recompute=auto', 'train.memory_budget=1kB', status=2), r'is too little')
+    says(run('train', *pairs, 'train.recompute=block', 'train.recompute_group=2', 'train.steps=2', 'schedule.warmup_steps=1', 'train.eval_batches=1', 'run.dir=r', cwd=tmp),
+         r'recompute block: encoder 0-1 recomputed 1 time, whole; decoder 0-5 recomputed 1 time, whole')
 
 
 def decoding(tmp):
@@ -263,4 +298,4 @@ def published_models(tmp):
 
 go_through(train_and_look, resume_is_the_same_run, signals_save, a_stop_in_an_evaluation,
            changed_settings_are_told, nobody_reads, a_locked_run_is_refused, divergence_is_explained,
-           configurations, data, looking, decoding, sparse_transformer, published_models)
+           configurations, data, looking, memory, decoding, sparse_transformer, published_models)
