@@ -55,9 +55,12 @@ static const struct {
         "schedule.warmup_steps=2", "train.batch=4", "train.steps=20", NULL }, false },
     { "patterned gpt", (const char *const[]){ SMALL_GPT, "model.context=70", "train.batch=1",
           "model.attention.pattern=strided(9)+local(9) | local(20); fixed(8, 2)", NULL }, false },
+    { "transformer", (const char *const[]){ SMALL_GPT, "data.source=copy_pairs", "data.size=200",
+          "data.source_length=8", "data.target_length=9", "model.type=transformer",
+          "model.dropout=0.1", NULL }, false },
 };
 /* Those that all is tried with; others. */
-enum { MODELS = 3, HASHING = MODELS, PATTERNED = HASHING + 2 };
+enum { MODELS = 3, HASHING = MODELS, PATTERNED = HASHING + 2, TRANSFORMER };
 
 static const char *extra[2] = { "run.seed=1", "run.seed=1" };     /* more keys for config() */
 
@@ -187,6 +190,7 @@ static void other_parts_are_those_of_the_cpu(void **state)
         { "model.ff.sru_units=3", "model.reversible=fp32" } };
     (void)state;
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) three_steps(0, keys[i]);
+    for (int i = 0; i < 2; i++) three_steps(TRANSFORMER, keys[i]);
 }
 
 /* The host makes some of these. */
