@@ -5,9 +5,6 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-size_t ag_dtype_size(ag_dtype d) { return d == AG_F64 ? 8 : ag_dtype_is_half(d) ? 2 : 4; }
-bool ag_dtype_is_half(ag_dtype d) { return d == AG_BF16 || d == AG_F16; }
-
 const char *ag_dtype_name(ag_dtype d)
 {
     static const char *const names[] = { [AG_F32] = "f32", [AG_F64] = "f64", [AG_I32] = "int32",

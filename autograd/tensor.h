@@ -44,8 +44,11 @@ typedef struct ag_tensor {
     const char *name;                /* of a parameter: "blocks.0.attn.qkv.weight"; else NULL */
 } ag_tensor;
 
-size_t  ag_dtype_size(ag_dtype d);                       /* bytes */
-bool    ag_dtype_is_half(ag_dtype d);                    /* 16 bits */
+static inline bool ag_dtype_is_half(ag_dtype d) { return d == AG_BF16 || d == AG_F16; }
+static inline size_t ag_dtype_size(ag_dtype d)           /* bytes */
+{
+    return d == AG_F64 ? 8 : ag_dtype_is_half(d) ? 2 : 4;
+}
 const char *ag_dtype_name(ag_dtype d);                   /* "f32" */
 /* What its gradient is summed in: f32 for a leaf or parameter of 16 bits, else its own type. */
 ag_dtype ag_grad_dtype(const ag_tensor *x);

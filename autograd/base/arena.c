@@ -112,8 +112,10 @@ static void chunks_free(const ag_arena *a, struct ag_chunk *c)
 
 void *ag_arena_alloc(ag_arena *a, size_t n, size_t size)
 {
-    if (size && n > (SIZE_MAX / 4) / size) return NULL;
-    const size_t bytes = n && size ? n * size : 1, want = round_up(bytes, AG_ALIGN);
+    size_t bytes;
+    if (__builtin_mul_overflow(n, size, &bytes) || bytes > SIZE_MAX / 4) return NULL;
+    if (bytes == 0) bytes = 1;
+    const size_t want = round_up(bytes, AG_ALIGN);
 
     if (!a->head || a->head->size - a->head->used < want) {
         const size_t least = a->chunk_min ? a->chunk_min : (size_t)1 << 16;
