@@ -197,6 +197,13 @@ static ag_tensor *run(ag_replay *r, const ag_replay_in *in, ag_loss *f, const vo
     return loss;
 }
 
+/* Keeps the first reason: the rest are mostly the same. */
+static void note(ag_replay *r, const char *why)
+{
+    if (!r->noted) snprintf(r->note, sizeof r->note, "no CUDA graph of a step: %s", why);
+    r->noted = true;
+}
+
 static ag_tensor *run_eagerly(ag_replay *r, shape *s, const ag_replay_in *in, ag_loss *f,
                               const void *arg, double scale)
 {
@@ -212,14 +219,11 @@ static ag_tensor *run_eagerly(ag_replay *r, shape *s, const ag_replay_in *in, ag
     if (!s) return loss;
     s->places = places_of(in);
     s->changes = r->device->changes();
+    if (s->decided.incomplete) {
+        note(r, "the host makes indices in the middle");
+        s->refused = true;
+    }
     return loss;
-}
-
-/* Keeps the first reason: the rest are mostly the same. */
-static void note(ag_replay *r, const char *why)
-{
-    if (!r->noted) snprintf(r->note, sizeof r->note, "no CUDA graph of a step: %s", why);
-    r->noted = true;
 }
 
 /* Forgets what was captured, and the error. */
@@ -309,10 +313,6 @@ ag_tensor *ag_replay_loss(ag_replay *r, const ag_replay_in *in, ag_loss *f, cons
     if (!s) s = shape_new(r, &k);
     s->used = ++r->now;
     if (!stays) forget_graph(r, s);
-    if (stays && s->decided.incomplete) {
-        note(r, "the host makes indices in the middle");
-        s->refused = true;
-    }
     const bool ready = stays && !s->refused;
     ag_tensor *loss = NULL;
     if (ready && (s->graph || capture(r, s, in, f, arg, scale))) loss = launch(r, s, in, scale);

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Plants known bugs, one at a time, in a copy of the tree: each must be caught by a suite.  mutate.py ROOT [WORD]
 
-WORD: only the bugs whose name has it.  Prints `N passed, N failed`.  The copy is built with the kernels of one
-instruction set; a bug that no longer applies, or does not compile, has failed.
+WORD: only the bugs whose name has it.  Prints `N passed, N failed`.  A bug that no longer applies, or does not
+compile, has failed.
 """
 import os
 import pathlib
@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+
+MESON = shutil.which('meson', path='/usr/bin') or 'meson'
 
 # what is wrong, file, text, text instead, tests that may catch it
 BUGS = [
@@ -131,48 +133,10 @@ BUGS = [
     ('dropout in evaluation', 'layers/basic.c', 'mode == NN_TRAIN && l->p > 0', 'l->p > 0', 'layers models'),
 ]
 
-FLAGS = ('-std=gnu11 -D_GNU_SOURCE -w -g -O1 -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=off -I. -DAG_HAVE_BASE')
-FAST = ['gemm', 'map', 'rows', 'attention', 'attention_grad', 'table', 'modules', 'choose', 'live', 'scan', 'lsh', 'lsh_grad', 'lsh_hash']
-HELPERS = {'map': 'kernel_check', 'rows': 'kernel_check', 'rng': 'kernel_check', 'layers': 'layer_check',
-           'models': 'layer_check', 'qkv': 'layer_check', 'sru': 'layer_check', 'lsh': 'layer_check',
-           'modules': 'kernel_check', 'live': 'kernel_check',
-           'sparse_ff': 'layer_check', 'io': None, 'optim': None, 'adafactor': None, 'scaler': None}
-
-
-def write_ninja(folder, tests):
-    """Objects with the headers that each was made from, so that a bug rebuilds only what it touches."""
-    rules = [f'flags = {FLAGS}',
-             'rule cc\n  command = gcc $flags $more -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc',
-             'rule link\n  command = gcc -fopenmp $in -lcmocka -lm -o $out']
-    objects = []
-
-    def compile_to(name, source, more=''):
-        rules.append(f'build out/{name}.o: cc {source}\n  more = {more}')
-        objects.append(f'out/{name}.o')
-
-    for r in '32', '64':
-        compile_to(f'ref{r}', 'autograd/cpu/ref_tmpl.c', f'-DAG_REAL={r}')
-    for f in FAST:
-        compile_to(f'fast_{f}', f'autograd/cpu/{f}_tmpl.c', '-O2 -ffp-contract=fast -DAG_ISA=base')
-    for pattern in 'autograd/*.c', 'autograd/base/*.c', 'autograd/ops/*.c', 'layers/*.c', 'optim/*.c', \
-            'train/pattern_*.c':
-        for path in sorted(folder.glob(pattern)):
-            source = path.relative_to(folder).as_posix()
-            compile_to(source.replace('/', '_')[:-2], source)
-    compile_to('dispatch', 'autograd/cpu/dispatch.c')
-    library = list(objects)
-    for helper in 'check', 'kernel_check', 'layer_check':
-        compile_to(helper, f'tests/{helper}.c')
-    for t in tests:
-        compile_to(f'test_{t}', f'tests/test_{t}.c')
-        helper = HELPERS.get(t, 'check')
-        more = f'out/{helper}.o ' if helper else ''
-        rules.append(f'build out/{t}: link out/test_{t}.o {more}{" ".join(library)}')
-    (folder / 'build.ninja').write_text('\n'.join(rules) + '\n')
-
 
 def build(folder, tests):
-    done = subprocess.run(['ninja'] + [f'out/{t}' for t in tests], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(['ninja', '-C', folder / 'build'] + [f'tests/test_{t}' for t in tests], capture_output=True,
+                          text=True)
     return done.returncode == 0, done.stdout[-2000:]
 
 
@@ -180,7 +144,7 @@ def passes(folder, test):
     """Does the test pass?  One that hangs has noticed something."""
     try:
         env = dict(os.environ, TULLE_SOURCE=str(folder))
-        return subprocess.run([folder / 'out' / test], cwd=folder, env=env, stdout=subprocess.DEVNULL,
+        return subprocess.run([folder / 'build/tests' / f'test_{test}'], cwd=folder, env=env, stdout=subprocess.DEVNULL,
                               stderr=subprocess.DEVNULL, timeout=300).returncode == 0
     except subprocess.TimeoutExpired:
         return False
@@ -213,9 +177,9 @@ def main():
     failed = 0
     with tempfile.TemporaryDirectory() as temp:
         folder = pathlib.Path(temp)
-        for part in 'autograd', 'layers', 'optim', 'tests', 'train':
-            shutil.copytree(root / part, folder / part)
-        write_ninja(folder, tests)
+        shutil.copytree(root, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns('build', 'build-*', '.git', 'runs'))
+        subprocess.run([MESON, 'setup', folder / 'build', folder, '-Dcuda=disabled', '-Doptimization=1'], check=True,
+                       stdout=subprocess.DEVNULL)
         ok, log = build(folder, tests)
         if not ok:
             sys.exit(f'the tree does not build: {log}')
