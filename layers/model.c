@@ -42,10 +42,8 @@ ag_tensor *nn_model_loss(const nn_model *m, ag_tape *t, ag_tensor *x, ag_tensor 
 int nn_model_cache(const nn_model *m, int64_t batch, ag_kv_cache **ret_cache, ag_err *err)
 {
     if (!m->cache_new)
-        return ag_err_set(err, AG_ECONFIG,
-                          m->source ? "a %s that attends by hashing does not go on from a cache; "
-                                      "one of attention.type = dense does"
-                                    : "a model of kind %s does not generate sequences", m->kind);
+        return ag_err_set(err, AG_ECONFIG, "a model of kind %s does not generate sequences",
+                          m->kind);
     ag_kv_cache *c = m->cache_new(m, batch);
     if (!c)
         return ag_err_set(err, AG_ENOMEM, "out of memory for the key-value cache of %lld sequences",

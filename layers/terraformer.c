@@ -269,10 +269,9 @@ static int allocate(const nn_terraformer_config *c, ag_dtype dtype, nn_terraform
     *m = (nn_terraformer){ .config = *c, .encoder = encoder, .decoder = decoder,
                            .second = second };
     m->config.decoder = decoder_of(c);
-    const bool caches = c->decoder.attention.lsh.kind == NN_LSH_NONE;
     m->model = (nn_model){ .kind = "terraformer", .params = p, .classes = c->decoder.vocab,
                            .source = c->source, .logits = terraformer_logits,
-                           .cache_new = caches ? terraformer_cache_new : NULL,
+                           .cache_new = terraformer_cache_new,
                            .ff_layer = terraformer_ff_layer, .release = terraformer_release };
     *ret_m = m;
     return AG_OK;

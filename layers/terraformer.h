@@ -14,8 +14,8 @@
  *
  * One row of ids is as in transformer.h.  Source and target share the token embedding and have
  * positions of their own.  The encoder's attention is dense; the decoder's may have sparse
- * projections, or go by hashing (lsh.h), for which there is no cache: what a chunk holds depends on
- * the padding.  In a cache each row has its source without padding.
+ * projections, or go by hashing (lsh.h).  In a cache each row has its source without padding, so
+ * that what is decoded by hashing does not depend on it; what a chunk holds in training does.
  */
 #ifndef NN_TERRAFORMER_H
 #define NN_TERRAFORMER_H

@@ -1,6 +1,6 @@
 /*
  * test_beam.c -- beam search against all targets of a small chain, greedy choice, many sources at
- * once, and a cache whose sequences change places.
+ * once, and caches whose sequences change places.
  */
 #include "layer_check.h"
 #include "train/beam.h"
@@ -220,6 +220,86 @@ static void over_a_cache(void **state)
     assert_true(moved > 3);
 }
 
+/* A model whose logits are computed anew over a cache of their own: what decoding without one would
+ * be where its rule is not the one of training (attention by hashing). */
+typedef struct anew { nn_model model; const nn_model *of; } anew;
+
+static ag_tensor *anew_logits(const nn_model *m, ag_tape *t, ag_tensor *x, nn_mode mode,
+                              ag_kv_cache *cache)
+{
+    const nn_model *of = ((const anew *)m)->of;
+    assert_null(cache);
+    assert_int_equal(nn_model_cache(of, x->shape.dim[0], &cache, NULL), AG_OK);
+    ag_tensor *y = of->logits(of, t, x, mode, cache);
+    ag_kv_cache_free(cache);
+    return y;
+}
+
+enum { COLUMNS = 6, SOURCES = 3, LONG = 10 };
+
+typedef struct answers {
+    int32_t token[SOURCES][LONG];
+    int64_t n[SOURCES];
+    double  score[SOURCES];
+} answers;
+
+static answers answer_all(const nn_model *m, int64_t width, const int32_t *prompts)
+{
+    ag_tape *t = tape_f32();
+    const train_beam b = { .width = width, .alpha = 0.6, .length = LONG };
+    ag_err err = { 0 };
+    answers a = { .n = { 0 } };
+    if (train_beam_search(m, t, &b, prompts, SOURCES, COLUMNS + 1, a.token[0], a.n, a.score, &err))
+        fail_msg("%s", err.msg);
+    ag_tape_free(t);
+    return a;
+}
+
+static bool same_tokens(const answers *a, const answers *b, int i)
+{
+    return a->n[i] == b->n[i] && !memcmp(a->token[i], b->token[i], (size_t)a->n[i] * 4);
+}
+
+/* Beams of several sources of different lengths, by attention that chooses some keys. */
+static void over_sources_by_hashing(void **state)
+{
+    static const int64_t lengths[SOURCES] = { 6, 1, 3 };
+    int32_t prompt[SOURCES][COLUMNS + 1] = { { 0 } };
+    int moved = 0;
+    (void)state;
+    for (int i = 0; i < SOURCES * COLUMNS; i++)
+        if (i % COLUMNS < lengths[i / COLUMNS])
+            prompt[i / COLUMNS][i % COLUMNS] = (int32_t)draw(30, i, 1, VOCAB);
+    for (int k = 0; k < 8; k++) {
+        const nn_terraformer_config c = {
+            .decoder = { .vocab = VOCAB, .context = LONG, .n_layers = 2, .n_heads = 2, .d_model = 8,
+                         .norm_eps = 1e-5, .init_std = 1,
+                         .streams = { .kind = NN_STREAMS_REBUILT, .two_swaps = true },
+                         .ff = { .d_ff = 16, .act = AG_ACT_RELU },
+                         .attention = { .type = k & 1 ? NN_MAP_MULTCONV : NN_MAP_DENSE,
+                                        .modules = 4,
+                                        .lsh = { .kind = k & 1 ? NN_LSH_PURE : NN_LSH_OWN,
+                                                 .chunk = 2, .rounds = 1, .buckets = 4 } } },
+            .n_encoder_layers = 1, .source = COLUMNS, .target = LONG, .attentions = 2,
+        };
+        nn_model *m;
+        ag_err err = { 0 };
+        if (nn_terraformer_new(&c, AG_F32, 30 + (uint64_t)k, &m, &err)) fail_msg("%s", err.msg);
+        anew other = { .model = *m, .of = m };
+        other.model.logits = anew_logits;
+        other.model.cache_new = NULL;
+        const answers with = answer_all(m, 4, prompt[0]), greedy = answer_all(m, 1, prompt[0]),
+            without = answer_all(&other.model, 4, prompt[0]);
+        for (int i = 0; i < SOURCES; i++) {
+            assert_true(same_tokens(&with, &without, i));
+            assert_true(fabs(with.score[i] - without.score[i]) < 1e-5);
+            moved += !same_tokens(&with, &greedy, i);
+        }
+        nn_model_free(m);
+    }
+    assert_true(moved > 3);
+}
+
 static void faults(void **state)
 {
     static const volatile sig_atomic_t stop = 1;
@@ -249,7 +329,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(finds_the_best), cmocka_unit_test(width_1_is_greedy),
         cmocka_unit_test(sources_together), cmocka_unit_test(over_a_cache),
-        cmocka_unit_test(faults),
+        cmocka_unit_test(over_sources_by_hashing), cmocka_unit_test(faults),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -34,11 +34,8 @@ static int cached_shape(ag_call *c, ag_shape *out)
                        "attend_cached: the cache is for %lld sequences, keys of %lld, values of "
                        "%lld, %d layers", (long long)kv->batch, (long long)kv->d_k,
                        (long long)kv->d_v, kv->layers);
-    if (kv->length + x->dim[1] > kv->capacity)
-        return ag_fail(c->tape, AG_ERANGE,
-                       "attend_cached: %lld positions and %lld new ones do not fit into a cache of "
-                       "%lld", (long long)kv->length, (long long)x->dim[1],
-                       (long long)kv->capacity);
+    const int full = ag_kv_cache_check_room(c, kv, x->dim[1]);
+    if (full < 0) return full;
     const ag_pattern *p = c->attr.attention.pattern;
     if (p && kv->length + x->dim[1] > p->n)
         return ag_fail(c->tape, AG_ERANGE, "attend_cached: %lld positions and %lld new ones, but "

@@ -1,7 +1,6 @@
 #include "kv_cache.h"
 
 #include "../device.h"
-#include "../op.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -118,6 +117,16 @@ int64_t ag_kv_cache_new_rows(const ag_kv_cache *c, int64_t b, int64_t t)
 {
     const bool padded = c->length == 0 && c->source_in_row;
     return padded ? t - (c->source_length - c->source_lengths[b]) : t;
+}
+
+int ag_kv_cache_check_room(const ag_call *c, const ag_kv_cache *kv, int64_t t)
+{
+    const bool behind = kv->length && kv->source_in_row;     /* the longest source may be whole */
+    const int64_t room = kv->capacity - (behind ? kv->source_length : 0);
+    if (kv->length + t <= room) return AG_OK;
+    return ag_fail(c->tape, AG_ERANGE, "%s: %lld positions and %lld new ones do not fit into a "
+                   "cache of %lld", c->op->name, (long long)kv->length, (long long)t,
+                   (long long)room);
 }
 
 void ag_kv_cache_free(ag_kv_cache *c)

@@ -2,6 +2,7 @@
 #ifndef AG_KV_CACHE_H
 #define AG_KV_CACHE_H
 
+#include "../op.h"
 #include "../ops.h"
 
 struct ag_kv_cache {
@@ -44,6 +45,8 @@ struct ag_kv_cache {
 /* Where the next position of item b lies, and how many of `t` new ones are no padding. */
 int64_t ag_kv_cache_next(const ag_kv_cache *c, int64_t b);
 int64_t ag_kv_cache_new_rows(const ag_kv_cache *c, int64_t b, int64_t t);
+/* AG_ERANGE where t new positions of each item do not fit. */
+int ag_kv_cache_check_room(const ag_call *c, const ag_kv_cache *kv, int64_t t);
 /* Of a source that is kept: its lengths, from the host. */
 void ag_kv_cache_keep_lengths(const ag_kv_cache *c, const int32_t *lengths);
 

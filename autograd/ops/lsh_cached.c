@@ -36,17 +36,13 @@ static int cached_shape(ag_call *c, ag_shape *out)
                        "values of %lld, %d layers, %lld rounds and %lld heads", c->op->name,
                        (long long)kv->batch, (long long)kv->d_k, (long long)kv->d_v, kv->layers,
                        (long long)kv->rounds, (long long)kv->heads);
-    if (kv && kv->length + q->dim[1] > kv->capacity)
-        return ag_fail(c->tape, AG_ERANGE, "%s: %lld positions and %lld new ones do not fit into "
-                       "a cache of %lld", c->op->name, (long long)kv->length,
-                       (long long)q->dim[1], (long long)kv->capacity);
     out[0] = *v;
-    return AG_OK;
+    return kv ? ag_kv_cache_check_room(c, kv, q->dim[1]) : AG_OK;
 }
 
 /* Where a layer's part of the cache is; without a cache, of as much memory of this call. */
 typedef struct place {
-    int64_t  past, capacity;
+    int64_t  capacity;
     char    *k, *v, *rotation;
     int32_t *bucket;                 /* [batch,heads,rounds,capacity] */
 } place;
@@ -59,16 +55,30 @@ static bool place_of(ag_call *c, place *p)
     const size_t one = ag_real_size(c), turns = (size_t)(o->heads * ag_lsh_rotations(o)) * one;
     if (kv) {
         const int64_t rows = c->attr.lsh.layer * kv->batch * kv->capacity;
-        *p = (place){ kv->length, kv->capacity, kv->k + (size_t)(rows * kv->d_k) * one,
+        *p = (place){ kv->capacity, kv->k + (size_t)(rows * kv->d_k) * one,
                       kv->v + (size_t)(rows * kv->d_v) * one,
                       kv->rotation + (size_t)c->attr.lsh.layer * turns,
                       kv->bucket + rows * kv->heads * kv->rounds };
         return true;
     }
-    *p = (place){ 0, q[1], ag_scratch(c->tape, (size_t)c->in[Q]->size * one),
+    *p = (place){ q[1], ag_scratch(c->tape, (size_t)c->in[Q]->size * one),
                   ag_scratch(c->tape, (size_t)c->in[V]->size * one), ag_scratch(c->tape, turns),
                   ag_scratch(c->tape, (size_t)(q[0] * o->heads * o->rounds * q[1]) * 4) };
     return p->k && p->v && p->rotation && p->bucket;
+}
+
+/* Position of the first new one of item b. */
+static int64_t first_of(const ag_call *c, int64_t b)
+{
+    const ag_kv_cache *kv = c->attr.lsh.cache;
+    return kv ? ag_kv_cache_next(kv, b) : 0;
+}
+
+/* Items that a kernel can take at once: all, unless each has positions of its own. */
+static int64_t items_alike(const ag_call *c)
+{
+    const ag_kv_cache *kv = c->attr.lsh.cache;
+    return kv && kv->length && kv->source_in_row ? 1 : c->in[Q]->shape.dim[0];
 }
 
 /* The new positions' buckets, [rounds,b,h,t], go to where the cache has them. */
@@ -79,7 +89,8 @@ static void keep_buckets(const ag_call *c, const place *p, const int32_t *bucket
     for (int64_t r = 0; r < o->rounds; r++)
         for (int64_t pair = 0; pair < pairs; pair++)
             ag_device_copy(c->k->device,
-                           p->bucket + (pair * o->rounds + r) * p->capacity + p->past,
+                           p->bucket + (pair * o->rounds + r) * p->capacity +
+                               first_of(c, pair / o->heads),
                            bucket + (r * pairs + pair) * t, (size_t)t * sizeof *bucket);
 }
 
@@ -89,7 +100,7 @@ static bool store(ag_call *c, const place *p)
     const int64_t *q = c->in[Q]->shape.dim, dk = o->heads * o->d_qk, dv = o->heads * o->d_v;
     const size_t one = ag_real_size(c);
     for (int64_t b = 0; b < q[0]; b++) {
-        const int64_t to = b * p->capacity + p->past, from = b * q[1];
+        const int64_t to = b * p->capacity + first_of(c, b), from = b * q[1];
         c->k->copy_rows(q[1], dk, (char *)c->in[Q]->data + (size_t)(from * dk) * one, dk,
                         p->k + (size_t)(to * dk) * one, dk, false);
         c->k->copy_rows(q[1], dv, (char *)c->in[V]->data + (size_t)(from * dv) * one, dv,
@@ -100,20 +111,26 @@ static bool store(ag_call *c, const place *p)
     a.bucket = ag_scratch(c->tape, (size_t)(o->rounds * q[0] * o->heads * q[1]) * 4);
     if (!a.bucket) return false;
     const ag_noise z = ag_lsh_fixed_noise(o);
-    if (p->past == 0) c->k->normal(o->heads, ag_lsh_rotations(o), &z, p->rotation);
+    if (!c->attr.lsh.cache || c->attr.lsh.cache->length == 0)
+        c->k->normal(o->heads, ag_lsh_rotations(o), &z, p->rotation);
     c->k->lsh_hash(&a, p->rotation, true);
     keep_buckets(c, p, a.bucket);
     return true;
 }
 
-static ag_lsh_decode setup(const ag_call *c, const place *p)
+/* Of n items from b on. */
+static ag_lsh_decode setup(const ag_call *c, const place *p, int64_t b, int64_t n)
 {
     const ag_lsh_options *o = &c->attr.lsh.o;
-    const int64_t *q = c->in[Q]->shape.dim;
-    ag_lsh_decode a = { .batch = q[0], .heads = o->heads, .past = p->past, .t = q[1],
+    const int64_t t = c->in[Q]->shape.dim[1], dk = o->heads * o->d_qk, dv = o->heads * o->d_v;
+    const size_t one = ag_real_size(c);
+    ag_lsh_decode a = { .batch = n, .heads = o->heads, .past = first_of(c, b), .t = t,
                         .capacity = p->capacity, .d_qk = o->d_qk, .d_v = o->d_v,
                         .rounds = o->rounds, .most = o->rounds * o->chunk * (1 + o->before),
-                        .bucket = p->bucket, .k = p->k, .v = p->v, .o = c->out[0]->data };
+                        .bucket = p->bucket + b * o->heads * o->rounds * p->capacity,
+                        .k = p->k + (size_t)(b * p->capacity * dk) * one,
+                        .v = p->v + (size_t)(b * p->capacity * dv) * one,
+                        .o = (char *)c->out[0]->data + (size_t)(b * t * dv) * one };
     a.most = a.most < p->capacity ? a.most : p->capacity;
     return a;
 }
@@ -123,8 +140,8 @@ static size_t cached_workspace(const ag_call *c, bool back)
     const ag_kv_cache *kv = c->attr.lsh.cache;
     const ag_lsh_options *o = &c->attr.lsh.o;
     const int64_t *q = c->in[Q]->shape.dim;
-    const place p = { .past = kv ? kv->length : 0, .capacity = kv ? kv->capacity : q[1] };
-    const ag_lsh_decode a = setup(c, &p);
+    const place p = { .capacity = kv ? kv->capacity : q[1] };
+    const ag_lsh_decode a = setup(c, &p, 0, items_alike(c));
     const size_t buckets = ag_scratch_size((size_t)(o->rounds * q[0] * o->heads * q[1]) * 4),
         turns = (size_t)(o->heads * ag_lsh_rotations(o)) * ag_real_size(c),
         sum = buckets + ag_scratch_size(ag_lsh_decode_scratch(&a, c->k->dtype));
@@ -136,11 +153,17 @@ static size_t cached_workspace(const ag_call *c, bool back)
 
 static void cached_forward(ag_call *c)
 {
+    const int64_t batch = c->in[Q]->shape.dim[0], n = items_alike(c);
     place p;
     if (!place_of(c, &p) || !store(c, &p)) return;
-    ag_lsh_decode a = setup(c, &p);
-    a.scratch = ag_scratch(c->tape, ag_lsh_decode_scratch(&a, c->k->dtype));
-    if (a.scratch) c->k->lsh_decode(&a);
+    void *scratch = NULL;
+    for (int64_t b = 0; b < batch; b += n) {
+        ag_lsh_decode a = setup(c, &p, b, n);
+        if (!scratch) scratch = ag_scratch(c->tape, ag_lsh_decode_scratch(&a, c->k->dtype));
+        if (!scratch) return;
+        a.scratch = scratch;
+        c->k->lsh_decode(&a);
+    }
 }
 
 /* tests/test_lsh.c has those with a cache. */
