@@ -76,5 +76,8 @@ int nn_attention_keep(const nn_attention *l, ag_kv_cache *cache);
 
 /* Multiply-adds of the projections for one token. */
 int64_t nn_attention_products(const nn_attention *l);
+/* Those between the queries, keys and values of all heads, for a sequence of n; under a pattern n
+ * is that of the pattern. */
+double nn_attention_pairs(const nn_attention *l, int64_t n);
 
 #endif

@@ -206,29 +206,16 @@ static void gpt_build(nn_gpt *g, nn_params *p)
     nn_head_build(&g->head, p, "head", &c->head, c->tied ? g->embedding.token : NULL);
 }
 
-/* Keys that a query sees on average, those of all heads and layers together. */
-static double keys_per_query(const nn_gpt *g)
-{
-    const nn_gpt_config *c = &g->config;
-    double keys = 0;
-    for (int64_t i = 0; i < c->n_layers; i++) {
-        const ag_pattern *p = pattern_of(g, i);
-        if (!p) keys += 0.5 * (double)(c->n_heads * (c->context + 1));
-        for (int64_t h = 0; p && h < c->n_heads; h++)
-            keys += (double)ag_pattern_of(p, h)->n_seen / (double)c->context;
-    }
-    return keys;
-}
-
 static nn_cost cost_of(const nn_gpt *g)
 {
     const nn_gpt_config *c = &g->config;
     const nn_params *p = g->model.params;
     const nn_block *b = &g->block[0];
-    const double products = (double)(c->n_layers * nn_block_products(b)) +
-                            (double)nn_head_products(&g->head) +
-                            (double)nn_embedding_products(&g->embedding) +
-                            (double)(c->d_qk + c->d_v) * keys_per_query(g);
+    double products = (double)(c->n_layers * nn_block_products(b)) +
+                      (double)nn_head_products(&g->head) +
+                      (double)nn_embedding_products(&g->embedding);
+    for (int64_t i = 0; i < c->n_layers; i++)
+        products += nn_attention_pairs(&g->block[i].attention, c->context) / (double)c->context;
     const int64_t ff = c->n_layers * nn_ff_params(&b->ff),
         live = c->n_layers * nn_ff_touched(&b->ff);
     const int64_t unread = nn_embedding_unread(&g->embedding, c->tied) + nn_head_beside(&g->head);

@@ -45,6 +45,9 @@ ag_tensor *nn_lsh_forward(const nn_lsh *l, ag_tape *t, ag_tensor *q, ag_tensor *
                           int layer);
 /* What a cache must keep for it; AG_ENOMEM. */
 int nn_lsh_keep(const nn_lsh *l, ag_kv_cache *cache);
+/* Multiply-adds of the hash of n positions, and between queries and all that is in the chunks that
+ * they meet. */
+double nn_lsh_products(const nn_lsh *l, int64_t n);
 /* Factors of n buckets. */
 void nn_lsh_factors(int64_t n, int64_t ret_factor[2]);
 

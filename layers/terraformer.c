@@ -216,11 +216,11 @@ static int64_t decoder_products(const nn_terraformer *m)
 /* Multiply-adds between queries and keys and values, of a source and a target of full length. */
 static double attended(const nn_terraformer *m)
 {
-    const nn_gpt_config *c = &m->config.decoder;
-    const double pair = (double)(c->n_heads * (c->d_qk + c->d_v)), s = (double)m->config.source,
-        row = s + (double)m->config.target;
-    return pair * ((double)m->config.n_encoder_layers * s * s +
-                   (double)(c->n_layers * m->config.attentions) * row * (row + 1) / 2);
+    const int64_t s = m->config.source, row = s + m->config.target;
+    double block = nn_attention_pairs(&m->decoder[0].attention, row);
+    if (m->second) block += nn_attention_pairs(&m->second[0].attention, row);
+    return (double)m->config.n_encoder_layers * nn_attention_pairs(&m->encoder[0].attention, s) +
+           (double)m->config.decoder.n_layers * block;
 }
 
 /* For one token of a target: its part of the source, and the decoder over both. */

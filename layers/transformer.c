@@ -181,15 +181,16 @@ static void transformer_build(nn_transformer *m, nn_params *p)
     nn_head_build(&m->head, p, "head", &c->head, c->tied ? m->embedding.token : NULL);
 }
 
-/* Multiply-adds between queries and keys and values: all of a source see each other, a target's
- * position half of the target and all of the source. */
+/* Multiply-adds between queries and keys and values: within a source, within a target, and of a
+ * target with all of its source. */
 static double attended(const nn_transformer *m)
 {
     const nn_gpt_config *c = &m->config.decoder;
-    const double pair = (double)(c->n_heads * (c->d_qk + c->d_v)), s = (double)m->config.source,
-        t = (double)c->context;
-    return pair * ((double)m->config.n_encoder_layers * s * s +
-                   (double)c->n_layers * t * ((t + 1) / 2 + s));
+    const double s = (double)m->config.source, t = (double)c->context,
+        cross = (double)(c->n_heads * (c->d_qk + c->d_v)) * t * s;
+    return (double)m->config.n_encoder_layers *
+               nn_attention_pairs(&m->encoder[0].attention, m->config.source) +
+           (double)c->n_layers * (nn_attention_pairs(&m->decoder[0].attention, c->context) + cross);
 }
 
 /* Parameters of attention in all blocks below `name`. */

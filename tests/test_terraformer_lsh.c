@@ -241,11 +241,43 @@ static void a_full_cache_is_refused(void **state)
     }
 }
 
+/* --- sizes ------------------------------------------------------------------------------------ */
+
+/* Operations of a forward pass of one row. */
+static double flops_of(const nn_model *m)
+{
+    int32_t ids[B * ROW];
+    rows_of(ids);
+    ag_tape *t = tape_of(AG_F64);
+    nn_model_logits(m, t, ag_input_i32(t, AG_SHAPE(1, ROW), ids), NN_EVAL);
+    tape_ok(t);
+    const double n = (double)ag_tape_bytes(t).flops;
+    ag_tape_free(t);
+    return n;
+}
+
+/* A model that hashes costs as many operations more, or less, than one that takes all keys as its
+ * ops do. */
+static void costs_what_it_does(void **state)
+{
+    (void)state;
+    variant v = { NN_LSH_PURE, NN_MAP_DENSE, FEW, 0, 2 };
+    nn_model *hashing = model_new(&v, S, AG_F64);
+    v.std_length = ROW;
+    nn_model *all = model_new(&v, S, AG_F64);
+    const double more = flops_of(hashing) - flops_of(all);
+    assert_true(more != 0);
+    assert_true(fabs((hashing->cost.flops - all->cost.flops) * T - more) < 1e-6);
+    nn_model_free(hashing);
+    nn_model_free(all);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(steps_are_all_at_once), cmocka_unit_test(all_keys_are_the_model),
         cmocka_unit_test(padding_is_not_seen), cmocka_unit_test(a_full_cache_is_refused),
+        cmocka_unit_test(costs_what_it_does),
     };
     return cmocka_run_group_tests_name("terraformer_lsh", tests, NULL, NULL);
 }
