@@ -390,6 +390,25 @@ static void decoding_is_its_rule(void **state)
     ag_tape_free(t);
 }
 
+/* Chains find what a look at all positions finds, in its order. */
+static void chains_are_the_rule(void **state)
+{
+    (void)state;
+    enum { N = 200, R = 3 };
+    static const int most[] = { 1, 7, 60, N };
+    static int32_t bucket[R * (N + 5)], before[R * N], last[N], list[2][N];
+    for (int c = 0; c < 3 * R * 4; c++) {
+        const int rounds = 1 + c / 4 % R, n = most[c % 4], all = c / 4 / R * 700 + 2;
+        for (int i = 0; i < R * (N + 5); i++) bucket[i] = (int32_t)draw(50, i, 0, all);
+        lsh_chain(bucket, N + 5, rounds, N, before, last);
+        for (int i = 0; i < N; i++) {
+            const int64_t want = lsh_candidates(bucket, N + 5, rounds, i, n, list[0]);
+            assert_int_equal(lsh_chained(bucket, N + 5, rounds, N, before, i, n, list[1]), want);
+            assert_memory_equal(list[0], list[1], (size_t)want * sizeof **list);
+        }
+    }
+}
+
 /* --- in a model ------------------------------------------------------------------------------- */
 
 static nn_gpt_config gpt(nn_lsh_kind kind, nn_map_kind type, int64_t std_length)
@@ -469,7 +488,7 @@ int main(void)
         cmocka_unit_test(the_hash_is_one),
         cmocka_unit_test(the_sort_is_stable),
         cmocka_unit_test(many_buckets_are_a_product),
-        cmocka_unit_test(decoding_is_its_rule),
+        cmocka_unit_test(decoding_is_its_rule), cmocka_unit_test(chains_are_the_rule),
         cmocka_unit_test(models_learn_and_decode),
         cmocka_unit_test(what_does_not_fit_is_refused),
     };

@@ -164,10 +164,85 @@ static inline int64_t lsh_candidates(const int32_t *bucket, int64_t row, int64_t
     return n;
 }
 
-/* Scratch memory of a sequence and head in decoding: the list, then its scores. */
+/*
+ * The same list from chains: before[r][j] is the newest position before j in a place of round r;
+ * -1: none.  A place is of a bucket, and of another one here and there where there are more buckets
+ * than positions, so positions of other buckets are passed over.  A list then takes a time that
+ * does not grow with i.
+ */
+static inline void lsh_chain(const int32_t *bucket, int64_t row, int64_t rounds, int64_t n,
+                             int32_t *before, int32_t *last)
+{
+    int64_t places = 1;
+    while (2 * places <= n)
+        places *= 2;
+    for (int64_t r = 0; r < rounds; r++) {
+        for (int64_t p = 0; p < places; p++)
+            last[p] = -1;
+        for (int64_t j = 0; j < n; j++) {
+            int32_t *newest = last + (bucket[r * row + j] & (places - 1));
+            before[r * n + j] = *newest;
+            *newest = (int32_t)j;
+        }
+    }
+}
+
+/* The next position of the bucket of i in a chain, from j on. */
+static inline int32_t lsh_alike(const int32_t *bucket, const int32_t *before, int64_t i, int32_t j)
+{
+    while (j >= 0 && bucket[j] != bucket[i])
+        j = before[j];
+    return j;
+}
+
+/* n: positions in a chain */
+static inline int64_t lsh_chained(const int32_t *bucket, int64_t row, int64_t rounds, int64_t n,
+                                  const int32_t *before, int64_t i, int64_t most, int32_t *list)
+{
+    int32_t next[AG_LSH_ROUNDS], newest = (int32_t)i;
+    int64_t size = 0, met = 0;
+    for (int64_t r = 0; r < rounds; r++)
+        next[r] = (int32_t)i;
+    while (newest >= 0 && size < most) {
+        const int32_t j = list[size++] = newest;
+        newest = -1;
+        for (int64_t r = 0; r < rounds; r++) {
+            const int32_t *b = bucket + r * row, *to = before + r * n;
+            if (next[r] == j)
+                next[r] = lsh_alike(b, to, i, to[j]);
+            newest = next[r] > newest ? next[r] : newest;
+        }
+    }
+    const int64_t shared = size;
+    for (int64_t j = i; j >= 0 && size < most; j--)      /* the others: list[met] is older */
+        if (met < shared && list[met] == j)
+            met++;
+        else
+            list[size++] = (int32_t)j;
+    return size;
+}
+
+/* Scratch memory of a sequence and head in decoding: the list, its scores, the chains. */
+typedef struct lsh_decode_view {
+    int32_t *list;                   /* [most] */
+    void    *score;                  /* [most] */
+    int32_t *before, *last;          /* [rounds,n], [n] for n = past + t positions */
+} lsh_decode_view;
+
 static inline size_t lsh_decode_bytes(const ag_lsh_decode *a, size_t number)
 {
-    return lsh_aligned(a->most, sizeof(int32_t)) + lsh_aligned(a->most, number);
+    return lsh_aligned(a->most, sizeof(int32_t)) + lsh_aligned(a->most, number) +
+        lsh_aligned((a->rounds + 1) * (a->past + a->t), sizeof(int32_t));
+}
+
+static inline lsh_decode_view lsh_decode_view_of(const ag_lsh_decode *a, int64_t head,
+                                                 size_t number)
+{
+    char *p = (char *)a->scratch + (size_t)head * lsh_decode_bytes(a, number);
+    char *score = p + lsh_aligned(a->most, sizeof(int32_t));
+    int32_t *before = (int32_t *)(score + lsh_aligned(a->most, number));
+    return (lsh_decode_view){ (int32_t *)p, score, before,
+                              before + a->rounds * (a->past + a->t) };
 }
 
 /*

@@ -100,15 +100,18 @@ void AG_NAME(lsh_hash)(const ag_lsh *a, const void *r, bool shared)
 /* ---- decoding ---- */
 
 /* The query of position i: its softmax over the listed keys, then their values. */
-static void decode_query(const ag_lsh_decode *a, int64_t pair, int64_t i, int32_t *list, float *s)
+static void decode_query(const ag_lsh_decode *a, int64_t pair, int64_t i, const lsh_decode_view *w)
 {
+    float *s = w->score;
+    const int32_t *list = w->list;
     const int64_t b = pair / a->heads, h = pair % a->heads;
     const int64_t k_row = a->heads * a->d_qk, v_row = a->heads * a->d_v;
     const float *k = (const float *)a->k + b * a->capacity * k_row + h * a->d_qk;
     const float *v = (const float *)a->v + b * a->capacity * v_row + h * a->d_v;
     float *o = (float *)a->o + (b * a->t + i - a->past) * v_row + h * a->d_v;
-    const int64_t n = lsh_candidates(a->bucket + pair * a->rounds * a->capacity, a->capacity,
-                                     a->rounds, i, a->most, list);
+    const int32_t *bucket = a->bucket + pair * a->rounds * a->capacity;
+    const int64_t n = lsh_chained(bucket, a->capacity, a->rounds, a->past + a->t, w->before, i,
+                                  a->most, w->list);
     float top = NO_MAX, sum = 0;
     for (int64_t j = 0; j < n; j++) {
         const float *key = k + list[j] * k_row;
@@ -133,12 +136,12 @@ static void decode_query(const ag_lsh_decode *a, int64_t pair, int64_t i, int32_
 void AG_NAME(lsh_decode)(const ag_lsh_decode *a)
 {
     const int64_t pairs = a->batch * a->heads;
-    const size_t bytes = lsh_decode_bytes(a, sizeof(float));
 #pragma omp parallel for schedule(static) if (pairs * a->t * (a->past + a->t) > 2048)
     for (int64_t pair = 0; pair < pairs; pair++) {
-        char *scratch = (char *)a->scratch + (size_t)pair * bytes;
+        const lsh_decode_view w = lsh_decode_view_of(a, pair, sizeof(float));
+        lsh_chain(a->bucket + pair * a->rounds * a->capacity, a->capacity, a->rounds,
+                  a->past + a->t, w.before, w.last);
         for (int64_t i = a->past; i < a->past + a->t; i++)
-            decode_query(a, pair, i, (int32_t *)scratch,
-                         (float *)(scratch + lsh_aligned(a->most, sizeof(int32_t))));
+            decode_query(a, pair, i, &w);
     }
 }

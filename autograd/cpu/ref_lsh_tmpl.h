@@ -233,8 +233,7 @@ static void lsh_bwd(const ag_lsh *a, const void *do_, void *dq, void *dv)
 /* --- decoding --------------------------------------------------------------------------------- */
 
 /* One query, of position i, of a sequence b and head h. */
-static void lsh_decode_row(const ag_lsh_decode *a, int64_t b, int64_t h, int64_t i, int32_t *list,
-                           real *s)
+static void lsh_decode_row(const ag_lsh_decode *a, int64_t b, int64_t h, int64_t i)
 {
     const int64_t head = b * a->heads + h;
     const real *k = (const real *)a->k + (b * a->capacity * a->heads + h) * a->d_qk;
@@ -242,7 +241,10 @@ static void lsh_decode_row(const ag_lsh_decode *a, int64_t b, int64_t h, int64_t
     const int64_t k_row = a->heads * a->d_qk, v_row = a->heads * a->d_v;
     const int32_t *bucket = a->bucket + head * a->rounds * a->capacity;
     real *o = (real *)a->o + ((b * a->t + i - a->past) * a->heads + h) * a->d_v;
-    const int64_t n = lsh_candidates(bucket, a->capacity, a->rounds, i, a->most, list);
+    const lsh_decode_view w = lsh_decode_view_of(a, 0, sizeof(real));
+    const int64_t n = lsh_candidates(bucket, a->capacity, a->rounds, i, a->most, w.list);
+    const int32_t *list = w.list;
+    real *s = w.score;
     double top = -INFINITY, sum = 0;
     for (int64_t j = 0; j < n; j++) {
         const real *key = k + list[j] * k_row;
@@ -265,6 +267,5 @@ static void lsh_decode(const ag_lsh_decode *a)
 {
     for (int64_t head = 0; head < a->batch * a->heads; head++)
         for (int64_t i = a->past; i < a->past + a->t; i++)
-            lsh_decode_row(a, head / a->heads, head % a->heads, i, a->scratch,
-                           (real *)((char *)a->scratch + lsh_aligned(a->most, sizeof(int32_t))));
+            lsh_decode_row(a, head / a->heads, head % a->heads, i);
 }
