@@ -115,13 +115,12 @@ static int add_places(const ag_tape *t, memory *y, ag_err *err)
         ag_call_scope(c, where, sizeof where);
         where[strcspn(where, ",")] = '\0';
         if (!where[0]) snprintf(where, sizeof where, "%s", c->op->name);
-        place *p = y->place + y->n_places - 1;
-        if (!y->n_places || strcmp(where, p->name)) {
-            *++p = (place){ .bytes = 0 };
+        if (!y->n_places || strcmp(where, y->place[y->n_places - 1].name)) {
+            place *p = &y->place[y->n_places++];
+            *p = (place){ .bytes = 0 };
             memcpy(p->name, where, sizeof where);
-            y->n_places++;
         }
-        p->bytes += (double)call_bytes(c);
+        y->place[y->n_places - 1].bytes += (double)call_bytes(c);
     }
     return AG_OK;
 }
