@@ -111,6 +111,7 @@ typedef struct ag_lsh_options {
     double   drop;                   /* probability of dropout on the softmax */
     uint32_t site, drop_site;        /* of the noise of rotations, of dropout */
 } ag_lsh_options;
+int64_t ag_lsh_rotations(const ag_lsh_options *o);       /* numbers of those of a head */
 /* The bucket of each position, 0 .. factor[0]*factor[1] - 1, of padding that product: q
  * [b,t,heads*d_qk] -> int32 [rounds,b,heads,t]; lengths int32 [b] or NULL.  No gradient. */
 ag_tensor *ag_lsh_hash(ag_tape *t, ag_tensor *q, ag_tensor *lengths, const ag_lsh_options *o);

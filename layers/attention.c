@@ -287,10 +287,9 @@ double nn_attention_pairs(const nn_attention *l, int64_t n)
 {
     const nn_attention_config *c = &l->config;
     const double seen = c->all_keys ? (double)n : 0.5 * (double)(n + 1);
+    double pairs = 0;
     if (c->lsh.kind != NN_LSH_NONE && n > c->lsh.std_length) return nn_lsh_products(&l->lsh, n);
-    double pairs = (double)(c->n_heads * n) * seen;
-    if (c->pattern) pairs = 0;
-    for (int64_t h = 0; c->pattern && h < c->n_heads; h++)
-        pairs += (double)ag_pattern_of(c->pattern, h)->n_seen;
+    for (int64_t h = 0; h < c->n_heads; h++)
+        pairs += c->pattern ? (double)ag_pattern_of(c->pattern, h)->n_seen : (double)n * seen;
     return pairs * (double)(c->d_qk + c->d_v);
 }

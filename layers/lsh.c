@@ -67,16 +67,10 @@ ag_tensor *nn_lsh_forward(const nn_lsh *l, ag_tape *t, ag_tensor *q, ag_tensor *
     return ag_lsh_attend(t, q, v, bucket, lengths, &o);
 }
 
-/* Numbers of the rotations of a head. */
-static int64_t rotations(const nn_lsh *l)
-{
-    const ag_lsh_options *o = &l->options;
-    return o->d_qk * o->rounds * (o->factor[0] / 2 + o->factor[1] / 2);
-}
-
 int nn_lsh_keep(const nn_lsh *l, ag_kv_cache *cache)
 {
-    return ag_kv_cache_keep_buckets(cache, l->options.rounds, l->options.heads, rotations(l));
+    const ag_lsh_options *o = &l->options;
+    return ag_kv_cache_keep_buckets(cache, o->rounds, o->heads, ag_lsh_rotations(o));
 }
 
 double nn_lsh_products(const nn_lsh *l, int64_t n)
@@ -84,5 +78,6 @@ double nn_lsh_products(const nn_lsh *l, int64_t n)
     const ag_lsh_options *o = &l->options;
     const int64_t met = (o->before + 1 + o->after) * o->chunk;
     const double keys = (double)(o->rounds * (met < n ? met : n));
-    return (double)(n * o->heads) * (keys * (double)(o->d_qk + o->d_v) + (double)rotations(l));
+    return (double)(n * o->heads) * (keys * (double)(o->d_qk + o->d_v) +
+                                     (double)ag_lsh_rotations(o));
 }

@@ -7,6 +7,7 @@
 #include "train/ablation.h"
 
 #include "autograd/base/io.h"
+#include "train/command.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -354,16 +355,6 @@ int train_study_table(const train_study *s, char **ret_text, ag_err *err)
 
 /* ---- JSON ---- */
 
-static void write_string(FILE *f, const char *text)
-{
-    fputc('"', f);
-    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
-        if (*p < ' ') fprintf(f, "\\u%04x", *p);
-        else fprintf(f, *p == '"' || *p == '\\' ? "\\%c" : "%c", *p);
-    }
-    fputc('"', f);
-}
-
 static void write_number(FILE *f, const char *key, double x)
 {
     fprintf(f, isfinite(x) ? "\"%s\":%.9g" : "\"%s\":null", key, x);
@@ -373,10 +364,10 @@ static void write_run(FILE *f, const train_study *s, int seed, int arm)
 {
     const train_trial *t = trial_of(s, seed, arm);
     fprintf(f, "{\"seed\":%" PRId64 ",\"dir\":", s->a->seed[seed]);
-    write_string(f, t->dir);
+    train_put_json_text(f, t->dir);
     fputs(",\"error\":", f);
     if (t->done) fputs("null", f);
-    else write_string(f, t->error[0] ? t->error : "not finished");
+    else train_put_json_text(f, t->error[0] ? t->error : "not finished");
     for (int c = 0; c < COLUMNS; c++) {
         if (columns[c].kind == CONSTANT) continue;
         fputc(',', f);
@@ -389,11 +380,11 @@ static void write_arm(FILE *f, const train_study *s, int arm)
 {
     const train_arm *a = &s->a->arm[arm];
     fputs("{\"name\":", f);
-    write_string(f, a->name);
+    train_put_json_text(f, a->name);
     fputs(",\"settings\":[", f);
     for (int i = 0; i < a->n; i++) {
         if (i) fputc(',', f);
-        write_string(f, a->set[i].text);
+        train_put_json_text(f, a->set[i].text);
     }
     fputc(']', f);
     for (int c = 0; c < COLUMNS; c++) {
@@ -426,9 +417,9 @@ int train_study_json(const train_study *s, char **ret_text, ag_err *err)
     FILE *f = open_memstream(&text, &size);
     if (!f) return ag_err_set(err, AG_ENOMEM, "out of memory for the results");
     fputs("{\"name\":", f);
-    write_string(f, s->config[0].run.name);
+    train_put_json_text(f, s->config[0].run.name);
     fputs(",\"about\":", f);
-    write_string(f, s->a->about);
+    train_put_json_text(f, s->a->about);
     fprintf(f, ",\"steps\":%" PRId64 ",\"arms\":[", s->config[0].train.steps);
     for (int i = 0; i < s->a->n_arms; i++) {
         if (i) fputs(",\n ", f);

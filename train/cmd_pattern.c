@@ -45,7 +45,7 @@ static void json_layout(const view *v, const ag_pattern *keys, int layout,
     for (int64_t h = layout; h < v->c->model.n_heads; h += keys ? keys->layouts : 1)
         printf("%s%" PRId64, h > layout ? ", " : "", h);
     printf("], \"factors\": ");
-    train_put_json_text(factors);
+    train_put_json_text(stdout, factors);
     printf(", \"pairs\": %" PRId64 ", \"density\": %.9g, \"keys_per_query\": %.9g, "
            "\"empty\": %" PRId64 ", \"tiles\": %" PRId64 ", \"fill\": %.9g, \"block\": %" PRId64
            ", \"full\": %" PRId64 ", \"partial\": %" PRId64 ", \"blocks\": %" PRId64 "}", s->pairs,
@@ -64,7 +64,7 @@ static void json_pattern(const view *v, int m)
         any = true;
     }
     printf("], \"text\": ");
-    train_put_json_text(one->text);
+    train_put_json_text(stdout, one->text);
     printf(", \"bytes\": %zu, \"heads\": [", one->keys ? ag_pattern_bytes(one->keys) : 0);
 }
 

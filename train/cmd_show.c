@@ -238,7 +238,7 @@ static void put_memory(const train_session *s, const memory *y)
            y->forward, y->backward, y->all);
     for (int i = 0; i < y->n_places; i++) {
         printf("%s\n  {\"where\": ", i ? "," : "");
-        train_put_json_text(y->place[i].name);
+        train_put_json_text(stdout, y->place[i].name);
         printf(", \"bytes\": %.0f}", y->place[i].bytes);
     }
     printf("],\n \"recompute\": [");

@@ -140,12 +140,12 @@ int train_open_arg(const char *arg, bool best, const train_open *what, train_ses
     return r;
 }
 
-void train_put_json_text(const char *text)
+void train_put_json_text(FILE *f, const char *text)
 {
-    putchar('"');
-    for (; *text; text++)
-        if (*text == '"' || *text == '\\') printf("\\%c", *text);
-        else if ((unsigned char)*text < ' ') printf("\\u%04x", (unsigned)*text);
-        else putchar(*text);
-    putchar('"');
+    fputc('"', f);
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+        if (*p < ' ') fprintf(f, "\\u%04x", *p);
+        else fprintf(f, *p == '"' || *p == '\\' ? "\\%c" : "%c", *p);
+    }
+    fputc('"', f);
 }

@@ -9,6 +9,7 @@
 #include "train/config.h"
 
 #include <stdbool.h>
+#include <stdio.h>
 
 typedef struct train_command {
     const char *name, *usage, *help;
@@ -52,8 +53,8 @@ int train_flags_read(const train_flag *flags, int *argc, char **argv, ag_err *er
 /* The configuration CONFIG key=value ...: argv[1] is a file, the rest are overrides; checked. */
 int train_config_args(int argc, char **argv, train_config *ret_c, ag_err *err);
 
-/* To stdout, with its quotes. */
-void train_put_json_text(const char *text);
+/* With its quotes. */
+void train_put_json_text(FILE *f, const char *text);
 
 /* The shortest first: their median is t[n / 2]. */
 void train_sort_times(double *t, int64_t n);

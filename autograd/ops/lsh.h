@@ -8,8 +8,6 @@
 int ag_lsh_check(const ag_call *c);
 /* The call's options, and t positions of b sequences; no data. */
 ag_lsh ag_lsh_setup(const ag_call *c, int64_t b, int64_t t);
-/* Numbers of the rotations of a head. */
-int64_t ag_lsh_rotations(const ag_lsh_options *o);
 /* The noise of rotations that are the same in each step and sequence, by head. */
 ag_noise ag_lsh_fixed_noise(const ag_lsh_options *o);
 
