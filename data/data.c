@@ -346,8 +346,10 @@ static void fingerprint_add(ag_sha256 *h, const void *p, int64_t size)
     }
 }
 
-void data_fingerprint(const data_set *d, char ret_hex[65])
+const char *data_fingerprint(data_set *d)
 {
+    if (d->fingerprint[0])
+        return d->fingerprint;
     uint8_t digest[32];
     ag_sha256 h;
     ag_sha256_init(&h);
@@ -364,5 +366,6 @@ void data_fingerprint(const data_set *d, char ret_hex[65])
             fingerprint_add(&h, im->label, im->n * (int64_t)sizeof *im->label);
     }
     ag_sha256_end(&h, digest);
-    ag_sha256_hex(digest, ret_hex);
+    ag_sha256_hex(digest, d->fingerprint);
+    return d->fingerprint;
 }

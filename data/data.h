@@ -121,6 +121,7 @@ typedef struct data_set {
     float       scale, shift;        /* of a pixel: x = pixel * scale + shift */
     void       *owned[8];            /* memory and maps to release */
     ag_map      map;
+    char        fingerprint[65];     /* "" until it is asked for */
 } data_set;
 
 /* Opens what o->source names.  AG_ECONFIG: an option that does not fit; AG_EINPUT: not found,
@@ -132,8 +133,9 @@ void data_close(data_set *d);                                      /* NULL is fi
 int  data_sha256(const data_set *d, char ret_hex[65], ag_err *err);
 
 /* Tells whether a set holds the same samples as another one: SHA-256 of its sizes and of its tokens
- * or pixels, of 64 places spread over each part where it has more than 4 MiB. */
-void data_fingerprint(const data_set *d, char ret_hex[65]);
+ * or pixels, of 64 places spread over each part where it has more than 4 MiB.  Made once, at the
+ * first call, which takes some 30 ms for such a set. */
+const char *data_fingerprint(data_set *d);
 
 /* The names that data_options.source takes, NULL at the end. */
 const char *const *data_sources(void);

@@ -417,10 +417,7 @@ static void fingerprint(void **state)
         o.tokenizer = "byte";
         o.val_fraction = 0.0199;
         data_set *d = open_ok(&o);
-        data_fingerprint(d, hex[k]);
-        char again[65];
-        data_fingerprint(d, again);
-        assert_string_equal(hex[k], again);
+        strcpy(hex[k], data_fingerprint(d));
         data_close(d);
     }
     for (int i = 0; i < 5; i++)

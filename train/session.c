@@ -78,7 +78,6 @@ static int open_data(train_session *s, const train_open *what, ag_err *err)
     const data_set *d = s->data;
     s->tokenizer = d->tokenizer;
     s->form = (train_form){ d->h, d->w, d->c, d->rate };
-    data_fingerprint(d, s->fingerprint);
     return AG_OK;
 }
 

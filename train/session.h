@@ -55,7 +55,6 @@ typedef struct train_session {
     data_tokenizer *tokenizer;       /* NULL: images, or tokens without a text; owned unless it is
                                       * the data's */
     train_form   form;
-    char         fingerprint[65];    /* of the data (data_fingerprint); "" without data */
     const ag_device *device;         /* train.device; NULL: the CPU.  It outlives the session */
     nn_model    *model;
     opt_state   *opt;                /* NULL: opened for evaluation */

@@ -122,7 +122,7 @@ int train_state_save(const train_session *s,
             { .group = "data", .name = "about", .type = TRAIN_CKPT_TEXT,
               .value.s = s->data ? s->data->about : "" },
             { .group = "data", .name = "fingerprint", .type = TRAIN_CKPT_TEXT,
-              .value.s = s->fingerprint },
+              .value.s = s->data ? data_fingerprint(s->data) : "" },
             { .group = p.group[OPT_MAX_SLOTS], .name = "step", .type = TRAIN_CKPT_I64,
               .value.i = s->opt ? s->opt->step : 0 },
             { .group = SCALER, .name = "scale", .type = TRAIN_CKPT_F64,
@@ -314,7 +314,7 @@ static int check_data(const train_ckpt_file *f, train_session *s, ag_err *err)
     if (!s->opt || !s->data || !train_ckpt_has_attr(f, "data", "fingerprint")) return AG_OK;
     int r = train_ckpt_get_text(f, "data", "fingerprint", &was, err);
     if (r == AG_OK) r = train_ckpt_get_text(f, "data", "about", &about, err);
-    if (r == AG_OK && strcmp(was, s->fingerprint) && !s->config.data.changed)
+    if (r == AG_OK && !s->config.data.changed && strcmp(was, data_fingerprint(s->data)))
         r = ag_err_set(err, AG_EINPUT, "the data are not those that the run was trained on\n"
                        "  then: %s\n  now:  %s\nBring back the former ones (data.path=...), or "
                        "go on with these: data.changed=true", about, s->data->about);
