@@ -10,6 +10,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <zlib.h>
 #ifdef TULLE_HAVE_LIBDEFLATE
 #include <libdeflate.h>
@@ -81,11 +82,25 @@ static bool inflate_whole(const ag_map *m, unsigned char *out, size_t size)
 #endif
 }
 
+/* Memory for size bytes, to be freed.  Much of it comes in huge pages, where the system has them:
+ * samples are read from all over it. */
+static unsigned char *large_alloc(size_t size)
+{
+    enum { HUGE_PAGE = 2 << 20 };
+    if (size < 4 * HUGE_PAGE)
+        return malloc(size);
+    const size_t whole = (size + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    unsigned char *p = aligned_alloc(HUGE_PAGE, whole);
+    if (p)
+        madvise(p, whole, MADV_HUGEPAGE);        /* a wish: refused, it is small pages */
+    return p;
+}
+
 /* Unpacks a gzip file in memory whose contents are exactly size bytes. */
 static int unpack_exactly(const ag_map *m, const char *path, size_t size, unsigned char **ret,
                           ag_err *err)
 {
-    unsigned char *out = malloc(size + 1);
+    unsigned char *out = large_alloc(size + 1);
     size_t made = 0;
     bool end = false;
     if (!out)

@@ -8,6 +8,7 @@
  */
 #include "autograd/base/rng.h"
 #include "data/internal.h"
+#include "autograd/base/clones.h"
 #include <assert.h>
 #include <string.h>
 
@@ -214,10 +215,18 @@ int64_t data_batch_tokens(const data_set *d, const data_draw *w, int64_t i0, int
     return n;
 }
 
-static void copy_image(const uint8_t *p, int64_t n, float scale, float shift, float *restrict x)
+AG_CLONES static void copy_image(const uint8_t *p, int64_t n, float scale, float shift, float *restrict x)
 {
     for (int64_t j = 0; j < n; j++)
         x[j] = (float)p[j] * scale + shift;
+}
+
+/* Images lie anywhere in memory: the next one is fetched while this one is unpacked. */
+static void fetch_image(const uint8_t *p, int64_t n)
+{
+    enum { LINE = 64 };
+    for (int64_t j = 0; j < n; j += LINE)
+        __builtin_prefetch(p + j);
 }
 
 int64_t data_batch_images(const data_set *d, const data_draw *w, int64_t i0, int64_t n,
@@ -227,12 +236,16 @@ int64_t data_batch_images(const data_set *d, const data_draw *w, int64_t i0, int
     const int64_t size = d->h * d->w * d->c;
     const data_images *im = &d->images[w->split];
     sampler s = sampler_make(d, w);
+    int64_t at = n ? sample_at(&s, w, i0) : -1;
     for (int64_t i = 0; i < n; i++) {
-        const int64_t at = sample_at(&s, w, i0 + i);
         if (at < 0)
             return i;
+        const int64_t next = i + 1 < n ? sample_at(&s, w, i0 + i + 1) : -1;
+        if (next >= 0)
+            fetch_image(im->at + next * size, size);
         copy_image(im->at + at * size, size, d->scale, d->shift, x + i * size);
         label[i] = im->label[at];
+        at = next;
     }
     return n;
 }
