@@ -6,9 +6,9 @@
  * (cycle walking; Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002), so that
  * the order of an epoch needs no memory and any place in it can be asked for at once.
  */
+#include "autograd/base/clones.h"
 #include "autograd/base/rng.h"
 #include "data/internal.h"
-#include "autograd/base/clones.h"
 #include <assert.h>
 #include <string.h>
 
@@ -215,7 +215,8 @@ int64_t data_batch_tokens(const data_set *d, const data_draw *w, int64_t i0, int
     return n;
 }
 
-AG_CLONES static void copy_image(const uint8_t *p, int64_t n, float scale, float shift, float *restrict x)
+AG_CLONES static void copy_image(const uint8_t *p, int64_t n, float scale, float shift,
+                                 float *restrict x)
 {
     for (int64_t j = 0; j < n; j++)
         x[j] = (float)p[j] * scale + shift;

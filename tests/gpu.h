@@ -21,6 +21,16 @@ static inline bool gpu_takes(long i)
     return i % parts == part % parts;
 }
 
+/* The same for cases that have no number: each asks once. */
+static inline bool gpu_takes_next(void)
+{
+    static long turn;
+    return gpu_takes(turn++);
+}
+
+/* What no order of threads changes runs in one part: that which sanitizers have, too. */
+static inline bool gpu_takes_once(void) { return gpu_takes(1); }
+
 #ifdef TEST_REAL_GPU
 static inline bool gpu_is_real(void) { return true; }
 static inline void gpu_order(unsigned seed) { (void)seed; }

@@ -152,7 +152,7 @@ static void bits_are_those_without(void **state)
 static void decisions_have_graphs_of_their_own(void **state)
 {
     (void)state;
-    if (is_short()) return;
+    if (is_short() || !gpu_takes_next()) return;
     const char *const keys[] = { GPT, SPARSE, "model.n_layers=1", "model.ff.quant_prob=0.5", NULL };
     trace with = { 0 };
     train_session *s = session(keys, "train.cuda_graph=auto");
@@ -167,8 +167,9 @@ static void every_order_has_the_same_bits(void **state)
 {
     (void)state;
     for (int k = 0; k < 2; k++) {
+        if (is_short() || !gpu_takes_next()) continue;
         trace first, with;
-        for (unsigned order = 0; order < (is_short() ? 1 : 3); order++) {
+        for (unsigned order = 0; order < 3; order++) {
             gpu_order(order);
             train_session *s = session(cases[k].keys, "train.cuda_graph=auto");
             steps(s, 0, STEPS, &with);
@@ -201,7 +202,7 @@ static void draw_text(train_session *s)
 static void memory_may_move_in_between(void **state)
 {
     (void)state;
-    if (is_short()) return;
+    if (is_short() || !gpu_takes_next()) return;
     trace with = { 0 }, without = { 0 };
     train_eval e;
     ag_err err = { 0 };
@@ -253,6 +254,7 @@ static void a_run_resumes(void **state)
     assert_true(fd >= 0);
     close(fd);
     for (int k = 0; k < (is_short() ? 0 : 2); k++) {
+        if (!gpu_takes_next()) continue;
         trace with = { 0 }, without = { 0 };
         train_session *a = session(cases[k].keys, "train.cuda_graph=auto");
         train_session *b = session(cases[k].keys, "train.cuda_graph=off");
@@ -272,7 +274,7 @@ static void a_run_resumes(void **state)
 static void indices_are_still_checked(void **state)
 {
     (void)state;
-    if (is_short()) return;
+    if (is_short() || !gpu_takes_next()) return;
     trace with = { 0 };
     double loss, norm;
     ag_err err = { 0 };
@@ -308,6 +310,7 @@ static void tokens_are_those_without(void **state)
         { { GPT, "model.ff.sru_units=3", NULL }, false },        /* it has a state */
     };
     for (size_t m = 0; m < (is_short() ? 1 : sizeof models / sizeof *models); m++) {
+        if (!gpu_takes_next()) continue;
         int32_t token[2][LENGTH];
         trace with = { 0 };
         ag_err err = { 0 };
@@ -343,13 +346,14 @@ static void tokens_are_those_without(void **state)
 static void a_failing_call_costs_the_graph_alone(void **state)
 {
     (void)state;
+    if (!gpu_takes_once()) return;
     const char *const keys[] = { GPT, "model.n_layers=1", "model.dropout=0.1", NULL };
     trace without = { 0 };
     train_session *b = session(keys, "train.cuda_graph=off");
     steps(b, 0, STEPS, &without);
     train_session_free(b);
     long went_on = 0, stopped = 0, lost = 0, calls = 1;
-    for (long n = 0; n <= calls; n += n && is_short() ? 20 : 1) {      /* 0: none */
+    for (long n = 0; n <= calls; n += n && is_short() ? 60 : 1) {      /* 0: none */
         trace with = { 0 };
         ag_err err = { 0 };
         int r = AG_OK, i = 1;

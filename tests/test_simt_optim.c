@@ -133,6 +133,7 @@ static void check_pair(const pair *x, double g)
 static void steps_agree(const opt_config *c, int64_t n, int64_t shift, float size, double unscale)
 {
     pair x;
+    if (!gpu_takes_next()) return;
     setup(&x, c, n, shift);
     for (uint32_t s = 0; s < STEPS; s++) {
         double host = -1, gpu = -2;
@@ -228,6 +229,7 @@ static float *all_of(const pair *x, size_t *ret_bytes)
 static void refuses(const opt_config *c, bool first, float bad, double unscale)
 {
     pair x;
+    if (!gpu_takes_next()) return;
     setup(&x, c, N, 0);
     for (uint32_t s = 0; s < (first ? 0 : 2); s++) {
         set_gradient(&x, s, 1);
@@ -287,6 +289,7 @@ static void same_bits(const opt_config *c)
 {
     float *want = NULL;
     size_t bytes;
+    if (!gpu_takes_next()) return;
     for (unsigned order = 0; order < 4; order++) {
         pair x;
         double norm;
@@ -320,6 +323,7 @@ static void travel(const opt_config *c)
     static float slot[N], p[N];
     pair x, y;
     size_t bytes;
+    if (!gpu_takes_next()) return;
     setup(&x, c, N, 0);
     setup(&y, c, N, 0);
     for (uint32_t s = 0; s < 2; s++) {
@@ -377,6 +381,7 @@ static int allocations(const opt_config *c)
 static void out_of_memory_is_reported(void **state)
 {
     (void)state;
+    if (!gpu_takes_once()) return;
     /* the state, ranges, parts, they and the sum there, 3 slots */
     assert_int_equal(allocations(&cases[1]), 8);
     /* 2 slots more; the work, what is written of it, that there */
@@ -409,6 +414,7 @@ static int failures_of(const opt_config *c)
 static void failures_are_reported(void **state)
 {
     (void)state;
+    if (!gpu_takes_once()) return;
     /* two sums, a copy, a step, two readings of the norm */
     const int adam = failures_of(&cases[1]), factored = failures_of(&cases[ADAFACTOR]);
     assert_in_range(adam, 8, 40);
