@@ -148,7 +148,8 @@ static int backward(ag_tape *t, ag_tensor *y, const void *dy, double scale)
 {
     if (t->error) return t->error;
     if (!y->needs_grad)
-        return ag_fail(t, AG_EGRAD, "backward: nothing that needs a gradient leads to this tensor");
+        return ag_fail(t, AG_EGRAD, "backward: nothing that needs a gradient leads to this tensor, "
+                       "neither a leaf nor a parameter that has memory for one");
     if (!y->grad && !(y->grad = ag_grad_alloc(t, y))) return t->error;
     const ag_dtype dtype = ag_grad_dtype(y);
     const ag_mark scratch = ag_arena_mark(&t->data);

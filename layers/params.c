@@ -2,6 +2,7 @@
 
 #include "autograd/base/rng.h"
 
+#include <assert.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,12 +17,14 @@ nn_params *nn_params_new(ag_dtype dtype)
     return p;
 }
 
+/* Of the weights, or of the gradients. */
+static size_t bytes_of(const nn_params *p) { return (size_t)p->n * ag_dtype_size(p->dtype); }
+
 void nn_params_free(nn_params *p)
 {
     if (!p) return;
-    const size_t bytes = (size_t)p->n * ag_dtype_size(p->dtype);
-    ag_device_free(p->device, p->weights, bytes);
-    ag_device_free(p->device, p->grads, bytes);
+    ag_device_free(p->device, p->weights, bytes_of(p));
+    ag_device_free(p->device, p->grads, bytes_of(p));
     ag_device_free(p->device, p->narrow, (size_t)p->n * sizeof *p->narrow);
     ag_arena_release(&p->memory);
     free(p->items);
@@ -95,7 +98,7 @@ ag_tensor *nn_param(nn_params *p, const char *name, ag_shape shape, nn_init init
         ag_err_set(&p->err, AG_EFAIL, "two parameters are named %s", full);
         return NULL;
     }
-    *x = (ag_tensor){ .shape = shape, .size = count, .dtype = p->dtype, .needs_grad = true,
+    *x = (ag_tensor){ .shape = shape, .size = count, .dtype = p->dtype,
                       .grad_written = true, .grad_kept = true, .name = full };
     *item = (nn_item){ full, x, p->n, count, shape.ndim >= 2, init };
     p->n_items++;
@@ -114,57 +117,61 @@ const nn_item *nn_params_find(const nn_params *p, const char *name)
 
 /* --- memory and initial values ---------------------------------------------------------------- */
 
-static void point_to(nn_params *p, void *weights, void *grads)
+static void point_to(nn_params *p, void *weights)
 {
     const size_t size = ag_dtype_size(p->dtype);
     p->weights = weights;
-    p->grads = grads;
-    for (int i = 0; i < p->n_items; i++) {
-        const nn_item *item = &p->items[i];
-        item->tensor->data = (char *)weights + (size_t)item->offset * size;
-        item->tensor->grad = (char *)grads + (size_t)item->offset * size;
-    }
+    for (int i = 0; i < p->n_items; i++)
+        p->items[i].tensor->data = (char *)weights + (size_t)p->items[i].offset * size;
 }
 
-static int no_memory(const nn_params *p, ag_err *err)
+static int no_memory(const nn_params *p, const char *what, size_t bytes, ag_err *err)
 {
-    return ag_err_set(err, AG_ENOMEM, "out of memory for %lld parameters: %.1f MB, twice",
-                      (long long)p->n_used, 1e-6 * (double)p->n * (double)ag_dtype_size(p->dtype));
+    return ag_err_set(err, AG_ENOMEM, "out of memory for %s%lld parameters: %.1f MB", what,
+                      (long long)p->n_used, 1e-6 * (double)bytes);
 }
 
 int nn_params_layout(nn_params *p, ag_err *err)
 {
     if (p->err.code) return ag_err_set(err, p->err.code, "%s", p->err.msg);
-    const size_t bytes = (size_t)p->n * ag_dtype_size(p->dtype);
-    p->weights = ag_block_alloc(bytes);
-    p->grads = p->weights ? ag_block_alloc(bytes) : NULL;
-    if (!p->grads) return no_memory(p, err);
-    point_to(p, p->weights, p->grads);
+    void *weights = ag_block_alloc(bytes_of(p));
+    if (!weights) return no_memory(p, "", bytes_of(p), err);
+    point_to(p, weights);
     return AG_OK;
 }
 
 int nn_params_place(nn_params *p, const ag_device *d, ag_err *err)
 {
-    const size_t bytes = (size_t)p->n * ag_dtype_size(p->dtype);
+    const size_t bytes = bytes_of(p);
+    assert(!p->grads && !p->narrow);
     if (p->device == d) return AG_OK;
-    void *weights = ag_device_alloc(d, bytes), *grads = ag_device_alloc(d, bytes);
-    if (!weights || !grads) {
-        ag_device_free(d, weights, bytes);
-        ag_device_free(d, grads, bytes);
-        return no_memory(p, err);
-    }
+    void *weights = ag_device_alloc(d, bytes);
+    if (!weights) return no_memory(p, "", bytes, err);
     ag_device_write(d, weights, p->weights, bytes);
     ag_block_free(p->weights, bytes);
-    ag_block_free(p->grads, bytes);
     p->device = d;
-    point_to(p, weights, grads);
+    point_to(p, weights);
+    return AG_OK;
+}
+
+int nn_params_grads(nn_params *p, ag_err *err)
+{
+    const size_t size = ag_dtype_size(p->dtype);
+    if (p->grads) return AG_OK;
+    p->grads = ag_device_alloc(p->device, bytes_of(p));
+    if (!p->grads) return no_memory(p, "the gradients of ", bytes_of(p), err);
+    for (int i = 0; i < p->n_items; i++) {
+        ag_tensor *x = p->items[i].tensor;
+        x->grad = (char *)p->grads + (size_t)p->items[i].offset * size;
+        x->needs_grad = true;
+    }
     return AG_OK;
 }
 
 void *nn_params_swap(nn_params *p, void *weights)
 {
     void *had = p->weights;
-    point_to(p, weights, p->grads);
+    point_to(p, weights);
     return had;
 }
 
@@ -181,10 +188,10 @@ void nn_params_zero_grad(nn_params *p)
     enum { PART = 1 << 20 };
     char *g = p->grads;
     if (p->device) {
-        p->device->clear(g, (size_t)p->n * ag_dtype_size(p->dtype));
+        p->device->clear(g, bytes_of(p));
         return;
     }
-    const int64_t bytes = p->n * (int64_t)ag_dtype_size(p->dtype);
+    const int64_t bytes = (int64_t)bytes_of(p);
     #pragma omp parallel for schedule(static) if (bytes > PART)
     for (int64_t at = 0; at < bytes; at += PART)
         memset(g + at, 0, (size_t)(bytes - at < PART ? bytes - at : PART));
@@ -202,9 +209,7 @@ int nn_params_narrow(nn_params *p, ag_err *err)
 {
     const size_t bytes = (size_t)p->n * sizeof *p->narrow;
     p->narrow = ag_device_alloc(p->device, bytes);
-    if (!p->narrow)
-        return ag_err_set(err, AG_ENOMEM, "out of memory for the 16-bit copy of %lld parameters: "
-                          "%.1f MB", (long long)p->n_used, 1e-6 * (double)bytes);
+    if (!p->narrow) return no_memory(p, "the 16-bit copy of ", bytes, err);
     for (int i = 0; i < p->n_items; i++)
         p->items[i].tensor->narrow = p->narrow + p->items[i].offset;
     return AG_OK;

@@ -1,11 +1,14 @@
 /*
  * params.h -- the parameters of a model: named while it is built, then one flat array of weights
- * and one of gradients.
+ * and, where it trains, one of gradients.
  *
  * Layers ask for their parameters one by one and keep the tensors; nn_params_alloc() then lays all
  * of them out in one block, 64-byte aligned, with zeros between, and points the tensors into it. So
  * the optimizer, clipping, the clearing of gradients and the checkpoint are loops over flat arrays
  * and this list, and know no layers.
+ *
+ * A model that only decodes or is evaluated has no gradients: its parameters are constants, until
+ * nn_params_grads() gives them memory for some.
  *
  * Building has no error handling: the first error is kept, and nn_params_alloc() returns it.
  */
@@ -36,7 +39,8 @@ typedef struct nn_params {
     int64_t  n;                      /* elements of the flat arrays, padding included */
     int64_t  n_used;                 /* the same without padding: the number of parameters */
     const ag_device *device;         /* where the next three are; NULL: the host */
-    void    *weights, *grads;        /* [n]; NULL until nn_params_alloc */
+    void    *weights;                /* [n]; NULL until nn_params_alloc */
+    void    *grads;                  /* [n]; NULL until nn_params_grads */
     uint16_t *narrow;                /* [n], weights rounded to 16 bits (nn_params_round), or
                                       * NULL */
     ag_arena memory;                 /* names and tensors */
@@ -57,13 +61,15 @@ void   nn_pop(nn_params *p, size_t at);
 /* A number for a place in the model that draws noise, from 0 upwards (autograd/base/rng.h). */
 uint32_t nn_site(nn_params *p);
 
-/* Lays out and initialises all parameters; gradients are zero.  AG_ENOMEM, or the first error of
- * building. */
+/* Lays out and initialises all parameters.  AG_ENOMEM, or the first error of building. */
 int nn_params_alloc(nn_params *p, uint64_t seed, ag_err *err);
 /* The same without initial values: all is zero, and large parts are not touched. */
 int nn_params_layout(nn_params *p, ag_err *err);
-/* Weights and gradients go to the memory of a device, where its tapes want them.  AG_ENOMEM. */
+/* Weights go to the memory of a device, where its tapes want them; before there are gradients.
+ * AG_ENOMEM. */
 int nn_params_place(nn_params *p, const ag_device *d, ag_err *err);
+/* Gradients where the weights are, zero; from now on the parameters need them.  AG_ENOMEM. */
+int nn_params_grads(nn_params *p, ag_err *err);
 /* The tensors have these weights from now on, [n] in the same memory; returns what they had. */
 void *nn_params_swap(nn_params *p, void *weights);
 void nn_params_zero_grad(nn_params *p);

@@ -62,7 +62,7 @@ void params_shake(nn_params *p)
 void params_ready(nn_params *p)
 {
     ag_err err = { 0 };
-    if (nn_params_alloc(p, SEED, &err)) fail_msg("%s", err.msg);
+    if (nn_params_alloc(p, SEED, &err) || nn_params_grads(p, &err)) fail_msg("%s", err.msg);
     params_shake(p);
 }
 
@@ -118,6 +118,7 @@ void check_subject(const subject *s)
     ag_tape *t = tape_new(), *probes = tape_new();
     noise(t, 3, 0, s->shape.dim[0]);
     noise(probes, 3, 0, s->shape.dim[0]);
+    assert_int_equal(nn_params_grads(s->params, NULL), AG_OK);
     nn_params_zero_grad(s->params);
     ag_tensor *x =
         s->vocab ? integers(t, s->shape, X_SITE, s->vocab) : input(t, s->shape, X_SITE, true);

@@ -23,7 +23,7 @@ ag_tensor *integers(ag_tape *t, ag_shape shape, uint32_t site, int most);
 
 /* Moves all weights by up to 0.3, so that no gradient is small by luck: biases start at 0. */
 void params_shake(nn_params *p);
-void params_ready(nn_params *p);         /* nn_params_alloc and params_shake */
+void params_ready(nn_params *p);         /* weights, shaken, and gradients */
 
 double cotangent(int64_t i);             /* element i of dL/dy in every check */
 

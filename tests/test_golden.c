@@ -116,7 +116,7 @@ static nn_model *model_new(const golden *g, ag_dtype dtype)
                                                            .ff = ff_of(g->name) },
                                          dtype, 1, &m, &err)
                             : nn_gpt_new(&gpt, dtype, 1, &m, &err);
-    if (r) fail_msg("%s", err.msg);
+    if (r || nn_params_grads(m->params, &err)) fail_msg("%s", err.msg);
     assert_int_equal(m->params->n_items, g->n_items);
     for (int i = 0; i < m->params->n_items; i++) {
         const nn_item *item = &m->params->items[i];

@@ -41,7 +41,8 @@ static nn_model *gpt_new(const nn_gpt_config *c)
 {
     nn_model *m = NULL;
     ag_err err = { 0 };
-    if (nn_gpt_new(c, AG_F64, SEED, &m, &err)) fail_msg("%s", err.msg);
+    if (nn_gpt_new(c, AG_F64, SEED, &m, &err) || nn_params_grads(m->params, &err))
+        fail_msg("%s", err.msg);
     params_shake(m->params);
     return m;
 }
@@ -50,7 +51,8 @@ static nn_model *mlp_new(const nn_mlp_config *c)
 {
     nn_model *m = NULL;
     ag_err err = { 0 };
-    if (nn_mlp_new(c, AG_F64, SEED, &m, &err)) fail_msg("%s", err.msg);
+    if (nn_mlp_new(c, AG_F64, SEED, &m, &err) || nn_params_grads(m->params, &err))
+        fail_msg("%s", err.msg);
     params_shake(m->params);
     return m;
 }

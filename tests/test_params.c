@@ -3,6 +3,7 @@
  */
 #include "layers/params.h"
 
+#include "autograd/autograd.h"
 #include "autograd/base/rng.h"
 
 #include <math.h>
@@ -33,6 +34,7 @@ static void store_lays_out(void **state)
     nn_pop(p, top);
     ag_tensor *v = nn_param(p, "v", AG_SHAPE(16), nn_normal(2));
     assert_int_equal(nn_params_alloc(p, 1, NULL), AG_OK);
+    assert_int_equal(nn_params_grads(p, NULL), AG_OK);
 
     assert_string_equal(w->name, "blocks/3/ff/weight");
     assert_string_equal(g->name, "blocks/3/gain");
@@ -57,6 +59,43 @@ static void store_lays_out(void **state)
     }
     nn_params_zero_grad(p);
     for (int64_t i = 0; i < p->n; i++) assert_true(((float *)p->grads)[i] == 0);
+    nn_params_free(p);
+}
+
+/* Without gradients parameters are constants, and a model of nothing else has no backward. */
+static void gradients_where_asked(void **state)
+{
+    (void)state;
+    ag_err err = { 0 };
+    nn_params *p = nn_params_new(AG_F32);
+    ag_tensor *w = nn_param(p, "w", AG_SHAPE(5, 7), nn_uniform(0.5));
+    assert_int_equal(nn_params_alloc(p, 1, NULL), AG_OK);
+    assert_true(!p->grads && !w->grad && !w->needs_grad);
+
+    ag_tape *t = ag_tape_new(ag_kernels_ref(AG_F32));
+    ag_tensor *y = ag_sum(t, ag_mul(t, w, w));
+    assert_int_equal(ag_tape_calls(t), 0);
+    assert_int_equal(ag_backward(t, y, 1), AG_EGRAD);
+    assert_null(w->grad);
+    assert_int_equal(ag_tape_status(t, &err), AG_EGRAD);
+    assert_non_null(strstr(err.msg, "nor a parameter that has memory for one"));
+    ag_tape_reset(t);
+
+    ag_tensor *x = ag_input(t, w->shape, w->data, true);     /* by a leaf, through constants */
+    assert_int_equal(ag_backward(t, ag_sum(t, ag_mul(t, x, w)), 1), AG_OK);
+    assert_memory_equal(x->grad, w->data, 35 * sizeof(float));
+    ag_tape_reset(t);
+
+    assert_int_equal(nn_params_grads(p, &err), AG_OK);
+    float *grads = p->grads;
+    for (int turn = 0; turn < 2; turn++) {
+        assert_int_equal(ag_backward(t, ag_sum(t, ag_mul(t, w, w)), 1), AG_OK);
+        ag_tape_reset(t);
+    }
+    assert_int_equal(nn_params_grads(p, &err), AG_OK);       /* they stay */
+    assert_ptr_equal(p->grads, grads);
+    for (int i = 0; i < 35; i++) assert_true(grads[i] == 4 * ((float *)w->data)[i]);
+    ag_tape_free(t);
     nn_params_free(p);
 }
 
@@ -134,7 +173,8 @@ static void normal_numbers(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(store_lays_out), cmocka_unit_test(store_keeps_the_first_error),
+        cmocka_unit_test(store_lays_out), cmocka_unit_test(gradients_where_asked),
+        cmocka_unit_test(store_keeps_the_first_error),
         cmocka_unit_test(initial_values), cmocka_unit_test(normal_numbers),
     };
     return cmocka_run_group_tests_name("params", tests, NULL, NULL);

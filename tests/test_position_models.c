@@ -46,7 +46,7 @@ static nn_model *model_new(int kind, const nn_gpt_config *g)
     const int bad = kind == GPT         ? nn_gpt_new(g, AG_F64, SEED, &m, &err)
                   : kind == TRANSFORMER ? nn_transformer_new(&x, AG_F64, SEED, &m, &err)
                                         : nn_terraformer_new(&r, AG_F64, SEED, &m, &err);
-    if (bad) fail_msg("%s", err.msg);
+    if (bad || nn_params_grads(m->params, &err)) fail_msg("%s", err.msg);
     params_shake(m->params);
     return m;
 }

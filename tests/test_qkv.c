@@ -118,6 +118,7 @@ static void check_golden(const golden *g, const ag_kernels *k, double tol)
     layer l;
     layer_build(&l, p, g);
     assert_int_equal(nn_params_alloc(p, SEED, NULL), AG_OK);
+    assert_int_equal(nn_params_grads(p, NULL), AG_OK);
     assert_int_equal(p->n_items, g->n_items);
     for (int i = 0; i < p->n_items; i++) {
         assert_string_equal(p->items[i].name, g->names[i]);

@@ -47,6 +47,7 @@ static nn_model *model_new(int kind)
     } else if (nn_gpt_new(&c, AG_F32, SEED, &m, &err)) {
         fail_msg("%s", err.msg);
     }
+    assert_int_equal(nn_params_grads(m->params, &err), AG_OK);
     assert_int_equal(nn_blocks_count(m->stack), LAYERS);
     return m;
 }

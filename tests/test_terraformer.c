@@ -60,7 +60,8 @@ static nn_model *model_new(const nn_terraformer_config *c, ag_dtype dtype)
 {
     nn_model *m = NULL;
     ag_err err = { 0 };
-    if (nn_terraformer_new(c, dtype, SEED, &m, &err)) fail_msg("%s", err.msg);
+    if (nn_terraformer_new(c, dtype, SEED, &m, &err) || nn_params_grads(m->params, &err))
+        fail_msg("%s", err.msg);
     if (dtype == AG_F64) params_shake(m->params);
     return m;
 }
@@ -75,7 +76,8 @@ static nn_model *lm_new(bool concatenate, nn_streams_config streams, int layers,
     g.n_layers = layers;
     g.streams = streams;
     g.streams.concatenate = concatenate;
-    if (nn_gpt_new(&g, dtype, SEED, &m, &err)) fail_msg("%s", err.msg);
+    if (nn_gpt_new(&g, dtype, SEED, &m, &err) || nn_params_grads(m->params, &err))
+        fail_msg("%s", err.msg);
     if (dtype == AG_F64) params_shake(m->params);
     return m;
 }
@@ -226,6 +228,7 @@ static size_t peak_of(nn_streams_config streams, int layers)
     g.n_layers = layers;
     g.streams = streams;
     assert_int_equal(nn_gpt_plan(&g, AG_F32, &m, &err), AG_OK);
+    assert_int_equal(nn_params_grads(m->params, &err), AG_OK);
     ag_tape *t = ag_tape_new(ag_kernels_best(AG_F32, NULL));
     ag_tape_plan(t, true);
     static const int32_t ids[4 * 128];

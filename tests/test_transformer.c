@@ -48,7 +48,8 @@ static nn_model *model_new(const nn_transformer_config *c, ag_dtype dtype)
 {
     nn_model *m = NULL;
     ag_err err = { 0 };
-    if (nn_transformer_new(c, dtype, SEED, &m, &err)) fail_msg("%s", err.msg);
+    if (nn_transformer_new(c, dtype, SEED, &m, &err) || nn_params_grads(m->params, &err))
+        fail_msg("%s", err.msg);
     if (dtype == AG_F64) params_shake(m->params);
     return m;
 }

@@ -137,6 +137,7 @@ int train_session_new(const train_config *c, const train_open *what, train_sessi
     int r = what->data ? open_data(s, what, err) : AG_OK;
     if (r == AG_OK) r = build_model(s, what, err);
     if (r == AG_OK) r = train_tapes_new(s, what->plan, err);
+    if (r == AG_OK && what->optimizer) r = nn_params_grads(s->model->params, err);
     if (r == AG_OK && what->optimizer) r = train_optimizer_new(s, what->plan, err);
     if (r == AG_OK) r = build_buffers(s, err);
     if (r == AG_OK && s->opt && train_may_recompute(s)) r = train_recompute_apply(s, err);

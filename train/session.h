@@ -81,7 +81,8 @@ typedef struct train_session {
 } train_session;
 
 typedef struct train_open {          /* what a session needs */
-    bool data, optimizer;
+    bool data;
+    bool optimizer;                  /* it trains: gradients, and what the optimizer keeps */
     bool plan;                       /* only what a step would need: weights are untouched zeros, a
                                       * gpt only */
     const data_tokenizer *tokenizer; /* of a checkpoint; NULL: the data's */

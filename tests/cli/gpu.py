@@ -61,6 +61,14 @@ with tempfile.TemporaryDirectory() as t:
     hint = re.search(r'train\.micro_batch=\d+', many)[0]
     run('train', 'a.yaml', 'run.dir=fits', 'train.batch=256', 'train.steps=3', hint, TULLE_SIMT_MEMORY=MEMORY)
 
+    large = ('model.d_model=512', 'train.batch=1', 'train.device=cpu', 'train.steps=3', 'run.dir=large')
+    run('train', 'a.yaml', *large)
+    weights = json.loads(run('show', 'memory', 'a.yaml', *large, '--json').stdout)['bytes']['parameters']
+    room = str(int(1.9 * weights))  # no gradients beside them
+    for command in (('sample', '-n', '4'), ('eval', '--batches', '1')):
+        run(command[0], 'large', *command[1:], '--device', 'cuda', TULLE_SIMT_MEMORY=room)
+    run('train', 'a.yaml', *large[:2], 'run.dir=more', code=3, TULLE_SIMT_MEMORY=room)
+
     none = run('train', 'a.yaml', 'run.dir=none', code=1, CUDA_VISIBLE_DEVICES='').stderr
     assert none.count('\n') == 1 and 'there is no GPU' in none, none
     assert not pathlib.Path('none').exists()
