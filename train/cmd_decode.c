@@ -141,13 +141,13 @@ static int measure(train_session *s, const options *o, int64_t batch, train_deco
 /* A model with each number of sequences; the bandwidth is the better one of before and after. */
 static int run_model(train_session *s, const char *name, const options *o, table *t, ag_err *err)
 {
-    const size_t bytes = (size_t)s->model->params->n * sizeof(float);
+    const nn_params *p = s->model->params;
     train_decode_time x[MAX_BATCHES] = { { 0 } };
     double before, after;
-    int r = train_read_bandwidth(s->device, bytes, &before, err);
+    int r = train_read_bandwidth(p, &before, err);
     for (int i = 0; i < o->batches && r == AG_OK; i++) {
         r = measure(s, o, o->batch[i], &x[i], err);
-        if (r == AG_OK) r = train_read_bandwidth(s->device, bytes, &after, err);
+        if (r == AG_OK) r = train_read_bandwidth(p, &after, err);
         if (r < 0) return r;
         if (!t->n) t->first[i] = x[i].token;
         print_row(name, &x[i], &s->model->cost, o->batch[i], fmax(before, after), t->first[i], o);

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef uint64_t line __attribute__((vector_size(64)));  /* of a cache */
+typedef uint64_t line __attribute__((vector_size(64), may_alias));   /* of a cache */
 
 /* All threads read n lines, each from four places at once (of a part, up to three are left out). */
 static uint64_t read_all(const line *x, int64_t n)
@@ -31,19 +31,19 @@ static uint64_t read_all(const line *x, int64_t n)
 }
 
 /* A copy on the device reads and writes each byte. */
-static int copy_bandwidth(const ag_device *d, size_t bytes, double *ret, ag_err *err)
+static int copy_bandwidth(const ag_device *d, const void *x, size_t bytes, double *ret,
+                          ag_err *err)
 {
     enum { TURNS = 5, PASSES = 8 };
-    void *x = ag_device_alloc(d, bytes), *y = ag_device_alloc(d, bytes);
+    void *y = ag_device_alloc(d, bytes);
     double best = 0;
-    for (int i = 0; x && y && i < TURNS; i++) {
+    for (int i = 0; y && i < TURNS; i++) {
         d->wait();
         const double t = ag_seconds();
         for (int k = 0; k < PASSES; k++) d->copy(y, x, bytes);
         d->wait();
         best = fmax(best, 2.0 * PASSES * (double)bytes / (ag_seconds() - t));
     }
-    ag_device_free(d, x, bytes);
     ag_device_free(d, y, bytes);
     const char *why = d->check();
     if (why) return ag_err_set(err, AG_EFAIL, "%s", why);
@@ -53,23 +53,21 @@ static int copy_bandwidth(const ag_device *d, size_t bytes, double *ret, ag_err 
     return AG_OK;
 }
 
-int train_read_bandwidth(const ag_device *device, size_t bytes, double *ret, ag_err *err)
+int train_read_bandwidth(const nn_params *p, double *ret, ag_err *err)
 {
-    if (device) return copy_bandwidth(device, bytes, ret, err);
+    const size_t bytes = (size_t)p->n * sizeof(float);
+    if (p->device) return copy_bandwidth(p->device, p->weights, bytes, ret, err);
     enum { TURNS = 5, LEAST = 1 << 25 };         /* of a turn, bytes: a clock must see it */
     const int64_t passes = 1 + LEAST / (int64_t)bytes;
-    line *x = ag_block_alloc(bytes);
+    const line *x = p->weights;      /* whole lines (layers/params.h) */
     volatile uint64_t keep = 0;
     double best = 0;
-    if (!x) return ag_err_set(err, AG_ENOMEM, "out of memory for %.1f MB", 1e-6 * (double)bytes);
-    memset(x, 1, bytes);
     for (int i = 0; i < TURNS; i++) {
         const double t = ag_seconds();
         for (int64_t k = 0; k < passes; k++) keep += read_all(x, (int64_t)(bytes / sizeof *x));
         const double rate = (double)(passes * (int64_t)bytes) / (ag_seconds() - t);
         best = rate > best ? rate : best;
     }
-    ag_block_free(x, bytes);
     *ret = best;
     return AG_OK;
 }

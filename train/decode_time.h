@@ -2,9 +2,8 @@
  * decode_time.h -- how long a model takes for a token, and what it reads for it.
  *
  * A token reads each weight that it touches once, so its time has a floor: bytes over bandwidth.
- * The bandwidth is that of reading a block as large as the model; a model that fits a cache is
- * compared with the cache.  Several sequences read the units that any of them chose: these are
- * counted.
+ * The bandwidth is that of reading all weights in order; a model that fits a cache is compared with
+ * the cache.  Several sequences read the units that any of them chose: these are counted.
  */
 #ifndef TRAIN_DECODE_TIME_H
 #define TRAIN_DECODE_TIME_H
@@ -33,8 +32,8 @@ typedef struct train_decode_time {   /* medians, in seconds */
 int train_decode_measure(train_session *s, const train_decode_plan *p, train_decode_time *ret,
                          ag_err *err);
 
-/* Bytes per second of reading `bytes` bytes, the best of some turns; on a device of copying them,
+/* Bytes per second of reading all weights, the best of some turns; on a device of copying them,
  * read and written.  AG_ENOMEM. */
-int train_read_bandwidth(const ag_device *device, size_t bytes, double *ret, ag_err *err);
+int train_read_bandwidth(const nn_params *p, double *ret, ag_err *err);
 
 #endif
