@@ -155,8 +155,11 @@ static void test_read_and_map(void **state)
     assert_int_equal(ag_file_map(in_dir("a"), &map, &err), AG_OK);
     assert_int_equal(map.size, 5);
     assert_memory_equal(map.data, "hello", 5);
+    ag_map_forget(&map);
+    assert_memory_equal(map.data, "hello", 5);
     ag_map_release(&map);
     ag_map_release(&map);
+    ag_map_forget(&map);
     assert_int_equal(ag_file_replace(in_dir("a"), "", 0, &err), AG_OK);
     assert_file(in_dir("a"), "");
     assert_int_equal(ag_file_map(in_dir("a"), &map, &err), AG_OK);

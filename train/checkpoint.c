@@ -253,6 +253,7 @@ static int list_tensor(const char *path, const train_h5_shape *shape, void *file
 {
     train_ckpt_file *f = file;
     const int n = f->n_tensors;
+    ag_map_forget(&f->map);          /* names and shapes lie all over the file */
     if ((n & (n - 1)) == 0) {
         train_ckpt_info *more = realloc(f->tensor, (n ? 2 * (size_t)n : 1) * sizeof *more);
         if (!more) return AG_ENOMEM;
@@ -269,7 +270,7 @@ static int list_tensor(const char *path, const train_h5_shape *shape, void *file
 static int open_all(train_ckpt_file *f, ag_err *err)
 {
     size_t image;
-    int rc = train_seal_check(f->map.data, f->map.size, &image, err);
+    int rc = train_seal_check(&f->map, &image, err);
     if (!rc) rc = train_h5_open(f->map.data, image, &f->h5, err);
     if (!rc) rc = check_format(f, err);
     if (!rc) rc = read_head(f, &f->head, err);
@@ -333,13 +334,15 @@ static int check_shape(const train_ckpt_file *f, const char *path, const train_h
                       shape_text(a, &found), shape_text(b, want), hint);
 }
 
-/* The bytes of a tensor of that many elements, checked against their checksum. */
+/* The bytes of a tensor of that many elements, checked against their checksum.  They are in memory
+ * once: the file's are forgotten. */
 static int read_checked(const train_ckpt_file *f, const char *path, int64_t count, float *data,
                         ag_err *err)
 {
     uint32_t crc;
     int rc = train_h5_get_attr(f->h5, path, "crc32c", TRAIN_H5_U32, &crc, err);
     if (!rc) rc = train_h5_get(f->h5, path, TRAIN_H5_F32, data, err);
+    ag_map_forget(&f->map);
     if (!rc && ag_crc32c(0, data, (size_t)count * sizeof(float)) != crc)
         rc = ag_err_set(err, AG_EINPUT, "data set '%s' is damaged: checksum differs", path);
     return rc;

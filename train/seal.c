@@ -24,11 +24,17 @@ static uint64_t load_le(const unsigned char *p, int bytes)
     return x;
 }
 
-static void digest(const unsigned char *image, size_t size, unsigned char sha[32])
+/* SHA-256 of an image; what is read of the map it lies in, if it does, does not stay in memory. */
+static void digest(const unsigned char *image, size_t size, const ag_map *map,
+                   unsigned char sha[32])
 {
+    enum { PART = 16 << 20 };
     ag_sha256 s;
     ag_sha256_init(&s);
-    ag_sha256_add(&s, image, size);
+    for (size_t at = 0; at < size; at += PART) {
+        ag_sha256_add(&s, image + at, size - at < PART ? size - at : PART);
+        if (map) ag_map_forget(map);
+    }
     ag_sha256_end(&s, sha);
 }
 
@@ -38,7 +44,7 @@ void train_seal_write(unsigned char *image, size_t size)
     memset(seal, 0, TRAIN_SEAL_SIZE);
     memcpy(seal, magic, sizeof magic);
     store_le(seal + AT_SIZE, size, 8);
-    digest(image, size, seal + AT_SHA);
+    digest(image, size, NULL, seal + AT_SHA);
     store_le(seal + AT_CRC, ag_crc32c(0, seal, AT_CRC), 4);
 }
 
@@ -66,8 +72,10 @@ static int unsealed(const unsigned char *file, size_t size, ag_err *err)
                       "damaged, or changed by another program: no valid seal at its end");
 }
 
-int train_seal_check(const unsigned char *file, size_t size, size_t *ret_image, ag_err *err)
+int train_seal_check(const ag_map *map, size_t *ret_image, ag_err *err)
 {
+    const unsigned char *file = map->data;
+    const size_t size = map->size;
     unsigned char sha[32];
     if (size < TRAIN_SEAL_SIZE) return unsealed(file, size, err);
     const size_t image = size - TRAIN_SEAL_SIZE;
@@ -75,7 +83,7 @@ int train_seal_check(const unsigned char *file, size_t size, size_t *ret_image, 
     if (memcmp(seal, magic, sizeof magic) || load_le(seal + AT_SIZE, 8) != image ||
         load_le(seal + AT_CRC, 4) != ag_crc32c(0, seal, AT_CRC))
         return unsealed(file, size, err);
-    digest(file, image, sha);
+    digest(file, image, map, sha);
     if (memcmp(sha, seal + AT_SHA, sizeof sha))
         return ag_err_set(err, AG_EINPUT, "damaged: checksum differs");
     *ret_image = image;

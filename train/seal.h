@@ -13,6 +13,7 @@
 #define TRAIN_SEAL_H
 
 #include "autograd/base/error.h"
+#include "autograd/base/io.h"
 
 #include <stddef.h>
 
@@ -21,8 +22,8 @@
 /* Writes the seal of image[size] to image + size. */
 void train_seal_write(unsigned char *image, size_t size);
 
-/* The size of the image in file[size], in bytes; AG_EINPUT with what is wrong: no checkpoint at
- * all, truncated, damaged. */
-int  train_seal_check(const unsigned char *file, size_t size, size_t *ret_image, ag_err *err);
+/* The size of the image in a file, in bytes; AG_EINPUT with what is wrong: no checkpoint at all,
+ * truncated, damaged. */
+int  train_seal_check(const ag_map *file, size_t *ret_image, ag_err *err);
 
 #endif

@@ -104,6 +104,11 @@ void ag_map_release(ag_map *m)
     *m = (ag_map){ 0 };
 }
 
+void ag_map_forget(const ag_map *m)
+{
+    if (m->size) madvise((void *)(uintptr_t)m->data, m->size, MADV_DONTNEED);
+}
+
 /* ---- replacing ------------------------------------------------------------------------------ */
 
 /* A path cut into its folder and its name. */

@@ -26,6 +26,8 @@ int  ag_file_read(const char *path, size_t max_size, char **ret_data, size_t *re
 /* Maps a regular file read-only.  The same codes. */
 int  ag_file_map(const char *path, ag_map *ret_map, ag_err *err);
 void ag_map_release(ag_map *m);      /* a zeroed map is fine */
+/* What was read of it no longer takes memory of the process; it can be read again. */
+void ag_map_forget(const ag_map *m);
 
 /* Replaces path by data[size], durably and atomically (see above).  One thread at a time per name.
  * AG_EIO; when only the last step failed, the message says that the new contents are in place. */

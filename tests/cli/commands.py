@@ -4,7 +4,7 @@
 What each prints is checked for what it must say; signals save and stop, runs resume to the same state, and a diverged run
 says where it went wrong.
 """
-import json, pathlib, re, signal, subprocess, sys, time
+import json, os, pathlib, re, signal, subprocess, sys, time
 from cases import go_through, run, says, tulle
 
 source = pathlib.Path(sys.argv[2]).resolve()
@@ -287,6 +287,28 @@ def sparse_transformer(tmp):
     says(run('show', 'memory', 'empty.yaml', *keys, cwd=tmp), r'parameters', r'embedding', r'planned')
 
 
+def peak(*args, cwd):
+    """The most bytes that tulle had in memory."""
+    with subprocess.Popen([tulle, *args], cwd=cwd, stdout=subprocess.DEVNULL) as p:
+        _, status, used = os.wait4(p.pid, 0)
+        p.returncode = os.waitstatus_to_exitcode(status)
+    assert p.returncode == 0, args
+    return 1024 * used.ru_maxrss
+
+
+def memory_without_training(tmp):
+    """To decode or to be evaluated, a model takes little more than its weights, also where the file has much more."""
+    keys = [*tiny, 'train.batch=1', 'train.steps=2', 'schedule.warmup_steps=1', 'train.eval_batches=1', 'optim.ema_decay=0.9']
+    large = ['model.d_model=384', 'model.n_layers=6', 'model.n_heads=6']
+    run('train', quick, *keys, 'run.dir=small', cwd=tmp)
+    run('train', quick, *keys, *large, 'run.dir=large', cwd=tmp)
+    weights = 4 * int(re.search(r'([\d,]+) parameters', run('show', 'memory', quick, *large, cwd=tmp))[1].replace(',', ''))
+    assert 40e6 < weights < 60e6 and (tmp / 'large/last.h5').stat().st_size > 4 * weights
+    for command, flags in ('sample', '-n 4'), ('eval', '--batches 1'), ('bench decode', '-n 4 --prompt 4'):
+        small, big = (peak(*command.split(), name, *flags.split(), cwd=tmp) for name in ('small', 'large'))
+        assert 0.9 * weights < big - small < 1.5 * weights, (command, small, big, weights)
+
+
 def published_models(tmp):
     """Sizes and memory of the paper's models, without their data and without a step."""
     for name, count in ('cifar10', '59,196,928'), ('enwik8', '94,949,888'), ('imagenet64', '151,645,184'):
@@ -299,4 +321,5 @@ def published_models(tmp):
 
 go_through(train_and_look, resume_is_the_same_run, signals_save, a_stop_in_an_evaluation,
            changed_settings_are_told, nobody_reads, a_locked_run_is_refused, divergence_is_explained,
-           configurations, data, looking, memory, decoding, sparse_transformer, published_models)
+           configurations, data, looking, memory, decoding, memory_without_training, sparse_transformer,
+           published_models)
