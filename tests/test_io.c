@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -312,11 +313,13 @@ static void test_replace_is_atomic(void **state)
     assert_int_equal(ag_file_replace(path, x, N, NULL), AG_OK);
     for (int round = 0; round < 20; round++) {
         const pid_t pid = fork();
-        if (pid == 0)
+        if (pid == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);    /* a test that fails does not come to kill it */
             for (int i = 0;; i++) {
                 memset(x, 'a' + i % 26, N);
                 if (ag_file_replace(path, x, N, NULL)) _exit(1);
             }
+        }
         for (int i = 0; i < 50; i++) {
             char *data;
             size_t size;
