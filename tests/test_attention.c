@@ -20,6 +20,9 @@ static void widths(void **state)
     for (size_t i = 0; i < sizeof d / sizeof *d; i++)
         for (size_t j = 0; j < sizeof d / sizeof *d; j++)
             run_case(&(shape){ 1, 2, 70, 70, d[i], d[j], true, 0, (i + j) % 2 * 0.3, i % 2 });
+    for (int causal = 0; causal < 2; causal++)           /* blocks of several query tiles */
+        for (int64_t w = 24; w <= 40; w += 16)
+            run_case(&(shape){ 1, 2, 450, 450, 40, w, causal, 0, 0, true });
     run_case(&(shape){ 1, 1, 20, 20, 257, 64, true, 0, 0, false });
     run_case(&(shape){ 1, 1, 20, 20, 64, 300, true, 0, 0.3, false });
 }

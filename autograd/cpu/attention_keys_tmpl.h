@@ -41,6 +41,8 @@ typedef struct queries {
     int64_t      n_keys;             /* that any of them sees */
     const ag_key_run *run;           /* of a pattern: its keys, ascending; NULL: 0, 1, ... */
     int64_t      n_runs;
+    int64_t      shift;              /* key tiles end before key (i * TILE - shift) of them, so that
+                                      * query tiles cut the keys that they share alike */
     bool         adds;               /* other tiles too give to dq */
     int64_t      seen[TILE];         /* without a pattern: a query sees this many keys */
 } queries;
@@ -77,6 +79,7 @@ static inline void queries_init(queries *x, const ag_attention *a, int64_t pair,
     for (int i = 0; i < x->n; i++)
         x->seen[i] = keys_seen(a, pair / a->heads, first + i);
     x->run = NULL;
+    x->shift = 0;
     x->adds = false;
     x->n_keys = x->seen[x->n - 1];
 }
@@ -91,6 +94,7 @@ static inline bool queries_of_tile(queries *x, const ag_attention *a, int64_t pa
     x->run = part->run + tile->first;
     x->n_runs = tile->n_runs;
     x->n_keys = tile->n_keys;
+    x->shift = x->run->key / x->step % TILE;
     for (int64_t last = x->first + (x->n - 1) * x->step; x->n_runs > 0; x->n_runs--) {
         const ag_key_run *r = &x->run[x->n_runs - 1];
         x->n_keys = min_of(x->n_keys, r->before + (last - r->key + x->step) / x->step);
@@ -178,14 +182,18 @@ static inline void keys_load(const tile_keys *y, int64_t d, const float *x, int6
             tile_copy(1, d, x + y->list[i] * row, row, to + i * to_row, to_row, 1.0f);
 }
 
-/* Brings them to the L2 cache while a tile is computed: rows lie too far apart for the processor to
- * see what comes next. */
-static inline void keys_fetch(const tile_keys *y, int64_t d, const float *from, int64_t row)
+/* x[..][row] = from[n][from_row] in their rows */
+static inline void keys_store(const tile_keys *y, int64_t d, const float *from, int64_t from_row,
+                              float *x, int64_t row)
 {
-    for (int64_t i = 0; i < y->n; i++)
-        for (int64_t c = 0; c < d; c += GROUP)
-            __builtin_prefetch(from + (y->step ? y->first + i * y->step : y->list[i]) * row + c, 0,
-                               2);
+    for (int64_t i = 0; i < y->n; i++, from += from_row) {
+        float *to = x + (y->step ? y->first + i * y->step : y->list[i]) * row;
+        int64_t c = 0;
+        for (; c + VL <= d; c += VL)
+            vstore(to + c, vload(from + c));
+        if (c < d)
+            vstore_n(to + c, vload(from + c), d - c);
+    }
 }
 
 /* x[rows list[n]][d] += from[n][from_row] */
@@ -303,13 +311,79 @@ static inline void transpose_queries(int n, int64_t d, const float *x, int64_t l
     tile_transpose(n, d, x, ldx, y, TILE, scale);
 }
 
-/* Brings the rows of a tile's queries, of t, to the L2 cache. */
-static inline void fetch_rows_of(const ag_pattern_tile *tile, int64_t t, int64_t d, const float *x,
-                                 int64_t row)
+/* ---- walks: query tiles that go over their keys together, so that each key is loaded once ---- */
+
+enum { BLOCK = 8 };                  /* query tiles, at most */
+
+typedef struct tile_walk {
+    queries   x;
+    int64_t   j, next, end;          /* where `keys` and `ahead` begin among its keys; their end */
+    int64_t   row;                   /* where `keys` begin in the tile at hand; -1: takes no part */
+    tile_keys keys, ahead;           /* those of that tile, and the next */
+} tile_walk;
+
+static inline void walk_ahead(tile_walk *w)
 {
-    for (int64_t r = 0, i = tile->query0; r < tile->n && i < t; r++, i += tile->step)
-        for (int64_t c = 0; c < d; c += GROUP)
-            __builtin_prefetch(x + i * row + c, 0, 2);
+    const int64_t room = TILE - (w->next + w->x.shift) % TILE, left = w->end - w->next;
+    keys_at(&w->x, w->next, left < 0 ? 0 : min_of(room, left), &w->ahead);
+}
+
+/* Over keys j0 .. j1 - 1 of those that its queries see. */
+static inline void walk_start(tile_walk *w, int64_t j0, int64_t j1)
+{
+    w->next = j0;
+    w->end = j1;
+    walk_ahead(w);
+}
+
+static inline int64_t last_key(const tile_keys *y)
+{
+    return y->step ? y->first + (y->n - 1) * y->step : y->list[y->n - 1];
+}
+
+/* Where the keys of y begin among those of x, or -1: they do not all follow each other there. */
+static inline int64_t keys_within(const tile_keys *x, const tile_keys *y)
+{
+    if (x->step && x->step == y->step && x->first <= y->first && last_key(y) <= last_key(x) &&
+        (y->first - x->first) % x->step == 0)
+        return (y->first - x->first) / x->step;
+    const bool begins = !x->step && x->n >= y->n &&
+        memcmp(x->list, y->list, (size_t)y->n * sizeof *y->list) == 0;
+    return begins ? 0 : -1;
+}
+
+/*
+ * Goes on to the next key tile of the first of n walks that has one: returns that walk, or NULL at
+ * the end.  Others take part whose keys are among its own, but not while an earlier walk has yet to
+ * come to any of them: so a key meets its queries in their order, whichever walks go together.
+ */
+static inline const tile_walk *walks_next(tile_walk *w, int n)
+{
+    const tile_walk *lead = NULL;
+    bool free = true;
+    for (int i = 0; i < n; i++, w++) {
+        w->row = !free || w->ahead.n == 0 ? -1 : lead ? keys_within(&lead->keys, &w->ahead) : 0;
+        if (w->row >= 0) {
+            lead = lead ? lead : w;
+            w->keys = w->ahead;
+            w->j = w->next;
+            w->next += w->keys.n;
+            walk_ahead(w);
+        }
+        free = free && (w->ahead.n == 0 || w->ahead.first > last_key(&lead->keys));
+    }
+    return lead;
+}
+
+/* How many of a head's query tiles go together: as many as MAX_HEAD columns have room for, but not
+ * so few tasks that threads idle. */
+static inline int tiles_at_once(const ag_attention *a, int64_t tiles)
+{
+    const int64_t d = AG_ALIGN_UP(a->d_qk > a->d_v ? a->d_qk : a->d_v, GROUP);
+    int64_t n = min_of(BLOCK, MAX_HEAD / (d ? d : 1));
+    while (n > 1 && a->batch * a->heads * tiles < 4 * n * n_threads())
+        n /= 2;
+    return (int)n;
 }
 
 /* The query tiles of a head, at most, and the parts that they come in. */

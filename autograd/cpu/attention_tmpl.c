@@ -21,13 +21,19 @@ typedef struct heads_of { int64_t b, head0, heads; } heads_of;
 
 /* ---- forward ---- */
 
-typedef struct forward_tiles {
-    float qt[MAX_HEAD * TILE], ot[MAX_HEAD * TILE];      /* q^T [d_qk][TILE], o^T [d_v][TILE] */
-    float k[TILE * MAX_HEAD], v[TILE * MAX_HEAD];        /* of the tile: rows lie too far apart for
-                                                          * the L1 cache */
-    float s[TILE * TILE];
+typedef struct forward_rows {        /* of a query tile */
     float max[TILE], sum[TILE], alpha[TILE];        /* so far; what the last tile multiplied o by */
-} forward_tiles;
+} forward_rows;
+
+typedef struct forward_block {
+    float qt[MAX_HEAD * TILE], ot[MAX_HEAD * TILE]; /* q^T [d_qk][TILE] and o^T [d_v][TILE] of as
+                                                     * many query tiles as have room */
+    float k[TILE * MAX_HEAD], v[TILE * MAX_HEAD];   /* of the key tile: rows lie too far apart for
+                                                     * the caches */
+    float s[TILE * TILE];
+    forward_rows rows[BLOCK];
+    tile_walk walk[BLOCK];
+} forward_block;
 
 /* s = exp2(s - max), with max and sum carried on over the keys of this tile */
 static void softmax_vector(int n, float *s, float *max_at, float *sum_at, float *alpha_at)
@@ -55,12 +61,12 @@ static void softmax_vector(int n, float *s, float *max_at, float *sum_at, float 
     vstore(alpha_at, alpha);
 }
 
-static void softmax_tile(const tile_shape *t, forward_tiles *f)
+static void softmax_tile(const tile_shape *t, float *s, forward_rows *f)
 {
     for (int i = 0; i < t->n_groups * GROUP; i += VL) {
         const int begin = t->begin[i / GROUP], n = t->end[i / GROUP] - begin;
         if (n > 0)
-            softmax_vector(n, f->s + begin * TILE + i, f->max + i, f->sum + i, f->alpha + i);
+            softmax_vector(n, s + begin * TILE + i, f->max + i, f->sum + i, f->alpha + i);
         else
             vstore(f->alpha + i, vset(1.0f));
     }
@@ -76,11 +82,11 @@ static bool is_led(const tile_shape *t)
 }
 
 /* o^T *= alpha */
-static void scale_tile(int64_t d, forward_tiles *f)
+static void scale_tile(int64_t d, const float *alpha, float *ot)
 {
     for (int64_t c = 0; c < d; c++)
         for (int i = 0; i < TILE; i += VL)
-            vstore(f->ot + c * TILE + i, vload(f->ot + c * TILE + i) * vload(f->alpha + i));
+            vstore(ot + c * TILE + i, vload(ot + c * TILE + i) * vload(alpha + i));
 }
 
 static void drop_tile(const tile_shape *t, const tile_noise *z, uint64_t block, float *s)
@@ -99,67 +105,86 @@ static void drop_tile(const tile_shape *t, const tile_noise *z, uint64_t block, 
     }
 }
 
-/* One tile: the scores of the keys from the j-th on, then what they add to o. */
-static void forward_tile(const ag_attention *a, const queries *x, const tile_noise *z, int64_t j,
-                         const tile_keys *keys, forward_tiles *f)
+/* One tile: the scores of the i-th query tile and the keys at hand, then what they add to o. */
+static void forward_tile(const ag_attention *a, const tile_noise *z, int i, forward_block *f)
 {
     const int64_t k_row = AG_ALIGN_UP(a->d_qk, GROUP), v_row = AG_ALIGN_UP(a->d_v, GROUP);
+    const tile_walk *w = &f->walk[i];
+    forward_rows *rows = &f->rows[i];
+    const float *k = f->k + w->row * k_row, *v = f->v + w->row * v_row;
+    const float *qt = f->qt + i * a->d_qk * TILE;
+    float *o = f->ot + i * a->d_v * TILE;
     tile_shape t;
-    keys_load(keys, a->d_qk, x->k, a->k_row, f->k, k_row);
-    keys_load(keys, a->d_v, x->v, a->v_row, f->v, v_row);
-    tile_shape_init(&t, x, keys);
+    tile_shape_init(&t, &w->x, &w->keys);
     for (int b = 0; b < t.n_bands; b++) {
         const struct tile_band *e = &t.band[b];
         const tile_product st =
-            { a->d_qk, f->k + e->key0 * k_row, k_row, 1, f->qt + e->group0 * GROUP,
+            { a->d_qk, k + e->key0 * k_row, k_row, 1, qt + e->group0 * GROUP,
               TILE, f->s + e->key0 * TILE + e->group0 * GROUP, TILE, TILE_SET, NULL };
         tile_multiply(&st, e->key1 - e->key0, (e->group1 - e->group0) * GROUP);
     }
     tile_mask(&t, f->s);
-    softmax_tile(&t, f);
+    softmax_tile(&t, f->s, rows);
     if (z->threshold)
-        drop_tile(&t, z, noise_block(z, x, j), f->s);
+        drop_tile(&t, z, noise_block(z, &w->x, w->j), f->s);
     const bool led = is_led(&t);
     if (!led)
-        scale_tile(a->d_v, f);
+        scale_tile(a->d_v, rows->alpha, o);
     for (int b = 0; b < t.n_bands; b++) {
         const struct tile_band *e = &t.band[b];
-        const tile_product ot = { e->key1 - e->key0, f->v + e->key0 * v_row, 1, v_row,
+        const tile_product ot = { e->key1 - e->key0, v + e->key0 * v_row, 1, v_row,
                                   f->s + e->key0 * TILE + e->group0 * GROUP, TILE,
-                                  f->ot + e->group0 * GROUP, TILE,
-                                  b || !led ? TILE_ADD : TILE_SCALE,
-                                  f->alpha + e->group0 * GROUP };
+                                  o + e->group0 * GROUP, TILE, b || !led ? TILE_ADD : TILE_SCALE,
+                                  rows->alpha + e->group0 * GROUP };
         tile_multiply(&ot, a->d_v, (e->group1 - e->group0) * GROUP);
     }
 }
 
-/* o^T and max, sum of keys key0 .. key1 - 1 (of those of x), key0 a multiple of 64.  Then max is
- * the log of the sum of exp, and alpha what o^T is still to be multiplied with. */
-static void forward_keys(const ag_attention *a, const queries *x, const tile_noise *z, int64_t key0,
-                         int64_t key1, forward_tiles *f)
+/* The i-th query tile before its first key. */
+static void forward_begin(const ag_attention *a, int i, forward_block *f)
 {
-    transpose_queries(x->n, a->d_qk, x->q, x->q_row, f->qt, (float)(a->scale * LOG2_E));
-    clear_lanes(x->n, a->d_v, f->ot);
-    for (int i = 0; i < TILE; i++) {
-        f->max[i] = NO_MAX;
-        f->sum[i] = 0;
+    const queries *x = &f->walk[i].x;
+    const int64_t row = AG_ALIGN_UP(a->d_qk, GROUP);
+    tile_copy(x->n, a->d_qk, x->q, x->q_row, f->k, row, 1.0f);
+    transpose_queries(x->n, a->d_qk, f->k, row, f->qt + i * a->d_qk * TILE,
+                      (float)(a->scale * LOG2_E));
+    clear_lanes(x->n, a->d_v, f->ot + i * a->d_v * TILE);
+    for (int r = 0; r < TILE; r++) {
+        f->rows[i].max[r] = NO_MAX;
+        f->rows[i].sum[r] = 0;
     }
-    key1 = min_of(key1, x->n_keys);
-    tile_keys keys[2];               /* of this tile and the next */
-    if (key0 < key1)
-        keys_at(x, key0, min_of(TILE, key1 - key0), &keys[0]);
-    for (int64_t j = key0, i = 0; j < key1; j += TILE, i = !i) {
-        keys_at(x, j + TILE, j + TILE < key1 ? min_of(TILE, key1 - j - TILE) : 0, &keys[!i]);
-        keys_fetch(&keys[!i], a->d_qk, x->k, a->k_row);
-        keys_fetch(&keys[!i], a->d_v, x->v, a->v_row);
-        forward_tile(a, x, z, j, &keys[i], f);
-    }
+}
+
+/* After its last: max is the log of the sum of exp, and alpha what o^T is still to be multiplied
+ * with. */
+static void forward_end(const ag_attention *a, int i, forward_block *f)
+{
+    forward_rows *rows = &f->rows[i];
     const float kept = (float)(1.0 / (1.0 - a->drop));
-    for (int i = 0; i < x->n; i += VL) {
-        const vf zero = vset(0.0f), sum = vload(f->sum + i);
-        vstore(f->alpha + i, vselect(zero, sum, kept / sum, zero));
-        vstore(f->max + i, vload(f->max + i) * (float)LN_2 + vlog(sum));
+    for (int r = 0; r < f->walk[i].x.n; r += VL) {
+        const vf zero = vset(0.0f), sum = vload(rows->sum + r);
+        vstore(rows->alpha + r, vselect(zero, sum, kept / sum, zero));
+        vstore(rows->max + r, vload(rows->max + r) * (float)LN_2 + vlog(sum));
     }
+}
+
+/* o^T and lse of n query tiles of a head, whose walks have been started. */
+static void forward_walks(const ag_attention *a, const tile_noise *z, int n, forward_block *f)
+{
+    const int64_t k_row = AG_ALIGN_UP(a->d_qk, GROUP), v_row = AG_ALIGN_UP(a->d_v, GROUP);
+    const queries *x = &f->walk[0].x;
+    const tile_walk *lead;
+    for (int i = 0; i < n; i++)
+        forward_begin(a, i, f);
+    while ((lead = walks_next(f->walk, n))) {
+        keys_load(&lead->keys, a->d_qk, x->k, a->k_row, f->k, k_row);
+        keys_load(&lead->keys, a->d_v, x->v, a->v_row, f->v, v_row);
+        for (int i = 0; i < n; i++)
+            if (f->walk[i].row >= 0)
+                forward_tile(a, z, i, f);
+    }
+    for (int i = 0; i < n; i++)
+        forward_end(a, i, f);
 }
 
 /* ---- forward: the tasks ---- */
@@ -173,12 +198,13 @@ static void forward_part(const ag_attention *a, const tile_noise *z, heads_of x,
         few_keys(a, z, x, key0, key1, part);
         return;
     }
-    forward_tiles f __attribute__((aligned(64)));
-    queries q;
-    queries_init(&q, a, x.b * a->heads + x.head0, 0);
-    forward_keys(a, &q, z, key0, key1, &f);
-    memcpy(part, f.max, (size_t)q.n * sizeof *part);
-    tile_transpose_by(a->d_v, q.n, f.ot, TILE, part + q.n, a->d_v, f.alpha);
+    forward_block f __attribute__((aligned(64)));
+    queries *q = &f.walk[0].x;
+    queries_init(q, a, x.b * a->heads + x.head0, 0);
+    walk_start(&f.walk[0], key0, min_of(key1, q->n_keys));
+    forward_walks(a, z, 1, &f);
+    memcpy(part, f.rows[0].max, (size_t)q->n * sizeof *part);
+    tile_transpose_by(a->d_v, q->n, f.ot, TILE, part + q->n, a->d_v, f.rows[0].alpha);
 }
 
 /* Joins a part with what o and lse hold of earlier keys: the weights are exp(lse - joint lse). */
@@ -253,42 +279,65 @@ static void clear_output(const ag_attention *a, int64_t pair)
     }
 }
 
-/* o and lse of x, joined with what they hold of the parts of the pattern before: the weights are
- * exp(lse - joint lse). */
-static void forward_join(const ag_attention *a, const queries *x, forward_tiles *f)
+/* o and lse of the i-th query tile, joined with what they hold of the parts of the pattern before:
+ * the weights are exp(lse - joint lse). */
+static void forward_join(const ag_attention *a, int i, forward_block *f)
 {
+    const queries *x = &f->walk[i].x;
+    forward_rows *rows = &f->rows[i];
     for (int r = 0; r < x->n; r++) {
         float *lse = x->lse + r * x->step, *o = x->o + r * x->o_row;
-        const float old = *lse, top = old > f->max[r] ? old : f->max[r];
-        if (!(f->sum[r] > 0))
+        const float old = *lse, top = old > rows->max[r] ? old : rows->max[r];
+        if (!(rows->sum[r] > 0))
             continue;                /* nothing new; o^T is zero */
-        const float w = ag_m_exp(old - top), u = ag_m_exp(f->max[r] - top), sum = w + u;
+        const float w = ag_m_exp(old - top), u = ag_m_exp(rows->max[r] - top), sum = w + u;
         for (int64_t c = 0; w > 0 && c < a->d_v; c++)
             o[c] *= w / sum;
-        f->alpha[r] *= u / sum;
+        rows->alpha[r] *= u / sum;
         *lse = top + ag_m_log(sum);
     }
-    transpose(a->d_v, x->n, f->ot, TILE, x->o, x->o_row, 1.0f, f->alpha, true);
+    transpose(a->d_v, x->n, f->ot + i * a->d_v * TILE, TILE, x->o, x->o_row, 1.0f, rows->alpha,
+              true);
 }
 
-static void forward_queries(const ag_attention *a, const queries *x, const tile_noise *z,
-                            bool join)
+static void forward_store(const ag_attention *a, int i, forward_block *f)
 {
-    forward_tiles f __attribute__((aligned(64)));
-    forward_keys(a, x, z, 0, x->n_keys, &f);
-    if (join) {
-        forward_join(a, x, &f);
-        return;
-    }
+    const queries *x = &f->walk[i].x;
     for (int r = 0; r < x->n; r++)
-        x->lse[r * x->step] = f.max[r];
-    tile_transpose_by(a->d_v, x->n, f.ot, TILE, x->o, x->o_row, f.alpha);
+        x->lse[r * x->step] = f->rows[i].max[r];
+    tile_transpose_by(a->d_v, x->n, f->ot + i * a->d_v * TILE, TILE, x->o, x->o_row,
+                      f->rows[i].alpha);
+}
+
+/* All keys of n query tiles. */
+static void forward_queries(const ag_attention *a, const tile_noise *z, bool join, int n,
+                            forward_block *f)
+{
+    for (int i = 0; i < n; i++)
+        walk_start(&f->walk[i], 0, f->walk[i].x.n_keys);
+    forward_walks(a, z, n, f);
+    for (int i = 0; i < n; i++)
+        (join ? forward_join : forward_store)(a, i, f);
+}
+
+/* Tiles `first` .. first + most - 1 of a part, as far as there are. */
+static void forward_part_tiles(const ag_attention *a, const tile_noise *z, int64_t pair,
+                               const ag_pattern_part *part, int64_t first, int most, bool join)
+{
+    forward_block f __attribute__((aligned(64)));
+    int n = 0;
+    for (int64_t i = first; i < min_of(first + most, part->n_tiles); i++)
+        n += queries_of_tile(&f.walk[n].x, a, pair, part, &part->tile[i]);
+    if (n)
+        forward_queries(a, z, join, n, &f);
 }
 
 static void forward_pattern(const ag_attention *a, const tile_noise *z)
 {
     const int64_t pairs = a->batch * a->heads;
     const tile_count c = count_tiles(a);
+    const int most = tiles_at_once(a, c.tiles);
+    const int64_t blocks = (c.tiles + most - 1) / most;
 #pragma omp parallel
     {
 #pragma omp for
@@ -296,20 +345,25 @@ static void forward_pattern(const ag_attention *a, const tile_noise *z)
             clear_output(a, pair);
         for (int p = 0; p < c.parts; p++) {
 #pragma omp for schedule(dynamic)
-            for (int64_t task = 0; task < pairs * c.tiles; task++) {
-                const int64_t pair = task / c.tiles, i = c.tiles - 1 - task % c.tiles;
+            for (int64_t task = 0; task < pairs * blocks; task++) {
+                const int64_t pair = task / blocks, i = blocks - 1 - task % blocks;
                 const ag_pattern_layout *l = ag_pattern_of(a->pattern, pair % a->heads);
-                queries x;
-                if (p >= l->n_parts || i >= l->part[p].n_tiles ||
-                    !queries_of_tile(&x, a, pair, &l->part[p], &l->part[p].tile[i]))
-                    continue;
-                if (i > 0)
-                    fetch_rows_of(&l->part[p].tile[i - 1], a->tq, a->d_qk, x.q - x.first * a->q_row,
-                                  a->q_row);
-                forward_queries(a, &x, z, p > 0);
+                if (p < l->n_parts)
+                    forward_part_tiles(a, z, pair, &l->part[p], i * most, most, p > 0);
             }
         }
     }
+}
+
+/* Query tiles `first` .. first + most - 1 of a head, as far as there are. */
+static void forward_tiles(const ag_attention *a, const tile_noise *z, int64_t pair, int64_t first,
+                          int most)
+{
+    forward_block f __attribute__((aligned(64)));
+    int n = 0;
+    for (int64_t i = first * TILE; n < most && i < a->tq; i += TILE)
+        queries_init(&f.walk[n++].x, a, pair, i);
+    forward_queries(a, z, false, n, &f);
 }
 
 void AG_NAME(attention_fwd)(const ag_attention *a)
@@ -332,15 +386,10 @@ void AG_NAME(attention_fwd)(const ag_attention *a)
         forward_cached(a, &z);
         return;
     }
-    const int64_t at_once = pairs >= 8 * n_threads() ? tiles : 1;       /* whole heads, if many */
+    const int most = tiles_at_once(a, tiles);
+    const int64_t blocks = (tiles + most - 1) / most,
+        at_once = pairs >= 8 * n_threads() ? blocks : 1;                /* whole heads, if many */
 #pragma omp parallel for schedule(dynamic, at_once) if (pairs * a->tq * a->tk > 2048)
-    for (int64_t task = 0; task < pairs * tiles; task++) {  /* the longest of a causal head first */
-        queries x;
-        queries_init(&x, a, task / tiles, (tiles - 1 - task % tiles) * TILE);
-        if (task % tiles + 1 < tiles)
-            for (int64_t r = 1; r <= TILE; r++)             /* the next queries */
-                for (int64_t c = 0; c < a->d_qk; c += GROUP)
-                    __builtin_prefetch(x.q - r * a->q_row + c, 0, 2);
-        forward_queries(a, &x, &z, false);
-    }
+    for (int64_t task = 0; task < pairs * blocks; task++)   /* the longest of a causal head first */
+        forward_tiles(a, &z, task / blocks, (blocks - 1 - task % blocks) * most, most);
 }
