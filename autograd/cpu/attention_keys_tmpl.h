@@ -178,8 +178,12 @@ static inline void keys_load(const tile_keys *y, int64_t d, const float *x, int6
     if (y->step)
         tile_copy(y->n, d, x + y->first * row, y->step * row, to, to_row, 1.0f);
     else
-        for (int64_t i = 0; i < y->n; i++)
+        for (int64_t i = 0; i < y->n; i++) {
+            if (i + ROWS_AHEAD < y->n)
+                for (int64_t c = 0; c < d; c += GROUP)
+                    __builtin_prefetch(x + y->list[i + ROWS_AHEAD] * row + c, 0, 3);
             tile_copy(1, d, x + y->list[i] * row, row, to + i * to_row, to_row, 1.0f);
+        }
 }
 
 /* x[..][row] = from[n][from_row] in their rows */
@@ -189,7 +193,10 @@ static inline void keys_store(const tile_keys *y, int64_t d, const float *from, 
     for (int64_t i = 0; i < y->n; i++, from += from_row) {
         float *to = x + (y->step ? y->first + i * y->step : y->list[i]) * row;
         int64_t c = 0;
-        for (; c + VL <= d; c += VL)
+        if (y->step && i + ROWS_AHEAD < y->n)
+            for (; c < d; c += GROUP)
+                __builtin_prefetch(to + ROWS_AHEAD * y->step * row + c, 1, 3);
+        for (c = 0; c + VL <= d; c += VL)
             vstore(to + c, vload(from + c));
         if (c < d)
             vstore_n(to + c, vload(from + c), d - c);

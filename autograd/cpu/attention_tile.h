@@ -161,6 +161,9 @@ INLINE void transpose_vl(const float *x, int64_t ldx, float *y, int64_t ldy, v4 
         vstore(y, add ? vload(y) + t[i] * scale[i] : t[i] * scale[i]);
 }
 
+enum { ROWS_AHEAD = 6 };             /* rows that are asked for before their turn: about as many as
+                                      * a processor waits for at once */
+
 /* y[c][r] (+)= scale * x[r][c] for r < m, c < n; each column also times by[c] where by is not
  * NULL */
 INLINE void transpose(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy,
@@ -170,6 +173,9 @@ INLINE void transpose(int64_t m, int64_t n, const float *x, int64_t ldx, float *
     for (int64_t c = 0; c < n4; c += 4) {
         const v4 f = by ? *(const v4 *)(by + c) * scale : scale - (v4){ 0 };
         int64_t r = 0;
+        for (int64_t i = c + ROWS_AHEAD; i < c + ROWS_AHEAD + 4 && i < n; i++)
+            for (int64_t l = 0; l < m; l += GROUP)
+                __builtin_prefetch(y + i * ldy + l, 1, 3);
         for (; r + VL <= m; r += VL)
             transpose_vl(x + r * ldx + c, ldx, y + c * ldy + r, ldy, f, add);
         for (; r < m4; r += 4)
@@ -199,13 +205,18 @@ static inline void tile_transpose_add(int64_t m, int64_t n, const float *x, int6
     transpose(m, n, x, ldx, y, ldy, scale, NULL, true);
 }
 
-/* y[r][c] = scale * x[r][c], r < m, c < n, zeros up to ldy, a multiple of GROUP */
+/* y[r][c] = scale * x[r][c], r < m, c < n, zeros up to ldy, a multiple of GROUP.  Rows are asked
+ * for ahead: loads alone would wait for stores to y whose addresses agree with theirs modulo
+ * 4096. */
 static void tile_copy(int64_t m, int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy,
                       float scale)
 {
     for (int64_t r = 0; r < m; r++, x += ldx, y += ldy) {
         int64_t c = 0;
-        for (; c + VL <= n; c += VL)
+        if (r + ROWS_AHEAD < m)
+            for (; c < n; c += GROUP)
+                __builtin_prefetch(x + ROWS_AHEAD * ldx + c, 0, 3);
+        for (c = 0; c + VL <= n; c += VL)
             vstore(y + c, vload(x + c) * scale);
         for (; c < ldy; c += VL)
             vstore(y + c, vload_n(x + c, c < n ? n - c : 0) * scale);
