@@ -235,8 +235,7 @@ typedef struct tile_product {        /* c[m][n] = a[m][k] b[k][n]: */
 } tile_product;
 
 /* R rows and N vectors of c in registers: R and N are constants where this is inlined. */
-INLINE void tile_micro(const int R, const int N, const tile_product *t, int64_t i, int64_t j,
-                       int64_t n)
+INLINE void tile_micro(const int R, const int N, const tile_product *t, int64_t i, int64_t j)
 {
     vf acc[8][GROUPS * GV];
     const float *row[8];
@@ -246,7 +245,8 @@ INLINE void tile_micro(const int R, const int N, const tile_product *t, int64_t 
             acc[r][v] = vset(0.0f);
     }
     const float *b = t->b + j;
-    const int64_t step = t->a_col, b_row = t->b_row, end = t->k * step;
+    const int64_t step = t->a_col, b_row = t->b_row, end = t->k * step, c_row = t->c_row;
+    float *c = t->c + i * c_row + j;
     for (int64_t p = 0; p != end; p += step, b += b_row) {
         vf y[GROUPS * GV];
         UNROLL for (int v = 0; v < N; v++)
@@ -257,84 +257,77 @@ INLINE void tile_micro(const int R, const int N, const tile_product *t, int64_t 
                 acc[r][v] = vfma(x, y[v], acc[r][v]);
         }
     }
-    float *c = t->c + i * t->c_row + j;
-    if (n - j < N * VL) {   /* the last columns of a head of odd width: only added to */
-        UNROLL for (int r = 0; r < R; r++, c += t->c_row)
-            UNROLL for (int v = 0; v < N; v++) {
-                const int64_t l = n - j - v * VL, lanes = l < 0 ? 0 : l > VL ? VL : l;
-                vstore_n(c + v * VL, acc[r][v] + vload_n(c + v * VL, lanes), lanes);
-            }
-    } else if (t->out == TILE_SET) {
-        UNROLL for (int r = 0; r < R; r++, c += t->c_row)
+    if (t->out == TILE_SET) {
+        UNROLL for (int r = 0; r < R; r++, c += c_row)
             UNROLL for (int v = 0; v < N; v++)
                 vstore(c + v * VL, acc[r][v]);
     } else if (t->out == TILE_ADD) {
-        UNROLL for (int r = 0; r < R; r++, c += t->c_row)
+        UNROLL for (int r = 0; r < R; r++, c += c_row)
             UNROLL for (int v = 0; v < N; v++)
                 vstore(c + v * VL, acc[r][v] + vload(c + v * VL));
     } else {
-        UNROLL for (int r = 0; r < R; r++, c += t->c_row)
+        vf by[GROUPS * GV];
+        UNROLL for (int v = 0; v < N; v++)
+            by[v] = vload(t->alpha + j + v * VL);
+        UNROLL for (int r = 0; r < R; r++, c += c_row)
             UNROLL for (int v = 0; v < N; v++)
-                vstore(c + v * VL,
-                       vfma(vload(c + v * VL), vload(t->alpha + j + v * VL), acc[r][v]));
+                vstore(c + v * VL, vfma(vload(c + v * VL), by[v], acc[r][v]));
     }
 }
 
 /* All rows of columns j .. j + N*VL - 1; R rows at a time, then 4, 2, 1. */
-INLINE void tile_columns(const int R, const int N, const tile_product *t, int64_t m, int64_t j,
-                         int64_t n)
+INLINE void tile_columns(const int R, const int N, const tile_product *t, int64_t m, int64_t j)
 {
     int64_t i = 0;
     for (; i + R <= m; i += R)
-        tile_micro(R, N, t, i, j, n);
+        tile_micro(R, N, t, i, j);
     if (R > 4 && i + 4 <= m) {
-        tile_micro(4, N, t, i, j, n);
+        tile_micro(4, N, t, i, j);
         i += 4;
     }
     if (R > 2 && i + 2 <= m) {
-        tile_micro(2, N, t, i, j, n);
+        tile_micro(2, N, t, i, j);
         i += 2;
     }
     if (R > 1 && i < m)
-        tile_micro(1, N, t, i, j, n);
+        tile_micro(1, N, t, i, j);
 }
 
 #if defined(__AVX512F__)             /* 32 registers: 6 x 4 sums, 4 of b, 1 of a */
-static void tile_columns_4(const tile_product *t, int64_t m, int64_t j, int64_t n)
+static void tile_columns_4(const tile_product *t, int64_t m, int64_t j)
 {
-    tile_columns(6, 4, t, m, j, n);
+    tile_columns(6, 4, t, m, j);
 }
-static void tile_columns_3(const tile_product *t, int64_t m, int64_t j, int64_t n)
+static void tile_columns_3(const tile_product *t, int64_t m, int64_t j)
 {
-    tile_columns(8, 3, t, m, j, n);
+    tile_columns(8, 3, t, m, j);
 }
-static void tile_columns_2(const tile_product *t, int64_t m, int64_t j, int64_t n)
+static void tile_columns_2(const tile_product *t, int64_t m, int64_t j)
 {
-    tile_columns(8, 2, t, m, j, n);
+    tile_columns(8, 2, t, m, j);
 }
-static void tile_columns_1(const tile_product *t, int64_t m, int64_t j, int64_t n)
+static void tile_columns_1(const tile_product *t, int64_t m, int64_t j)
 {
-    tile_columns(8, 1, t, m, j, n);
+    tile_columns(8, 1, t, m, j);
 }
 
-/* Columns past n (up to a multiple of GROUP) are read from b, and written to c unless out is
- * TILE_ADD. */
+/* n is a multiple of GROUP. */
 static void tile_multiply(const tile_product *t, int64_t m, int64_t n)
 {
     int64_t j = 0;
     for (; j + 3 * GROUP < n; j += 4 * GROUP)
-        tile_columns_4(t, m, j, n);
-    switch (AG_ALIGN_UP(n - j, GROUP) / GROUP) {
-    case 3: tile_columns_3(t, m, j, n); break;
-    case 2: tile_columns_2(t, m, j, n); break;
-    case 1: tile_columns_1(t, m, j, n); break;
+        tile_columns_4(t, m, j);
+    switch ((n - j) / GROUP) {
+    case 3: tile_columns_3(t, m, j); break;
+    case 2: tile_columns_2(t, m, j); break;
+    case 1: tile_columns_1(t, m, j); break;
     }
 }
 #else                                /* 16 registers: 6 x 2 sums (AVX2) or 2 x 4 */
 static void tile_multiply(const tile_product *t, int64_t m, int64_t n)
 {
     for (int64_t j = 0; j < n; j += GROUP)
-        tile_columns(VL == 8 ? 6 : 2, GV, t, m, j, n);
+        tile_columns(VL == 8 ? 6 : 2, GV, t, m, j);
 }
 #endif
 
