@@ -75,7 +75,7 @@ static void widths(void **state)
             run_pattern(&(shape){ 1, 2, 150, 150, d[j], d[(j + (size_t)i) % 5], true, 0, 0, true },
                         patterns[i]);
     for (int i = 0; i < SPECS; i++)                      /* blocks of several query tiles */
-        run_pattern(&(shape){ 1, 1, N, N, 128, 40, true, 0, 0, true }, patterns[i]);
+        run_pattern(&(shape){ 1, 1, N, N, 80, 40, true, 0, 0, true }, patterns[i]);
     run_pattern(&(shape){ 1, 1, 40, 40, 257, 64, true, 0, 0, true }, patterns[7]);
 }
 

@@ -209,7 +209,7 @@ static void load_grads(const ag_attention *a, key_grads g, const tile_walk *lead
     if (y->step == 1 && y->first >= w->ready) {
         ready_keys(a, g, y->first, w);
         w->ready += y->n;
-    } else {
+    } else if (y->first < lead->x.fresh) {
         ready_keys(a, g, last_key(y) + 1, w);
         keys_load(y, a->d_qk, g.dk, a->k_row, w->dk, w->k_row);
         keys_load(y, a->d_v, g.dv, a->v_row, w->dv, w->v_row);
@@ -265,6 +265,12 @@ static int64_t find_key(const queries *x, int64_t key)
     return min_of(end, run->before + (key - run->key + x->step - 1) / x->step);
 }
 
+/* Are the tiles of one residue each?  Then a key meets first the query that lies where it does. */
+static bool is_strided(const ag_pattern_part *part)
+{
+    return part->n_tiles > 0 && part->tile[0].step > 1;
+}
+
 /* Tiles `first` .. first + most - 1 of the p-th part of a pattern, as far as there are. */
 static void backward_tiles(const ag_attention *a, const ag_attention_grad *g, const tile_noise *z,
                            const backward_part *part, int p, int64_t first, int most,
@@ -277,6 +283,7 @@ static void backward_tiles(const ag_attention *a, const ag_attention_grad *g, co
         if (!queries_of_tile(x, a, part->pair, of, &of->tile[t]))
             continue;
         x->adds = p > 0 || !has_all_queries(a, part->pair);
+        x->fresh = is_strided(of) && p == 0 && !g->acc ? x->first : INT64_MAX;
         walk_start(&w->walk[n++], find_key(x, part->key0), find_key(x, part->key1));
     }
     if (n)
@@ -322,6 +329,8 @@ static void backward_task(const ag_attention *a, const ag_attention_grad *g, con
     backward_init(a, g->acc ? part->key1 : part->key0, &w);
     if (a->pattern) {
         const ag_pattern_layout *l = ag_pattern_of(a->pattern, part->pair % a->heads);
+        if (is_strided(&l->part[0]))
+            w.ready = part->key1;
         for (int p = 0; p < l->n_parts; p++)
             for (int64_t t = 0; t < l->part[p].n_tiles; t += most)
                 backward_tiles(a, g, z, part, p, t, most, &w);

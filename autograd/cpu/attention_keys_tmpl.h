@@ -44,6 +44,8 @@ typedef struct queries {
     int64_t      shift;              /* key tiles end before key (i * TILE - shift) of them, so that
                                       * query tiles cut the keys that they share alike */
     bool         adds;               /* other tiles too give to dq */
+    int64_t      fresh;              /* no tile before gave to dk and dv of keys from this one on;
+                                      * INT64_MAX: not known */
     int64_t      seen[TILE];         /* without a pattern: a query sees this many keys */
 } queries;
 
@@ -81,6 +83,7 @@ static inline void queries_init(queries *x, const ag_attention *a, int64_t pair,
     x->run = NULL;
     x->shift = 0;
     x->adds = false;
+    x->fresh = INT64_MAX;
     x->n_keys = x->seen[x->n - 1];
 }
 
