@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Kills a training run at random times and resumes it: kill_resume.py TULLE CONFIG N [SEED]
 
 The state at the end must have the same hash, and metrics.jsonl the same lines apart from clock times, as
