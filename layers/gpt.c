@@ -242,6 +242,7 @@ static int plan(const nn_gpt_config *config, ag_dtype dtype, nn_gpt **ret_g, ag_
     }
     *g = (nn_gpt){ .config = nn_gpt_filled(config), .block = block };
     g->config.pattern = NULL;        /* the caller's */
+    g->config.files = NULL;
     g->model = (nn_model){ .kind = "gpt", .params = p, .classes = config->vocab,
                            .start = config->embedding.start,
                            .logits = gpt_logits, .cache_new = gpt_cache_new,
@@ -249,7 +250,8 @@ static int plan(const nn_gpt_config *config, ag_dtype dtype, nn_gpt **ret_g, ag_
     if (config->streams.kind == NN_STREAMS_ONE)
         g->model.stack[0] = (nn_blocks){ "layers", (int)config->n_layers };
     int r = config->pattern ? nn_patterns_new(&g->patterns, config->pattern, config->context,
-                                              config->n_layers, config->n_heads, err) : AG_OK;
+                                              config->n_layers, config->n_heads, config->files, err)
+                            : AG_OK;
     if (r == AG_OK) gpt_build(g, p);
     if (r == AG_OK && p->err.code) r = ag_err_set(err, p->err.code, "%s", p->err.msg);
     if (r < 0) {

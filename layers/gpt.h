@@ -40,6 +40,7 @@ typedef struct nn_gpt_config {
                                       * are set here */
     const char *pattern;             /* as pattern.h; NULL or "dense": queries see all earlier keys;
                                       * read while the model is made */
+    nn_pattern_files *files;         /* that it names, as nn_patterns_new(); NULL: from disk */
     nn_head_config head;             /* its sizes and init are set here; tied needs a dense one */
     nn_streams_config streams;       /* residual streams; tied needs their average */
 } nn_gpt_config;

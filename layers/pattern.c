@@ -22,6 +22,7 @@ enum { MAX_TERMS = 128, ASK = -1 };
 typedef struct parser {
     const char *text, *at;
     int64_t     n, n_heads;          /* positions, heads */
+    nn_pattern_files *files;
     ag_err     *err;
     const char *begin, *end;         /* of the entry */
     int         n_lists, n_terms;
@@ -158,7 +159,9 @@ static int read_file(parser *p, const char *at)
     if (r == AG_OK) r = add_term(p, at, (ag_factor){ .kind = AG_FACTOR_PAIRS }, 0);
     if (r < 0) return r;
     term *t = &p->term[p->n_terms - 1];
-    r = nn_pairs_read(&t->pairs, path, p->n, p->n_heads, p->err);
+    const nn_pattern_file *f;
+    r = nn_pattern_files_find(p->files, path, &f, p->err);
+    if (r == AG_OK) r = nn_pairs_read(&t->pairs, f, p->n, p->n_heads, p->err);
     t->factor.width = t->pairs.block;
     return r;
 }
@@ -366,34 +369,38 @@ static int make_entry(const parser *p, nn_patterns *s, int64_t n_layers)
 }
 
 static int read_all(const char *text, int64_t n, int64_t n_heads, nn_patterns *s, int64_t n_layers,
-                    ag_err *err)
+                    nn_pattern_files *files, ag_err *err)
 {
+    nn_pattern_files own = { 0 };
     parser *p = ag_fault_now() ? NULL : malloc(sizeof *p);
     if (!p) return ag_err_set(err, AG_ENOMEM, "out of memory for an attention pattern");
-    *p = (parser){ .text = text, .at = text, .n = n, .n_heads = n_heads, .err = err };
+    *p = (parser){ .text = text, .at = text, .n = n, .n_heads = n_heads,
+                   .files = files ? files : &own, .err = err };
     int r;
     do {
         r = read_entry(p);
         if (r == AG_OK) r = make_entry(p, s, n_layers);
     } while (r == AG_OK && take(p, ';'));
     release_terms(p);
+    nn_pattern_files_release(&own);
     free(p);
     return r;
 }
 
-int nn_patterns_check(const char *text, int64_t n, int64_t n_heads, ag_err *err)
+int nn_patterns_check(const char *text, int64_t n, int64_t n_heads, nn_pattern_files *files,
+                      ag_err *err)
 {
-    return read_all(text, n, n_heads, NULL, 0, err);
+    return read_all(text, n, n_heads, NULL, 0, files, err);
 }
 
 int nn_patterns_new(nn_patterns **ret, const char *text, int64_t n, int64_t n_layers,
-                    int64_t n_heads, ag_err *err)
+                    int64_t n_heads, nn_pattern_files *files, ag_err *err)
 {
     nn_patterns *s = ag_fault_now() ? NULL : calloc(1, sizeof *s);
     if (s) s->of = ag_fault_now() ? NULL : calloc((size_t)n_layers, sizeof *s->of);
     int r = s && s->of ? AG_OK
                        : ag_err_set(err, AG_ENOMEM, "out of memory for an attention pattern");
-    if (r == AG_OK) r = read_all(text, n, n_heads, s, n_layers, err);
+    if (r == AG_OK) r = read_all(text, n, n_heads, s, n_layers, files, err);
     if (r < 0) nn_patterns_free(s);
     else *ret = s;
     return r;

@@ -1,4 +1,5 @@
-/* pattern_file.c -- pairs of a query and a key from a text file; pattern.h says how it looks. */
+/* pattern_file.c -- pairs of a query and a key from a text file; pattern.h says how it looks, and
+ * why the text is kept. */
 #include "layers/pattern.h"
 
 #include "autograd/base/arena.h"
@@ -23,12 +24,72 @@ static int complain(const reader *r, const char *what, long long a, long long b)
     return code;
 }
 
+enum { MOST = 1 << 28 };             /* bytes of a file */
+
+static nn_pattern_file *find(const nn_pattern_files *s, const char *path)
+{
+    for (int i = 0; i < s->n; i++)
+        if (!strcmp(s->file[i].path, path)) return &s->file[i];
+    return NULL;
+}
+
+int nn_pattern_files_add(nn_pattern_files *s, const char *path, char *text, size_t size,
+                         ag_err *err)
+{
+    nn_pattern_file *more =
+        ag_fault_now() ? NULL : realloc(s->file, ((size_t)s->n + 1) * sizeof *more);
+    if (more) s->file = more;
+    char *name = more && !ag_fault_now() ? strdup(path) : NULL;
+    if (!name) {
+        free(text);
+        return ag_err_set(err, AG_ENOMEM, "out of memory for %s", path);
+    }
+    s->file[s->n++] = (nn_pattern_file){ .path = name, .text = text, .size = size };
+    return AG_OK;
+}
+
+int nn_pattern_files_find(nn_pattern_files *s, const char *path, const nn_pattern_file **ret,
+                          ag_err *err)
+{
+    char *text;
+    size_t size;
+    int r = AG_OK;
+    if (!find(s, path) && s->closed)
+        return ag_err_set(err, AG_EINPUT, "the text of '%s' is missing", path);
+    if (!find(s, path)) {
+        r = ag_file_read(path, MOST, &text, &size, err);
+        if (r == AG_OK) r = nn_pattern_files_add(s, path, text, size, err);
+    }
+    if (r == AG_OK) *ret = find(s, path);
+    return r;
+}
+
+bool nn_pattern_file_changed(const nn_pattern_file *f)
+{
+    char *now;
+    size_t size;
+    if (ag_file_read(f->path, MOST, &now, &size, NULL) < 0) return false;
+    const bool same = size == f->size && !memcmp(now, f->text, size);
+    free(now);
+    return !same;
+}
+
+void nn_pattern_files_release(nn_pattern_files *s)
+{
+    for (int i = 0; i < s->n; i++) {
+        free(s->file[i].path);
+        free(s->file[i].text);
+    }
+    free(s->file);
+    *s = (nn_pattern_files){ 0 };
+}
+
 /* A word at *at, behind blanks; its length, 0 at the end of the line or at a comment. */
 static size_t next_word(const char **at, const char **ret_word)
 {
     *at += strspn(*at, " \t\r");
     *ret_word = *at;
-    const size_t n = strcspn(*at, " \t\r#");
+    const size_t n = strcspn(*at, " \t\r\n#");
     *at += n;
     return n;
 }
@@ -128,26 +189,22 @@ static void sort_pairs(nn_pairs *p)
     p->n = kept;
 }
 
-int nn_pairs_read(nn_pairs *ret, const char *path, int64_t n, int64_t n_heads, ag_err *err)
+int nn_pairs_read(nn_pairs *ret, const nn_pattern_file *f, int64_t n, int64_t n_heads,
+                  ag_err *err)
 {
-    enum { MOST = 1 << 28 };
-    reader r = { .pairs = ret, .path = path, .n = n, .n_heads = n_heads, .head = -1, .err = err };
-    char *text;
-    size_t size;
+    reader r = { .pairs = ret, .path = f->path, .n = n, .n_heads = n_heads, .head = -1,
+                 .err = err };
+    const char *const stop = f->text + f->size;
+    int code = AG_OK;
     *ret = (nn_pairs){ 0 };
-    int code = ag_file_read(path, MOST, &text, &size, err);
-    if (code < 0) return code;
-    for (char *at = text, *end; code == AG_OK && at < text + size; at = end + 1) {
-        end = memchr(at, '\n', (size_t)(text + size - at));
-        if (!end) end = text + size;
+    for (const char *at = f->text, *end; code == AG_OK && at < stop; at = end + 1) {
+        end = memchr(at, '\n', (size_t)(stop - at));
+        if (!end) end = stop;
         r.line++;
-        if (memchr(at, '\0', (size_t)(end - at)))
-            code = complain(&r, "this is no text", 0, 0);
-        *end = '\0';                 /* of the text, which ends in a zero of its own */
-        if (code == AG_OK) code = read_line(&r, at);
+        code = memchr(at, '\0', (size_t)(end - at)) ? complain(&r, "this is no text", 0, 0)
+                                                    : read_line(&r, at);
     }
     if (code == AG_OK && !ret->block) code = read_unit(&r, "");
-    free(text);
     sort_pairs(ret);
     return code;
 }

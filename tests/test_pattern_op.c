@@ -22,7 +22,7 @@ static nn_patterns *patterns(const char *text, int64_t n)
 {
     nn_patterns *p = NULL;
     ag_err err = { 0 };
-    if (nn_patterns_new(&p, text, n, 1, HEADS, &err)) fail_msg("'%s': %s", text, err.msg);
+    if (nn_patterns_new(&p, text, n, 1, HEADS, NULL, &err)) fail_msg("'%s': %s", text, err.msg);
     assert_non_null(p->made[0].keys);
     return p;
 }

@@ -18,7 +18,8 @@ static nn_patterns *patterns(const char *text, int64_t n, int64_t n_layers, int6
 {
     nn_patterns *p = NULL;
     ag_err err = { 0 };
-    if (nn_patterns_new(&p, text, n, n_layers, n_heads, &err)) fail_msg("'%s': %s", text, err.msg);
+    if (nn_patterns_new(&p, text, n, n_layers, n_heads, NULL, &err))
+        fail_msg("'%s': %s", text, err.msg);
     return p;
 }
 

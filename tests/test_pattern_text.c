@@ -14,8 +14,9 @@ static nn_patterns *patterns(const char *text, int64_t n, int64_t n_layers, int6
 {
     nn_patterns *p = NULL;
     ag_err err = { 0 };
-    if (nn_patterns_new(&p, text, n, n_layers, n_heads, &err)) fail_msg("'%s': %s", text, err.msg);
-    assert_int_equal(nn_patterns_check(text, n, n_heads, &err), AG_OK);
+    if (nn_patterns_new(&p, text, n, n_layers, n_heads, NULL, &err))
+        fail_msg("'%s': %s", text, err.msg);
+    assert_int_equal(nn_patterns_check(text, n, n_heads, NULL, &err), AG_OK);
     return p;
 }
 
@@ -179,17 +180,17 @@ static void bad_files(void **state)
         ag_err err = { 0 };
         write_file(BAD[i].text, strlen(BAD[i].text));
         snprintf(want, sizeof want, "%s:%s", path, BAD[i].want);
-        assert_int_equal(nn_patterns_check(text, 20, 2, &err), AG_ECONFIG);
+        assert_int_equal(nn_patterns_check(text, 20, 2, NULL, &err), AG_ECONFIG);
         assert_string_equal(err.msg, want);
-        assert_int_equal(nn_patterns_check(text, 20, 2, NULL), AG_ECONFIG);
+        assert_int_equal(nn_patterns_check(text, 20, 2, NULL, NULL), AG_ECONFIG);
     }
     ag_err err = { 0 };
     write_file("elements\n1 \0 0\n", 15);
     snprintf(want, sizeof want, "%s:2: this is no text", path);
-    assert_int_equal(nn_patterns_check(text, 20, 2, &err), AG_ECONFIG);
+    assert_int_equal(nn_patterns_check(text, 20, 2, NULL, &err), AG_ECONFIG);
     assert_string_equal(err.msg, want);
     err.code = 0;
-    assert_int_equal(nn_patterns_check("file(\"/nowhere/x\")", 20, 2, &err), AG_EIO);
+    assert_int_equal(nn_patterns_check("file(\"/nowhere/x\")", 20, 2, NULL, &err), AG_EIO);
     assert_string_equal(err.msg, "cannot open '/nowhere/x': No such file or directory");
 }
 
@@ -248,10 +249,10 @@ static void bad_texts(void **state)
         nn_patterns *p = NULL;
         snprintf(want, sizeof want, "%s\n    %s\n    %*s^\n" FORMS, BAD[i].what, BAD[i].text,
                  BAD[i].column, "");
-        assert_int_equal(nn_patterns_check(BAD[i].text, 64, 4, &err), AG_ECONFIG);
+        assert_int_equal(nn_patterns_check(BAD[i].text, 64, 4, NULL, &err), AG_ECONFIG);
         assert_string_equal(err.msg, want);
         err.code = 0;
-        assert_int_equal(nn_patterns_new(&p, BAD[i].text, 64, 3, 4, &err), AG_ECONFIG);
+        assert_int_equal(nn_patterns_new(&p, BAD[i].text, 64, 3, 4, NULL, &err), AG_ECONFIG);
         assert_null(p);
     }
 }
@@ -264,18 +265,18 @@ static void bad_long_text(void **state)
     ag_err err = { 0 };
     for (int i = 0; i < 100; i++) strcat(text, "local(8);");
     strcat(text, "file(\"\xc3\xa9\")x");
-    assert_int_equal(nn_patterns_check(text, 64, 4, &err), AG_EIO);
+    assert_int_equal(nn_patterns_check(text, 64, 4, NULL, &err), AG_EIO);
     err.code = 0;
     memset(text, 0, sizeof text);
     for (int i = 0; i < 20; i++) strcat(text, "local(8);");
     strcat(text, "Q;local(8)");
     snprintf(want, sizeof want, "no factor 'Q'\n    %s\n    %60s^\n", text + 120, "");
-    assert_int_equal(nn_patterns_check(text, 64, 4, &err), AG_ECONFIG);
+    assert_int_equal(nn_patterns_check(text, 64, 4, NULL, &err), AG_ECONFIG);
     assert_memory_equal(err.msg, want, strlen(want));
     char many[3000] = "dense";
     for (int i = 0; i < 130; i++) strcat(many, "+local(8)");
     err.code = 0;
-    assert_int_equal(nn_patterns_check(many, 64, 4, &err), AG_ECONFIG);
+    assert_int_equal(nn_patterns_check(many, 64, 4, NULL, &err), AG_ECONFIG);
     assert_non_null(strstr(err.msg, "a layer has at most 128 factors in all"));
 }
 
@@ -289,7 +290,7 @@ static void out_of_memory(void **state)
         nn_patterns *p = NULL;
         ag_err err = { 0 };
         ag_fault_after(k, 0);
-        r = nn_patterns_new(&p, text, 40, 5, 4, &err);
+        r = nn_patterns_new(&p, text, 40, 5, 4, NULL, &err);
         ag_fault_after(0, 0);
         assert_true((r == AG_OK) == (p != NULL));
         if (r == AG_OK) assert_true(k > 20);

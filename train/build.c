@@ -166,7 +166,8 @@ static nn_streams_config streams_config(const train_config *c)
     };
 }
 
-static int gpt_config(const train_config *c, int64_t vocab, nn_gpt_config *ret_g, ag_err *err)
+static int gpt_config(const train_config *c, int64_t vocab, nn_pattern_files *files,
+                      nn_gpt_config *ret_g, ag_err *err)
 {
     nn_gpt_config g = {
         .vocab = vocab, .context = train_config_context(c), .n_layers = c->model.n_layers,
@@ -179,7 +180,7 @@ static int gpt_config(const train_config *c, int64_t vocab, nn_gpt_config *ret_g
         .norm_eps = c->model.layer_norm_eps, .final_norm_eps = c->model.final_norm_eps,
         .embedding = embedding_config(c), .ff = ff_config(c),
         .sru = { .layers = c->model.ff.sru_layers, .units = c->model.ff.sru_units },
-        .attention = attention_config(c), .pattern = c->model.attention.pattern,
+        .attention = attention_config(c), .pattern = c->model.attention.pattern, .files = files,
         .head = head_config(c), .streams = streams_config(c),
     };
     const int r = c->model.match == TRAIN_MATCH_PARAMS  ? match_params(c, &g, err)
@@ -194,7 +195,7 @@ static int transformer_config(const train_config *c, int64_t vocab, nn_transform
 {
     *ret_t = (nn_transformer_config){ .n_encoder_layers = c->model.n_encoder_layers,
                                       .source = c->data.source_length };
-    return gpt_config(c, vocab, &ret_t->decoder, err);
+    return gpt_config(c, vocab, NULL, &ret_t->decoder, err);
 }
 
 static int build_transformer(const train_config *c, int64_t vocab, bool plan, nn_model **ret_model,
@@ -214,41 +215,43 @@ static int build_terraformer(const train_config *c, int64_t vocab, bool plan, nn
                                 .source = c->data.source_length, .target = c->data.target_length,
                                 .attentions = c->model.n_attention_layers,
                                 .one_stream = !c->model.reversible_encoder };
-    const int r = gpt_config(c, vocab, &x.decoder, err);
+    const int r = gpt_config(c, vocab, NULL, &x.decoder, err);
     if (r < 0) return r;
     x.decoder.context = c->model.context;
     return plan ? nn_terraformer_plan(&x, AG_F32, ret_model, err)
                 : nn_terraformer_new(&x, AG_F32, (uint64_t)c->run.seed, ret_model, err);
 }
 
-static int build_gpt(const train_config *c, int64_t vocab, bool plan, nn_model **ret_model,
-                     ag_err *err)
+static int build_gpt(const train_config *c, int64_t vocab, nn_pattern_files *files, bool plan,
+                     nn_model **ret_model, ag_err *err)
 {
     nn_gpt_config g;
-    const int r = gpt_config(c, vocab, &g, err);
+    const int r = gpt_config(c, vocab, files, &g, err);
     if (r < 0) return r;
     return plan ? nn_gpt_plan(&g, AG_F32, ret_model, err)
                 : nn_gpt_new(&g, AG_F32, (uint64_t)c->run.seed, ret_model, err);
 }
 
-static int build_tokens(const train_config *c, int64_t vocab, bool plan, nn_model **ret_model,
-                        ag_err *err)
+static int build_tokens(const train_config *c, int64_t vocab, nn_pattern_files *files, bool plan,
+                        nn_model **ret_model, ag_err *err)
 {
     switch (c->model.type) {
     case TRAIN_MODEL_TRANSFORMER: return build_transformer(c, vocab, plan, ret_model, err);
     case TRAIN_MODEL_TERRAFORMER: return build_terraformer(c, vocab, plan, ret_model, err);
-    default:                      return build_gpt(c, vocab, plan, ret_model, err);
+    default:                      return build_gpt(c, vocab, files, plan, ret_model, err);
     }
 }
 
-int train_build_tokens(const train_config *c, int64_t vocab, nn_model **ret_model, ag_err *err)
+int train_build_tokens(const train_config *c, int64_t vocab, nn_pattern_files *files,
+                       nn_model **ret_model, ag_err *err)
 {
-    return build_tokens(c, vocab, false, ret_model, err);
+    return build_tokens(c, vocab, files, false, ret_model, err);
 }
 
-int train_plan_tokens(const train_config *c, int64_t vocab, nn_model **ret_model, ag_err *err)
+int train_plan_tokens(const train_config *c, int64_t vocab, nn_pattern_files *files,
+                      nn_model **ret_model, ag_err *err)
 {
-    return build_tokens(c, vocab, true, ret_model, err);
+    return build_tokens(c, vocab, files, true, ret_model, err);
 }
 
 int train_build_mlp(const train_config *c, int64_t d_in, int64_t classes, nn_model **ret_model,

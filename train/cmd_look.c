@@ -2,6 +2,7 @@
 #include "train/command.h"
 #include "train/checkpoint.h"
 #include "train/rundir.h"
+#include "train/state.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -88,6 +89,20 @@ static int print_scaler(const train_ckpt_file *f, ag_err *err)
     return r;
 }
 
+/* The files of its attention pattern, where it names some; AG_EINPUT where they do not fit it. */
+static int print_patterns(const train_ckpt_file *f, ag_err *err)
+{
+    train_config c;
+    nn_pattern_files p = { 0 };
+    if (!train_ckpt_has(f, "patterns")) return AG_OK;
+    int r = train_state_config(f, &c, err);
+    if (r == AG_OK) r = train_state_patterns(f, &c, &p, err);
+    for (int i = 0; i < p.n && r == AG_OK; i++)
+        printf("attention pattern: the %zu bytes that '%s' had\n", p.file[i].size, p.file[i].path);
+    nn_pattern_files_release(&p);
+    return r;
+}
+
 int train_cmd_inspect(int argc, char **argv, ag_err *err)
 {
     bool best = false, config = false;
@@ -112,6 +127,7 @@ int train_cmd_inspect(int argc, char **argv, ag_err *err)
             printf(", best validation loss %.4f at step %" PRId64, h->best_metric, h->best_step);
         putchar('\n');
         r = print_scaler(f, err);
+        if (r == AG_OK) r = print_patterns(f, err);
         if (r == AG_OK) r = print_tensors(f, err);
     }
     train_ckpt_close(f);

@@ -164,7 +164,7 @@ int train_cmd_show_pattern(int argc, char **argv, ag_err *err)
     if (c.model.type != TRAIN_MODEL_GPT)
         return ag_err_set(err, AG_ECONFIG, "patterns are for a gpt: set model.type = gpt");
     r = nn_patterns_new(&v.p, c.model.attention.pattern, c.model.context, c.model.n_layers,
-                        c.model.n_heads, err);
+                        c.model.n_heads, NULL, err);
     if (r < 0) return r;
     v.c = &c;
     r = show_all(&v, err);

@@ -75,6 +75,9 @@ int train_config_override(train_config *c, const char *arg, ag_err *err);
 
 /* What must hold between keys.  A message names both keys and where they were set.  AG_ECONFIG. */
 int train_config_check(const train_config *c, ag_err *err);
+/* The same with the files of the attention pattern as layers/pattern.h; NULL: those on disk. */
+struct nn_pattern_files;
+int train_config_check_with(const train_config *c, struct nn_pattern_files *files, ag_err *err);
 
 /* Whether a run with configuration `was` may go on with `now`: AG_ECONFIG names each key that
  * differs and may not change on resume. */

@@ -11,6 +11,7 @@
 
 typedef struct checker {
     const train_config *c;
+    nn_pattern_files *files;         /* of the pattern; NULL: on disk */
     char   text[1800];               /* faults, one a line */
     size_t used;
 } checker;
@@ -354,7 +355,8 @@ static void check_pattern(checker *k)
     if (!gpt && strcmp(c->model.attention.pattern, "dense"))
         clash(k, path, "is for a gpt, but", "model.type", "");
     else if (gpt && nn_patterns_check(c->model.attention.pattern, c->model.context,
-                                      c->model.n_heads, &err) < 0 && k->used < sizeof k->text) {
+                                      c->model.n_heads, k->files, &err) < 0 &&
+               k->used < sizeof k->text) {
         char origin[TRAIN_TEXT_MAX + 16], shown[160];
         train_value_origin(c, train_key_find(path), origin, sizeof origin);
         train_text_clean(origin, shown, sizeof shown);
@@ -477,7 +479,12 @@ static void check_training(checker *k)
 
 int train_config_check(const train_config *c, ag_err *err)
 {
-    checker k = {.c = c};
+    return train_config_check_with(c, NULL, err);
+}
+
+int train_config_check_with(const train_config *c, struct nn_pattern_files *files, ag_err *err)
+{
+    checker k = {.c = c, .files = files};
     check_data(&k);
     check_model(&k);
     check_training(&k);

@@ -91,8 +91,8 @@ static int build_model(train_session *s, const train_open *what, ag_err *err)
                               PRId64 ": other data than it was trained on?", vocab, what->classes);
         s->context = train_config_context(&s->config);
         s->source = train_config_has_source(&s->config) ? s->config.data.source_length : 0;
-        return what->plan ? train_plan_tokens(&s->config, vocab, &s->model, err)
-                          : train_build_tokens(&s->config, vocab, &s->model, err);
+        return (what->plan ? train_plan_tokens : train_build_tokens)
+            (&s->config, vocab, &s->patterns, &s->model, err);
     }
     const int64_t d_in = d ? d->h * d->w * d->c : what->d_in,
         classes = d ? d->n_classes : what->classes;
@@ -134,6 +134,10 @@ int train_session_new(const train_config *c, const train_open *what, train_sessi
     s->best_loss = (double)NAN;
     s->best_step = -1;
     s->form = what->form;
+    if (what->patterns) {
+        s->patterns = *what->patterns;
+        *what->patterns = (nn_pattern_files){ 0 };
+    }
     int r = what->data ? open_data(s, what, err) : AG_OK;
     if (r == AG_OK) r = build_model(s, what, err);
     if (r == AG_OK) r = train_tapes_new(s, what->plan, err);
@@ -159,6 +163,7 @@ void train_session_free(train_session *s)
     data_close(s->data);
     train_probe_free(s->probe);
     nn_model_free(s->model);
+    nn_pattern_files_release(&s->patterns);
     opt_free(s->opt);
     ag_replay_free(s->replay);
     if (s->decoder != s->tape) ag_tape_free(s->decoder);

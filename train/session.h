@@ -57,6 +57,7 @@ typedef struct train_session {
     train_form   form;
     const ag_device *device;         /* train.device; NULL: the CPU.  It outlives the session */
     nn_model    *model;
+    nn_pattern_files patterns;       /* what the files of its attention pattern held */
     opt_state   *opt;                /* NULL: opened for evaluation */
     opt_schedule schedule;
     opt_scaler   scaler;             /* of the loss */
@@ -88,6 +89,7 @@ typedef struct train_open {          /* what a session needs */
     const data_tokenizer *tokenizer; /* of a checkpoint; NULL: the data's */
     int64_t classes, d_in;           /* of a checkpoint; 0: the data's */
     train_form form;                 /* of a checkpoint; used without data */
+    nn_pattern_files *patterns;      /* of a checkpoint, taken over; NULL: files are read */
     bool plain_weights;              /* of a checkpoint, without optimizer: not their average */
     const char *device;              /* of a command: not the checkpoint's train.device but this
                                       * word; NULL: that */

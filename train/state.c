@@ -46,6 +46,9 @@ typedef struct parts {               /* what a description points to */
     train_ckpt_tensor *tensor;       /* [n_tensors] */
     int     n_tensors;
     char    group[1 + OPT_MAX_SLOTS][GROUP_MAX];
+    train_ckpt_blob *blob;           /* [n_blobs] */
+    int     n_blobs;
+    char  (*file)[GROUP_MAX];        /* groups of the files of a pattern */
     char   *yaml;
     uint8_t *table;
     size_t  table_size;
@@ -81,6 +84,32 @@ static int collect_tensors(const train_session *s, parts *p, ag_err *err)
     return why ? ag_err_set(err, AG_EFAIL, "the checkpoint: %s", why) : AG_OK;
 }
 
+/* A description of bytes, or a text; those that are missing are left out. */
+static void add_blob(parts *p, const char *group, const char *name, const void *data, size_t size,
+                     bool is_text)
+{
+    if (data) p->blob[p->n_blobs++] = (train_ckpt_blob){ group, name, data, size, is_text };
+}
+
+static int collect_blobs(const train_session *s, parts *p, ag_err *err)
+{
+    const nn_pattern_files *files = &s->patterns;
+    p->blob = malloc((3 + 2 * (size_t)files->n) * sizeof *p->blob);
+    p->file = calloc((size_t)files->n + 1, sizeof *p->file);
+    if (!p->blob || !p->file)
+        return ag_err_set(err, AG_ENOMEM, "out of memory for the checkpoint");
+    add_blob(p, "config", "yaml", p->yaml, strlen(p->yaml), true);
+    for (int i = 0; i < files->n; i++) {
+        const nn_pattern_file *f = &files->file[i];
+        snprintf(p->file[i], sizeof p->file[i], "patterns/%d", i);
+        add_blob(p, p->file[i], "path", f->path, strlen(f->path), true);
+        add_blob(p, p->file[i], "text", f->text, f->size, false);
+    }
+    add_blob(p, "tokenizer", "table", p->table, p->table_size, false);
+    add_blob(p, "train", "choices", p->choices, p->choices_size, false);
+    return AG_OK;
+}
+
 static int collect(const train_session *s, parts *p, ag_err *err)
 {
     const nn_params *np = s->model->params;
@@ -96,7 +125,8 @@ static int collect(const train_session *s, parts *p, ag_err *err)
         return ag_err_set(err, AG_ENOMEM, "out of memory for the checkpoint");
     if (p->choices) train_probe_save(s->probe, p->choices);
     slot_group(p->group[OPT_MAX_SLOTS], s->opt ? s->opt->config.type : OPT_ADAMW, "");
-    return collect_tensors(s, p, err);
+    r = collect_blobs(s, p, err);
+    return r == AG_OK ? collect_tensors(s, p, err) : r;
 }
 
 int train_state_save(const train_session *s,
@@ -136,26 +166,19 @@ int train_state_save(const train_session *s,
         };
         const bool scaled = s->scaler.type != OPT_SCALING_NONE;
         const int n_attrs = (int)(sizeof attrs / sizeof *attrs) - (s->opt ? scaled ? 0 : 4 : 5);
-        train_ckpt_blob blobs[3] = { { .group = "config", .name = "yaml", .data = p.yaml,
-                                       .size = strlen(p.yaml), .is_text = true } };
-        int n_blobs = 1;
-        if (p.table)
-            blobs[n_blobs++] = (train_ckpt_blob){ .group = "tokenizer", .name = "table",
-                                                  .data = p.table, .size = p.table_size };
-        if (p.choices)
-            blobs[n_blobs++] = (train_ckpt_blob){ .group = "train", .name = "choices",
-                                                  .data = p.choices, .size = p.choices_size };
         const train_ckpt c = {
             .head = { .step = s->step, .tokens_seen = s->samples_seen * (s->source + s->context),
                       .seed = (uint64_t)s->config.run.seed,
                       .best_metric = s->best_loss, .best_step = s->best_step },
-            .framework_version = TULLE_VERSION, .tensor = p.tensor, .attr = attrs, .blob = blobs,
-            .n_tensors = p.n_tensors, .n_attrs = n_attrs, .n_blobs = n_blobs,
+            .framework_version = TULLE_VERSION, .tensor = p.tensor, .attr = attrs, .blob = p.blob,
+            .n_tensors = p.n_tensors, .n_attrs = n_attrs, .n_blobs = p.n_blobs,
         };
         r = save(arg, &c, err);
     }
     for (int i = 0; i < 1 + OPT_MAX_SLOTS; i++) free(p.host[i]);
     free(p.tensor);
+    free(p.blob);
+    free(p.file);
     free(p.yaml);
     free(p.table);
     free(p.choices);
@@ -177,6 +200,38 @@ int train_state_config(const train_ckpt_file *f, train_config *ret_c, ag_err *er
     if (r < 0) return ag_err_set(err, r == AG_ENOMEM ? r : AG_EINPUT, "%s", why.msg);
     *ret_c = c;
     return AG_OK;
+}
+
+static int read_pattern_file(const train_ckpt_file *f, const char *group, nn_pattern_files *files,
+                             ag_err *err)
+{
+    char *path, *text;
+    size_t size;
+    int r = train_ckpt_read_text(f, group, "path", &path, err);
+    if (r < 0) return r;
+    r = train_ckpt_read_bytes(f, group, "text", &text, &size, err);
+    if (r == AG_OK) r = nn_pattern_files_add(files, path, text, size, err);
+    free(path);
+    return r;
+}
+
+int train_state_patterns(const train_ckpt_file *f, const train_config *c, nn_pattern_files *ret,
+                         ag_err *err)
+{
+    char group[GROUP_MAX];
+    ag_err why = { 0 };
+    int r = AG_OK;
+    *ret = (nn_pattern_files){ .closed = train_ckpt_has(f, "patterns") };
+    for (int i = 0; ret->closed && r == AG_OK; i++) {
+        snprintf(group, sizeof group, "patterns/%d", i);
+        if (!train_ckpt_has(f, group)) break;
+        r = read_pattern_file(f, group, ret, err);
+    }
+    if (r < 0) return r;
+    r = nn_patterns_check(c->model.attention.pattern, c->model.context, c->model.n_heads, ret,
+                          &why);
+    return r == AG_OK ? r : ag_err_set(err, r == AG_ENOMEM ? r : AG_EINPUT,
+                                       "model.attention.pattern of the checkpoint: %s", why.msg);
 }
 
 static int read_flat(const train_ckpt_file *f, const nn_params *p, const char *group, float *flat,
@@ -327,12 +382,15 @@ int train_state_load(const train_ckpt_file *f, const train_config *c, const trai
                      train_session **ret_s, ag_err *err)
 {
     train_open w = *what;
+    nn_pattern_files patterns = { 0 };
     data_tokenizer *tok = NULL;
     train_session *s = NULL;
     int r = read_tokenizer(f, &tok, err);
+    if (r == AG_OK) r = train_state_patterns(f, c, &patterns, err);
     if (r == AG_OK) r = train_ckpt_get_i64(f, "model", "classes", &w.classes, err);
     if (r == AG_OK) r = train_ckpt_get_i64(f, "model", "d_in", &w.d_in, err);
     w.tokenizer = tok;
+    w.patterns = &patterns;
     if (r == AG_OK) r = read_form(f, &w.form, err);
     if (r == AG_OK) r = train_session_new(c, &w, &s, err);
     if (r == AG_OK) r = check_data(f, s, err);
@@ -342,6 +400,7 @@ int train_state_load(const train_ckpt_file *f, const train_config *c, const trai
         tok = NULL;
     }
     data_tokenizer_free(tok);
+    nn_pattern_files_release(&patterns);             /* where no session has taken them over */
     if (r < 0) {
         train_session_free(s);
         return r;

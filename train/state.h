@@ -3,6 +3,8 @@
  *
  *   /                   step, tokens_seen, seed, best_metric, best_step
  *   /config/yaml        the effective configuration
+ *   /patterns/0/...     the files of the attention pattern, counted from 0 in the order in which it
+ *                       names them, as they were when the run began: path, and text, its bytes
  *   /tokenizer/table    the tokenizer in its flat form (data/tokenizer.h); absent for images
  *   /model/...          the weights by name; attributes classes, d_in
  *   /optimizer/TYPE/SLOT/...   the slots by name, each with the parameters that it has numbers of
@@ -29,8 +31,15 @@ int train_state_save(const train_session *s,
 /* The configuration stored in a checkpoint.  AG_EINPUT. */
 int train_state_config(const train_ckpt_file *f, train_config *ret_c, ag_err *err);
 
+/* The files of the attention pattern of that configuration; the caller releases *ret, on errors
+ * too.  Files of earlier versions have none, then *ret is not closed and holds what is on disk.
+ * AG_EINPUT. */
+int train_state_patterns(const train_ckpt_file *f, const train_config *c, nn_pattern_files *ret,
+                         ag_err *err);
+
 /* A session with configuration c and the weights of a checkpoint; with what->optimizer its
- * optimizer state and counters too.  what->tokenizer, classes and d_in are taken from the file.
+ * optimizer state and counters too.  what->tokenizer, classes, d_in and patterns are taken from
+ * the file.
  * For evaluation the averaged weights are read where there are some.  AG_EINPUT names what is
  * missing or does not fit; with what->optimizer also other data than those of the file, unless
  * data.changed is set. */

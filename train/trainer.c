@@ -7,6 +7,7 @@
 #include "train/generate.h"
 #include "train/media.h"
 #include "train/metrics.h"
+#include "train/resume.h"
 #include "train/state.h"
 #include "train/status.h"
 
@@ -396,40 +397,18 @@ int train_run(const train_config *c, FILE *out, train_result *ret_result, ag_err
     return finish(&r, code, ret_result);
 }
 
-/* The configuration of a run, `was`, with the arguments on top, if they may change. */
-static int resumed_config(const train_config *was, char *const *overrides, int n,
-                          train_config *ret_c, ag_err *err)
-{
-    train_config now = *was;
-    int code = AG_OK;
-    for (int i = 0; i < n && code == AG_OK; i++)
-        code = train_config_override(&now, overrides[i], err);
-    if (code == AG_OK) code = train_config_check(&now, err);
-    if (code == AG_OK) code = train_config_resumable(was, &now, err);
-    *ret_c = now;
-    return code;
-}
-
-/* What the run's configuration is: the checkpoint's, or config.yaml where it was killed before the
- * first one (*ret_file NULL then). */
-static int stored_config(run *r, train_ckpt_file **ret_file, char warning[1024],
-                         train_config *ret_c, ag_err *err)
-{
-    if (train_rundir_has_checkpoint(r->dir.dir)) {
-        const int code = train_rundir_resume(&r->dir, ret_file, warning, err);
-        return code == AG_OK ? train_state_config(*ret_file, ret_c, err) : code;
-    }
-    char path[PATH_MAX];
-    train_config_init(ret_c);
-    const int code = train_rundir_path(r->dir.dir, "config.yaml", path, err);
-    return code == AG_OK ? train_config_load(ret_c, path, err) : code;
-}
-
-/* Where the run goes on from, and what new settings do to its learning rate. */
-static void say_where(run *r, const train_config *was)
+/* Where the run goes on from, what of its folder does not count, and what new settings do to its
+ * learning rate. */
+static void say_where(run *r, const train_resumed *x)
 {
     const train_session *s = r->s;
+    const train_config *was = &x->was;
     const int64_t steps = s->config.train.steps;
+    if (x->warning[0]) train_status_line(&r->status, "warning: %s", x->warning);
+    for (int i = 0; i < s->patterns.n; i++)
+        if (nn_pattern_file_changed(&s->patterns.file[i]))
+            train_status_line(&r->status, "note    '%s' has changed since the run began, which "
+                              "goes on with the pattern as it was", s->patterns.file[i].path);
     train_status_line(&r->status, "resumed at step %lld", (long long)s->step);
     if (s->step >= steps)
         train_status_line(&r->status, "the run is complete; train.steps=%lld would train as long "
@@ -448,22 +427,19 @@ int train_resume(const char *dir, char *const *overrides, int n, FILE *out,
                  train_result *ret_result, ag_err *err)
 {
     run r = { .dir = { .lock.fd = -1, .metrics_fd = -1 } };
-    train_ckpt_file *f = NULL;
-    train_config was, c;
-    char warning[1024] = "";
+    train_resumed x = { .file = NULL };
     const train_open what = everything(&r, out);
     int code = train_rundir_open(&r.dir, dir, TRAIN_RUNDIR_RESUME, err);
-    if (code == AG_OK) code = stored_config(&r, &f, warning, &was, err);
-    if (code == AG_OK) code = resumed_config(&was, overrides, n, &c, err);
-    if (code == AG_OK) code = train_threads_set(c.train.threads, err);
+    if (code == AG_OK) code = train_resumed_read(&r.dir, overrides, n, &x, err);
+    if (code == AG_OK) code = train_threads_set(x.now.train.threads, err);
     if (code == AG_OK)
-        code = f ? train_state_load(f, &c, &what, &r.s, err)
-                 : train_session_new(&c, &what, &r.s, err);
+        code = x.file ? train_state_load(x.file, &x.now, &what, &r.s, err)
+                      : train_session_new(&x.now, &what, &r.s, err);
     if (code == AG_OK) code = begin(&r, out, r.s->step ? r.s->step : -1, err);
-    train_ckpt_close(f);
-    if (code == AG_OK && warning[0]) train_status_line(&r.status, "warning: %s", warning);
-    if (code == AG_OK) say_where(&r, &was);
-    if (code == AG_OK && n && f) code = save(&r, "with the new settings", err);
+    const bool stored = x.file != NULL;
+    train_ckpt_close(x.file);
+    if (code == AG_OK) say_where(&r, &x);
+    if (code == AG_OK && n && stored) code = save(&r, "with the new settings", err);
     if (code == AG_OK) code = loop(&r, err);
     return finish(&r, code, ret_result);
 }
