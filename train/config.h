@@ -83,6 +83,16 @@ int train_config_check_with(const train_config *c, struct nn_pattern_files *file
  * differs and may not change on resume. */
 int train_config_resumable(const train_config *was, const train_config *now, ag_err *err);
 
+typedef struct train_difference {    /* of two configurations */
+    const char *key;
+    char was[160], is[160];          /* its values, fit for a terminal */
+} train_difference;
+
+/* The first key whose value differs, of those that may change on resume (free), or of those that
+ * may not; false: none does. */
+bool train_config_differs(const train_config *was, const train_config *is, bool free,
+                          train_difference *ret);
+
 typedef enum train_dump {
     TRAIN_DUMP_ANNOTATED,            /* meaning, type, default and origin above each key */
     TRAIN_DUMP_PLAIN,                /* keys and values only */

@@ -117,6 +117,23 @@ static int write_diff(FILE *f, const train_config *a, const train_config *b, boo
     return n;
 }
 
+bool train_config_differs(const train_config *was, const train_config *is, bool free,
+                          train_difference *ret)
+{
+    char value[TRAIN_VALUE_MAX];
+    for (int i = 0; i < TRAIN_KEYS; i++) {
+        const train_key *k = &train_keys[i];
+        if (k->type == TRAIN_GROUP || k->free != free || train_value_equal(was, is, i)) continue;
+        ret->key = k->path;
+        train_value_text(was, i, value);
+        train_text_clean(value, ret->was, sizeof ret->was);
+        train_value_text(is, i, value);
+        train_text_clean(value, ret->is, sizeof ret->is);
+        return true;
+    }
+    return false;
+}
+
 int train_config_diff(const train_config *a, const train_config *b, char **ret_text, ag_err *err)
 {
     sink s;

@@ -405,6 +405,7 @@ static void say_where(run *r, const train_resumed *x)
     const train_config *was = &x->was;
     const int64_t steps = s->config.train.steps;
     if (x->warning[0]) train_status_line(&r->status, "warning: %s", x->warning);
+    if (x->note[0]) train_status_line(&r->status, "note    %s", x->note);
     for (int i = 0; i < s->patterns.n; i++)
         if (nn_pattern_file_changed(&s->patterns.file[i]))
             train_status_line(&r->status, "note    '%s' has changed since the run began, which "

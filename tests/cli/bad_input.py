@@ -15,10 +15,15 @@ def run(args, cwd, **env):
                           env=dict(os.environ, TULLE_DATA='', **env))
 
 
+def contents(folder):
+    """What lies there, byte for byte; a LOCK tells who had it last."""
+    return {p: p.read_bytes() if p.is_file() and p.name != 'LOCK' else None for p in pathlib.Path(folder).rglob('*')}
+
+
 def expect(name, args, cwd, status, *words, exact=None, folder='run'):
     """Status, words that the message must hold, no crash, and no run directory left behind."""
     global passed
-    before = sorted(p for p in pathlib.Path(cwd).rglob('*'))
+    before = contents(cwd)
     out = run(args, cwd)
     said = out.stderr
     faults = []
@@ -29,9 +34,9 @@ def expect(name, args, cwd, status, *words, exact=None, folder='run'):
     if exact is not None and said != 'tulle: ' + exact:
         faults.append(f'message differs from\n{exact}')
     faults += [f'no {w!r} in the message' for w in words if w.lower() not in said.lower()]
-    after = sorted(p for p in pathlib.Path(cwd).rglob('*'))
+    after = contents(cwd)
     if before != after:
-        faults.append(f'wrote {[str(p) for p in after if p not in before]}')
+        faults.append(f'wrote {[str(p) for p in before.keys() | after.keys() if before.get(p) != after.get(p)]}')
     if faults:
         failed.append(name)
         print(f'FAILED {name}: {"; ".join(faults)}\n{said}')
@@ -168,6 +173,34 @@ with tempfile.TemporaryDirectory() as tmp:
 
     expect('a run that is there already', ['train', quick, *small, 'run.dir=made'], work, 2, 'made', 'resume')
     expect('resume with another model', ['resume', 'made', 'model.d_model=32'], work, 2, 'model.d_model')
+
+    # a checkpoint of another run in its place, or the one before a damaged one
+    for name, args in [('dense', ['model.ff.type=dense']), ('mlp', ['model.type=mlp', 'data.source=digits', 'model.context=64'])]:
+        other = run(['train', quick, *small, *args, 'run.dir=' + name], work)
+        if other.returncode:
+            sys.exit(f'cannot make a checkpoint: {other.stderr}')
+    first = {'dense': "model.ff.type is dense there, but sparse in config.yaml",
+             'mlp': "data.source is digits there, but language in config.yaml"}
+    for name, tells in first.items():
+        for file in ('last.h5', 'prev.h5'):
+            shutil.rmtree(work / 'mixed', ignore_errors=True)
+            shutil.copytree(work / 'made', work / 'mixed')
+            shutil.copy(work / name / 'last.h5', work / 'mixed' / file)
+            why = ''
+            if file == 'prev.h5':
+                (work / 'mixed/last.h5').write_bytes(whole[:1000])
+                why = (f"checkpoint 'mixed/last.h5': truncated: 1000 of {len(whole)} bytes\n"
+                       "using the checkpoint before it, 'mixed/prev.h5' (step 2)\n")
+            expect(f'resume: {file} of another model, {name}', ['resume', 'mixed', 'train.steps=7'], work, 4, exact=why +
+                   f"'mixed/{file}' is not of the run of 'mixed/config.yaml': {tells}\n  bring back the run's own checkpoint; "
+                   f"or, if config.yaml was edited, undo that or remove it: it is written anew from {file}\n")
+    shutil.copy(work / 'made/last.h5', work / 'mixed/last.h5')
+    yaml = (work / 'made/config.yaml').read_text()
+    (work / 'mixed/config.yaml').write_text(yaml.replace('  seed: 1\n', '  seed: 2\n', 1))
+    expect('resume: a key edited that may not change', ['resume', 'mixed'], work, 4, 'run.seed is 1 there, but 2 in config.yaml')
+    (work / 'mixed/config.yaml').write_text('model: [')
+    expect('resume: no configuration', ['resume', 'mixed'], work, 2, "mixed/config.yaml:1:", "mend 'mixed/config.yaml', or remove it")
+    shutil.rmtree(work / 'mixed')
     expect('sample: a character without a token', ['sample', 'made', '--prompt', 'Ä'], work, 4, 'prompt')
     expect('sample: an empty prompt', ['sample', 'made', '--prompt', ''], work, 2, 'prompt')
     expect('sample: a flag out of range', ['sample', 'made', '--top-p', '2'], work, 2, '--top-p')

@@ -94,6 +94,23 @@ def changed_settings_are_told(tmp):
     says(run('resume', 'r', 'train.steps=9', cwd=tmp), r'decay_steps = 0 stands for train.steps, 9 and no longer 6')
 
 
+def the_checkpoint_counts_not_the_configuration(tmp):
+    """Killed behind config.yaml with new settings and before the checkpoint; or config.yaml is gone."""
+    last, config = tmp / 'r/last.h5', tmp / 'r/config.yaml'
+    run('train', quick, *tiny, 'run.dir=r', 'train.steps=6', cwd=tmp)
+    old = last.read_bytes()
+    new = state(run('resume', 'r', 'train.steps=9', 'sample.length=7', cwd=tmp))
+    for missing in False, True:
+        for args, what in ([], 'the run is complete'), (['train.steps=9'], 'state sha256 ' + new):
+            last.write_bytes(old)
+            (tmp / 'r/prev.h5').unlink(missing_ok=True)
+            config.unlink() if missing else config.write_text(re.sub('(  steps: )6', r'\g<1>9', config.read_text()))
+            text = run('resume', 'r', *args, cwd=tmp)
+            says(text, what)
+            assert ('note    train.steps is 6 as in last.h5, not 9 as in config.yaml' in text) == (not missing and not args), text
+            assert config.exists()
+
+
 def nobody_reads(tmp):
     (tmp / 'my.txt').write_text('words without a line break ' * 400)
     run('train', quick, *tiny, 'train.steps=3', 'data.source=text', 'data.path=my.txt', 'data.size=0', 'run.dir=r', cwd=tmp)
@@ -320,6 +337,6 @@ def published_models(tmp):
 
 
 go_through(train_and_look, resume_is_the_same_run, signals_save, a_stop_in_an_evaluation,
-           changed_settings_are_told, nobody_reads, a_locked_run_is_refused, divergence_is_explained,
-           configurations, data, looking, memory, decoding, memory_without_training, sparse_transformer,
-           published_models)
+           changed_settings_are_told, the_checkpoint_counts_not_the_configuration, nobody_reads,
+           a_locked_run_is_refused, divergence_is_explained, configurations, data, looking, memory, decoding,
+           memory_without_training, sparse_transformer, published_models)
