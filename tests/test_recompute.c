@@ -1,6 +1,7 @@
 /*
- * test_recompute.c -- plans of recomputation: the same bits under every plan, of a gpt and of an
- * encoder-decoder, and the planner against schedules that are known or enumerated.
+ * test_recompute.c -- plans of recomputation: the same bits under every plan, of a gpt, with
+ * dense attention and with patterns, and of an encoder-decoder, and the planner against schedules
+ * that are known or enumerated.
  */
 #include "layers/layers.h"
 #include "tests/threads.h"
@@ -16,13 +17,13 @@
 
 enum { LAYERS = 8, ENCODER = 3, BATCH = 2, CONTEXT = 12, SOURCE = 9, VOCAB = 11, D_MODEL = 16,
        SEED = 3 };
-enum { GPT, SPARSE_GPT, TRANSFORMER, SPARSE_TRANSFORMER, KINDS };
+enum { GPT, SPARSE_GPT, TRANSFORMER, SPARSE_TRANSFORMER, PATTERN_GPT, KINDS };
 
 /* Dropout everywhere, a controller with Gumbel noise, hard and soft steps of it; of LAYERS blocks,
  * ENCODER of them in the encoder, if any. */
 static nn_model *model_new(int kind)
 {
-    const bool sparse = kind % 2, pairs = kind >= TRANSFORMER;
+    const bool sparse = kind % 2, pairs = kind == TRANSFORMER || kind == SPARSE_TRANSFORMER;
     nn_gpt_config c = { .vocab = VOCAB, .context = CONTEXT, .n_layers = LAYERS, .n_heads = 2,
                         .d_model = D_MODEL, .bias = true, .tied = true, .dropout = 0.1,
                         .embedding_dropout = 0.1, .init_std = 0.2, .norm_eps = 1e-5,
@@ -34,6 +35,10 @@ static nn_model *model_new(int kind)
         c.ff.quant_prob = 0.5;
         c.ff.temperature = 0.7;
         c.ff.controller_bias = c.ff.relaxed = true;
+    }
+    if (kind == PATTERN_GPT) {
+        c.pattern = "strided(5)*2; local(4); fixed(4, 1)|local(3)+summary(4, 1); dense";
+        c.attention.keep_weights = true;
     }
     nn_model *m = NULL;
     ag_err err = { 0 };
@@ -159,7 +164,7 @@ static void amounts_and_nests(void **state)
         set_threads(threads);
         for (int kind = 0; kind < KINDS; kind++) {
             nn_model *m = model_new(kind);
-            const nn_segment *nest = nests[kind >= TRANSFORMER];
+            const nn_segment *nest = nests[m->source > 0];
             kept k = keep_all(m);
             size_t peak = k.s.peak;
             for (int keep = AG_KEEP_PRODUCTS; keep < AG_KEEPS; keep++) {

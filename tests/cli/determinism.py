@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """The same bits for any number of threads: determinism.py TULLE SOURCE [STEPS]
 
-Trains dense and sparse GPTs, an encoder-decoder and MNIST-shaped networks (on generated digits), in f32 and 16 bits, for 50
-steps with OMP_NUM_THREADS 1, 2, 3 and 7 and compares the hashes of weights, optimizer state and counters, and the metrics.
-What is recomputed in backward changes neither.
+Trains dense and sparse GPTs, one with attention patterns, an encoder-decoder and MNIST-shaped networks (on generated
+digits), in f32 and 16 bits, for 50 steps with OMP_NUM_THREADS 1, 2, 3 and 7 and compares the hashes of weights, optimizer
+state and counters, and the metrics.  What is recomputed in backward changes neither.
 """
 import json, os, pathlib, subprocess, sys, tempfile
 
@@ -21,6 +21,9 @@ runs = {
     'gpt dense': ['configs/quickstart.yaml', *gpt, 'model.ff.type=dense'],
     'gpt sparse': ['configs/quickstart.yaml', *gpt, 'model.ff.quant_prob=0.5'],
     'gpt bf16': ['configs/quickstart.yaml', *gpt, 'model.ff.quant_prob=0.5', 'train.precision=bf16'],
+    'gpt patterns': ['configs/quickstart.yaml', *gpt, 'model.n_heads=4', 'model.d_model=64', 'model.ff.type=dense', 'model.context=160',
+                     'train.batch=4', 'train.micro_batch=2', 'model.attention.drop_weights=false',
+                     'model.attention.pattern=strided(8) | local(9); fixed(8, 2)'],
     'pairs sparse': ['configs/seq-copy-transformer.yaml', *pairs],
     'mlp fp16': ['configs/mnist-dense.yaml', *digits, 'train.precision=fp16'],
     'mlp dense': ['configs/mnist-dense.yaml', *digits],
