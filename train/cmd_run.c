@@ -4,6 +4,7 @@
 #include "train/generate.h"
 #include "train/media.h"
 #include "train/metrics.h"
+#include "train/tokens.h"
 #include "train/trainer.h"
 
 #include <inttypes.h>
@@ -35,14 +36,20 @@ int train_cmd_resume(int argc, char **argv, ag_err *err)
     return train_resume(argv[1], argv + 2, argc - 2, quiet ? NULL : stdout, &result, err);
 }
 
+typedef struct printer {
+    const train_session *s;
+    int64_t n;                       /* tokens so far */
+} printer;
+
 /* Prints each token as it comes; no more once nobody reads them. */
 static int print_token(void *arg, int32_t token)
 {
-    const data_tokenizer *tok = arg;
+    printer *p = arg;
     char *text;
     size_t size;
     if (train_stop_signal) return 1;
-    if (data_decode(tok, &token, 1, &text, &size, NULL) < 0) return 1;
+    if (train_tokens_write(p->s, &token, 1, &text, &size, NULL) < 0) return 1;
+    if (p->n++ && train_tokens_are_numbers(p->s)) putchar(' ');
     fwrite(text, 1, size, stdout);
     free(text);
     return fflush(stdout) || ferror(stdout);
@@ -52,10 +59,9 @@ static int print_token(void *arg, int32_t token)
 static int read_prompt(const train_session *s, const char *prompt, int32_t **ret_ids,
                        int64_t *ret_n, ag_err *err)
 {
-    const data_tokenizer *tok = s->tokenizer;
-    if (prompt) return data_encode(tok, prompt, strlen(prompt), "--prompt", ret_ids, ret_n, err);
+    if (prompt) return train_tokens_read(s, prompt, "--prompt", ret_ids, ret_n, err);
     prompt = s->config.sample.prompt;
-    if (data_encode(tok, prompt, strlen(prompt), "", ret_ids, ret_n, NULL) == AG_OK &&
+    if (train_tokens_read(s, prompt, "", ret_ids, ret_n, NULL) == AG_OK &&
         (*ret_n > 0 || s->model->start))
         return AG_OK;
     free(*ret_ids);
@@ -69,13 +75,14 @@ static int sample(train_session *s, const char *prompt, train_draw *d, ag_err *e
 {
     int32_t *ids = NULL, *out = NULL;
     int64_t n = 0;
+    printer p = { .s = s };
     int r = read_prompt(s, prompt, &ids, &n, err);
     if (r == AG_OK && !(out = malloc((size_t)d->length * sizeof *out)))
         r = ag_err_set(err, AG_ENOMEM, "out of memory for %" PRId64 " tokens", d->length);
     if (r == AG_OK) {
-        for (int64_t i = 0; i < n; i++) print_token(s->tokenizer, ids[i]);
+        for (int64_t i = 0; i < n; i++) print_token(&p, ids[i]);
         const int64_t drawn = train_generate(s->model, s->decoder, s->context, d, ids, n, out,
-                                             print_token, s->tokenizer, err);
+                                             print_token, &p, err);
         putchar('\n');
         r = drawn < 0 ? (int)drawn : train_stop_signal ? ag_err_set(err, AG_EINTR, "interrupted")
                                                        : AG_OK;
@@ -117,20 +124,20 @@ static int sample_media(train_session *s, const char *path, int64_t count, const
 static int check_sample(const train_session *s, const char *run, const char *prompt,
                         int64_t length, const char *output, int64_t count, ag_err *err)
 {
-    const bool media = !s->d_in && train_media_suffix(s);
-    if (!s->d_in && s->form.height && !media)
+    const char *media = train_media_suffix(s),
+        *draws = media ? "sound" : s->tokenizer ? "text" : "tokens";
+    if (s->d_in)
+        return ag_err_set(err, AG_ECONFIG, "'%s' tells images apart; it draws none", run);
+    if (s->form.height && !media)
         return ag_err_set(err, AG_ECONFIG, "the images of '%s' have %" PRId64 " channels; a "
                           "picture has 1 to 4", run, s->form.channels);
-    if (!s->tokenizer && !media)
-        return ag_err_set(err, AG_ECONFIG, "'%s' has no tokenizer: it was trained neither on text, "
-                          "nor on images or sound as tokens", run);
-    if (s->tokenizer && output)
-        return ag_err_set(err, AG_ECONFIG, "--output is for images and sound, but '%s' draws text",
-                          run);
+    if (!media && output)
+        return ag_err_set(err, AG_ECONFIG, "--output is for images and sound, but '%s' draws %s",
+                          run, draws);
     if (!s->form.height && count)
         return ag_err_set(err, AG_ECONFIG, "--count is for images, but '%s' draws %s", run,
-                          s->tokenizer ? "text" : "sound");
-    if (!s->tokenizer && prompt)
+                          draws);
+    if (media && prompt)
         return ag_err_set(err, AG_ECONFIG, "--prompt is for text, but '%s' draws images or sound",
                           run);
     if (s->form.height && length)
@@ -189,7 +196,8 @@ int train_cmd_sample(int argc, char **argv, ag_err *err)
         r = train_print_answer(s, source, &beam, err);
     } else if (r == AG_OK) {
         fill_draw(&d, seed, &s->config);
-        r = s->tokenizer ? sample(s, prompt, &d, err) : sample_media(s, output, count, &d, err);
+        r = train_media_suffix(s) ? sample_media(s, output, count, &d, err)
+                                  : sample(s, prompt, &d, err);
     }
     train_session_free(s);
     return r;

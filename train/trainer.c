@@ -10,6 +10,7 @@
 #include "train/resume.h"
 #include "train/state.h"
 #include "train/status.h"
+#include "train/tokens.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -195,7 +196,7 @@ static int draw_text(run *r, ag_err *err)
     train_session_swap_ema(s);
     if (n >= 0 && n < d.length) n = ag_err_set(err, AG_EINTR, "interrupted in a sample");
     int code = n < 0 ? (int)n
-                     : data_decode(s->tokenizer, tokens, r->n_prompt + n, &text, &size, err);
+                     : train_tokens_write(s, tokens, r->n_prompt + n, &text, &size, err);
     if (code == AG_OK) code = train_rundir_sample(&r->dir, s->step, "txt", text, size, err);
     if (code == AG_OK) {
         make_printable(text, size);
@@ -242,12 +243,11 @@ static int draw_sample(run *r, ag_err *err)
 static int read_prompt(run *r, ag_err *err)
 {
     const train_session *s = r->s;
-    if (s->d_in || !s->tokenizer || !s->config.sample.every) return AG_OK;
+    if (!s->config.sample.every || (!s->tokenizer && !train_tokens_are_numbers(s))) return AG_OK;
     if (train_session_of_pairs(s)) return AG_OK;
     ag_err why = { 0 };
     const char *prompt = s->config.sample.prompt;
-    const int code = data_encode(s->tokenizer, prompt, strlen(prompt), "sample.prompt", &r->prompt,
-                                 &r->n_prompt, &why);
+    const int code = train_tokens_read(s, prompt, "sample.prompt", &r->prompt, &r->n_prompt, &why);
     if (code == AG_OK && (r->n_prompt > 0 || s->model->start)) return AG_OK;
     train_config plain;
     train_config_init(&plain);

@@ -3,7 +3,7 @@
 
 Pictures are unpacked and looked at, sound is read by Python's own reader of WAV files.
 """
-import gzip, io, json, random, struct, tarfile, wave, zlib
+import gzip, io, json, random, re, struct, tarfile, wave, zlib
 from cases import go_through, run, says
 
 tiny = '''\
@@ -66,6 +66,7 @@ def cifar(tmp):
     says(run('eval', 'r', '--split', 'test', '--batches', 1, cwd=tmp), r'split test: loss')
     says(run('train', 'tiny.yaml', 'data.source=cifar10', f'data.path={tmp}/cifar-10-binary.tar.gz', 'model.type=mlp', 'run.dir=mlp',
              cwd=tmp), r'10 classes', r'accuracy')
+    says(run('sample', 'mlp', status=2, cwd=tmp), "'mlp' tells images apart; it draws none")
 
 
 def mnist_like(tmp):
@@ -126,7 +127,17 @@ def tasks(tmp):
         text = train(tmp, name, 'data.size=100', 'model.context=64', 'run.overwrite=true', 'data.test_fraction=0.1')
         says(text, '80 sequences to train, 10 to validate, 10 to test of 64 tokens', f'best possible {best[name]}', 'step 5/5')
         assert json.loads(run('eval', 'r', '--split', 'test', '--json', cwd=tmp))['count'] == 10 * scored[name]
-        says(run('sample', 'r', status=2, cwd=tmp), 'neither on text, nor on images or sound')
+        drawn = (tmp / 'r/samples/step-00000005.txt').read_text()
+        says(text, r'sample at step 5:\n' + drawn)
+        assert len(drawn.split()) == 301, drawn           # behind token 0
+        vocab = int(re.search(r'vocabulary (\d+)', text)[1])
+        ids = run('sample', 'r', '--prompt', f' 1 {vocab - 1}', '-n', 70, cwd=tmp)        # more than the context
+        assert ids.startswith(f'1 {vocab - 1} ') and ids == ' '.join(ids.split()) + '\n', ids
+        assert len(ids.split()) == 72 and all(0 <= int(t) < vocab for t in ids.split()), ids
+        for bad in str(vocab), '-1', 'x', '1,2', '99999999999999999999':
+            says(run('sample', 'r', '--prompt', '3 ' + bad, status=4, cwd=tmp),
+                 f"--prompt: '{bad}' is no token: the model has the numbers 0 to {vocab - 1}, separated by blanks")
+        says(run('sample', 'r', '-o', 'x.png', status=2, cwd=tmp), "--output is for images and sound, but 'r' draws tokens")
 
 
 def three_parts_of_a_text(tmp):
