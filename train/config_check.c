@@ -215,10 +215,6 @@ static void check_sparse_parts(checker *k)
               own ? "" : "the number of modules where model.attention.modules is 0");
     else if (attention)
         check_kernel_modules(k, modules, own ? "model.attention.modules" : "model.n_heads");
-    if (c->model.attention.v_concat != TRAIN_CONCAT_NONE &&
-        c->model.attention.type != TRAIN_ATTENTION_MULTCONV &&
-        !(c->model.attention.type == TRAIN_ATTENTION_PURE_LSH && attention))
-        clash(k, "model.attention.v_concat", "needs multconv, but", "model.attention.type", "");
     if (gpt && attention && c->model.d_qk)
         clash(k, "model.d_qk", "needs dense projections, but", "model.attention.type",
               "0 fits any");
@@ -233,10 +229,6 @@ static void check_sparse_parts(checker *k)
     if (c->model.head.zero && c->model.tied_embeddings)
         clash(k, "model.head.zero", "needs weights of its own, but", "model.tied_embeddings",
               "set model.tied_embeddings: false");
-    if (c->model.head.zero && c->model.head.type != TRAIN_HEAD_DENSE)
-        clash(k, "model.head.zero", "needs a dense head, but", "model.head.type", "");
-    if (!gpt && c->model.ff.sru_units)
-        clash(k, "model.ff.sru_units", "needs a gpt, but", "model.type", "");
     if (c->model.type != TRAIN_MODEL_GPT && c->model.match == TRAIN_MATCH_PARAMS)
         clash(k, "model.match", "needs a gpt, but", "model.type", "");
     if (c->model.match == TRAIN_MATCH_TOUCHED && c->model.ff.type != TRAIN_FF_DENSE)
@@ -477,6 +469,13 @@ static void check_training(checker *k)
     check_recompute(k);
 }
 
+/* Keys that were set for nothing. */
+static void check_idle(checker *k)
+{
+    train_idle x;
+    for (int i = 0; train_idle_next(k->c, &i, &x);) clash(k, x.key, x.relation, x.other, "");
+}
+
 int train_config_check(const train_config *c, ag_err *err)
 {
     return train_config_check_with(c, NULL, err);
@@ -488,5 +487,6 @@ int train_config_check_with(const train_config *c, struct nn_pattern_files *file
     check_data(&k);
     check_model(&k);
     check_training(&k);
+    check_idle(&k);
     return k.used ? ag_err_set(err, AG_ECONFIG, "%s", k.text) : AG_OK;
 }

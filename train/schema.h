@@ -57,6 +57,12 @@ bool train_value_equal(const train_config *a, const train_config *b, int key);
 /* "default", "a.yaml:7" or "command line" */
 void train_value_origin(const train_config *c, int key, char *buf, size_t size);
 
+typedef struct train_idle { const char *key, *relation, *other; } train_idle;
+
+/* The next key, from *at (0 at first) on, that was set though it says nothing beside the value of
+ * another one: "KEY RELATION OTHER".  False: there is none. */
+bool train_idle_next(const train_config *c, int *at, train_idle *ret_idle);
+
 /* Offset of the first byte that is not UTF-8; size if there is none. */
 size_t train_utf8_check(const char *text, size_t size);
 /* Bytes of the character at text[0], 1 if it is damaged; its code point, or U+FFFD. */
