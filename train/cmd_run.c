@@ -146,6 +146,17 @@ static int check_sample(const train_session *s, const char *run, const char *pro
     return AG_OK;
 }
 
+/* Flags of answers, where none is asked for by `flag`. */
+static int check_beam(const train_beam *b, bool answers, const char *flag, ag_err *err)
+{
+    const train_beam plain = train_beam_default();
+    const bool wide = b->width != plain.width, alpha = b->alpha < plain.alpha ||
+                                                       b->alpha > plain.alpha;
+    if (answers || !(wide || alpha)) return AG_OK;
+    return ag_err_set(err, AG_ECONFIG, "--%s is for answers: it goes with %s",
+                      wide ? "beam" : "alpha", flag);
+}
+
 /* Whether the flags are for a model that answers a source, or for one that goes on with a text. */
 static int check_source(const train_session *s, const char *run, const char *source,
                         const char *prompt, ag_err *err)
@@ -189,7 +200,8 @@ int train_cmd_sample(int argc, char **argv, ag_err *err)
     if (r < 0) return r;
     if (argc != 2) return AG_ECONFIG;
     train_session *s = NULL;
-    r = train_open_arg(argv[1], best, &what, &s, err);
+    r = check_beam(&beam, source, "--source", err);
+    if (r == AG_OK) r = train_open_arg(argv[1], best, &what, &s, err);
     if (r == AG_OK) r = check_sample(s, argv[1], prompt, d.length, output, count, err);
     if (r == AG_OK) r = check_source(s, argv[1], source, prompt, err);
     if (r == AG_OK && source) {
@@ -268,6 +280,9 @@ int train_cmd_eval(int argc, char **argv, ag_err *err)
     };
     int split, r = train_flags_read(flags, &argc, argv, err);
     if (r == AG_OK) r = split_of(word, &split, err);
+    if (r == AG_OK) r = check_beam(&beam, decode, "--decode", err);
+    if (r == AG_OK && count && !decode)
+        r = ag_err_set(err, AG_ECONFIG, "--count is for answers: it goes with --decode");
     if (r < 0) return r;
     if (argc != 2) return AG_ECONFIG;
     train_session *s = NULL;

@@ -110,10 +110,16 @@ int train_checkpoint_arg(const char *arg, bool best, train_ckpt_file **ret_file,
     ret_warning[0] = '\0';
     if (stat(arg, &st) < 0) return ag_err_set(err, AG_EINPUT, "'%s': %s", arg, strerror(errno));
     if (!S_ISDIR(st.st_mode)) return train_ckpt_open(arg, ret_file, err);
-    if (!best) return train_rundir_load(arg, ret_file, ret_warning, err);
     char path[PATH_MAX];
-    const int r = train_rundir_path(arg, "best.h5", path, err);
-    return r < 0 ? r : train_ckpt_open(path, ret_file, err);
+    int r = train_rundir_path(arg, "best.h5", path, err);
+    if (r < 0) return r;
+    const bool only = !train_rundir_has_checkpoint(arg) && ag_path_exists(path);
+    if (!best && !only) return train_rundir_load(arg, ret_file, ret_warning, err);
+    r = train_ckpt_open(path, ret_file, err);
+    if (r == AG_OK && !best)
+        snprintf(ret_warning, 1024, "'%.400s' has no last.h5: using best.h5 (step %lld)", arg,
+                 (long long)train_ckpt_file_head(*ret_file)->step);
+    return r;
 }
 
 static int set_device(train_config *c, const char *word, ag_err *err)

@@ -59,7 +59,8 @@ void train_put_json_text(FILE *f, const char *text);
 /* The shortest first: their median is t[n / 2]. */
 void train_sort_times(double *t, int64_t n);
 
-/* The checkpoint of a run directory or the file itself. */
+/* The checkpoint of a run directory or the file itself; best.h5 also where there is no other, as
+ * ret_warning then says. */
 struct train_ckpt_file;
 int train_checkpoint_arg(const char *arg, bool best, struct train_ckpt_file **ret_file,
                          char ret_warning[1024], ag_err *err);

@@ -382,17 +382,17 @@ int train_session_eval(train_session *s, int split, int64_t batches, train_eval 
     const int64_t micro = s->config.train.micro_batch;
     const int64_t last = s->d_in || batches ? 0 : s->config.train.eval_last;
     const int64_t have = last ? data_windows(s->data, split, last) : data_samples(s->data, split);
-    const int64_t samples =
-        batches ? batches * ((s->config.train.batch + micro - 1) / micro) * micro : have;
-    const data_draw w = { .split = split, .order = batches ? DATA_RANDOM : DATA_SEQUENTIAL,
+    const int64_t wanted = batches * ((s->config.train.batch + micro - 1) / micro) * micro;
+    const bool drawn = batches && wanted < have;         /* else all, none of them twice */
+    const data_draw w = { .split = split, .order = drawn ? DATA_RANDOM : DATA_SEQUENTIAL,
                           .seed = (uint64_t)s->config.run.seed ^ 0x6576616Cull,
-                          .batch = samples, .last = last };
+                          .batch = drawn ? wanted : have, .last = last };
     sums sum;
     if (have < 1)
         return ag_err_set(err, AG_EINPUT, "nothing to evaluate on: the %s split is empty\n  the "
                           "data: %s", split == DATA_TEST ? "test" : split ? "val" : "train",
                           s->data->about);
-    const int r = eval_samples(s, &w, samples, NN_EVAL, &sum, err);
+    const int r = eval_samples(s, &w, w.batch, NN_EVAL, &sum, err);
     if (r < 0) return r;
     const bool pairs = !s->d_in && s->data->pairs;
     *ret_eval = (train_eval){ sum.loss / (double)sum.count, sum.right / (double)sum.count,

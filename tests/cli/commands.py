@@ -29,7 +29,8 @@ def train_and_look(tmp):
     says(run('inspect', 'r', cwd=tmp), r'step 12', r'model/blocks/0/ff/in/weight', r'optimizer/adamw/m', r'parameters')
     says(run('inspect', 'r', '--config', cwd=tmp), r'd_model: 16')
     says(run('eval', 'r', cwd=tmp), r'step 12, split val: loss')
-    assert json.loads(run('eval', 'r', '--best', '--batches', '2', '--json', cwd=tmp))['count'] > 0
+    assert json.loads(run('eval', 'r', '--best', '--batches', '2', '--json', cwd=tmp))['count'] == 2 * 4 * 16
+    assert run('eval', 'r', '--batches', '1000000000', cwd=tmp) == run('eval', 'r', cwd=tmp)      # no more than there is
     prompt = next(iter((tmp / 'r/samples').iterdir())).read_text()[0]
     one = run('sample', 'r', '--prompt', prompt, '-n', '60', '--top-k', '5', '--top-p', '0.9', '--seed', '7', cwd=tmp)
     assert one == run('sample', 'r', '--prompt', prompt, '-n', '60', '--top-k', '5', '--top-p', '0.9', '--seed', '7', cwd=tmp)
@@ -64,8 +65,8 @@ def signals_save(tmp):
 
 
 def a_stop_in_an_evaluation(tmp):
-    few, many = 'train.eval_batches=3', 'train.eval_batches=200000'
-    args = [quick, *tiny, 'train.steps=12', 'train.eval_every=6', 'sample.every=6']
+    few, many = 'train.eval_batches=3', 'train.eval_batches=0'
+    args = [quick, *tiny, 'data.size=2000000', 'data.val_fraction=0.9', 'train.steps=12', 'train.eval_every=6', 'sample.every=6']
     whole = run('train', *args, few, 'run.dir=whole', cwd=tmp)
     p = subprocess.Popen([tulle, 'train', *args, many, 'run.dir=r'], cwd=tmp, text=True, stdout=subprocess.PIPE,
                          stderr=subprocess.PIPE)
@@ -81,10 +82,21 @@ def a_stop_in_an_evaluation(tmp):
     clock = re.compile(r'"(\w*seconds|\w+_per_second|memory)":[0-9.]+')
     a, b = (clock.sub('', (tmp / d / 'metrics.jsonl').read_text()) for d in ('whole', 'r'))
     assert a == b, (a, b)
-    p = subprocess.Popen([tulle, 'eval', 'r', '--batches', '1000000'], cwd=tmp)
+    p = subprocess.Popen([tulle, 'eval', 'r'], cwd=tmp)
     time.sleep(0.3)
     p.send_signal(signal.SIGINT)
     assert p.wait(timeout=60) == -signal.SIGINT
+
+
+def only_the_best_is_kept(tmp):
+    run('train', quick, *tiny, 'train.steps=6', 'train.eval_every=6', 'checkpoint.keep_last=false', 'run.dir=r', cwd=tmp)
+    assert not (tmp / 'r/last.h5').exists()
+    for command in 'eval', 'sample', 'inspect':
+        text = run(command, 'r', cwd=tmp)
+        says(text, r"warning: 'r' has no last.h5: using best.h5 \(step 6\)")
+        assert run(command, 'r', '--best', cwd=tmp) in text
+    (tmp / 'r/best.h5').unlink()
+    says(run('eval', 'r', status=4, cwd=tmp), "'r' holds no checkpoint: neither last.h5 nor prev.h5")
 
 
 def changed_settings_are_told(tmp):
@@ -336,7 +348,7 @@ def published_models(tmp):
     says(run('show', 'memory', 'text.yaml', '--vocab', '65', cwd=tmp), r'gpt, 10,\d{3},\d{3} parameters')
 
 
-go_through(train_and_look, resume_is_the_same_run, signals_save, a_stop_in_an_evaluation,
+go_through(train_and_look, resume_is_the_same_run, signals_save, a_stop_in_an_evaluation, only_the_best_is_kept,
            changed_settings_are_told, the_checkpoint_counts_not_the_configuration, nobody_reads,
            a_locked_run_is_refused, divergence_is_explained, configurations, data, looking, memory, decoding,
            memory_without_training, sparse_transformer, published_models)

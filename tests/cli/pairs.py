@@ -111,6 +111,10 @@ def faults(tmp):
     train(tmp, 'data.source=language', 'data.size=2000', 'train.steps=12', 'train.eval_batches=1', 'sample.length=5')
     says(run('sample', 'r', '--source', 'x', status=2, cwd=tmp), '--source is for models of pairs')
     says(run('eval', 'r', '--decode', status=2, cwd=tmp), 'only a model of pairs answers sources')
+    for flag, value in ('beam', 2), ('alpha', 0.3):
+        says(run('sample', 'r', f'--{flag}', value, status=2, cwd=tmp), f'--{flag} is for answers: it goes with --source')
+        says(run('eval', 'r', f'--{flag}', value, status=2, cwd=tmp), f'--{flag} is for answers: it goes with --decode')
+    says(run('eval', 'r', '--count', 5, status=2, cwd=tmp), '--count is for answers: it goes with --decode')
 
 
 go_through(learned_by_heart, by_words, parts_of_a_batch, longer_numbers, looked_at, faults)
