@@ -206,19 +206,6 @@ static int make_urls(const char *set, const data_file *f, char *url[MIRRORS], ag
     return ag_err_set(err, AG_ENOMEM, "no memory for an address");
 }
 
-/* What to do by hand, in place of a transfer that failed. */
-static int by_hand(const data_file *f, const char *url, const char *dir, const ag_err *why,
-                   ag_err *err)
-{
-    const char *wanted = f->unpacked ? f->unpacked : f->name,
-               *kind = strlen(f->sum) == 32 ? "MD5" : "SHA-256";
-    return ag_err_set(err, why->code,
-                      "%s\nTo place it by hand: fetch %s%s%s%s and put it at %s/%s\n"
-                      "(%s %s)",
-                      why->msg, url, f->unpacked ? ", unpack " : "", f->unpacked ? f->unpacked : "",
-                      f->unpacked ? " from it" : "", dir, wanted, kind, f->sum);
-}
-
 /* An archive has no checksum of its own; what it holds is checked. */
 static int get_archive(const char *const *url, int n, const data_file *f, const char *dir,
                        const char *wanted, data_progress *progress, void *arg, ag_err *err)
@@ -239,27 +226,70 @@ static int get_archive(const char *const *url, int n, const data_file *f, const 
     return rc > 0 ? AG_OK : rc;
 }
 
+static void free_urls(char *url[MIRRORS])
+{
+    for (int i = 0; i < MIRRORS; i++)
+        free(url[i]);
+}
+
+/* Where a file belongs in dir: NULL if memory is out. */
+static char *place_of(const data_file *f, const char *dir)
+{
+    return data_path_join(dir, f->unpacked ? f->unpacked : f->name);
+}
+
+/* 1: it is there and good; 0: it is not; < 0: it cannot be read. */
+static int is_there(const data_file *f, const char *path, ag_err *err)
+{
+    return ag_path_exists(path) ? data_sum_check(path, f->sum, err) : 0;
+}
+
+/* Adds a file that is still to be placed in dir to a list. */
+static int list_missing(const char *set, const data_file *f, const char *dir, char *list,
+                        size_t room, ag_err *err)
+{
+    char *url[MIRRORS] = {0}, *path = place_of(f, dir);
+    const size_t used = strlen(list);
+    int rc = path ? make_urls(set, f, url, err)
+                  : ag_err_set(err, AG_ENOMEM, "no memory for a file name");
+    if (rc >= 0 && is_there(f, path, NULL) != 1)
+        snprintf(list + used, room - used, "\n  %s (%s %s)\n    %s %s",
+                 f->unpacked ? f->unpacked : f->name, strlen(f->sum) == 32 ? "MD5" : "SHA-256",
+                 f->sum, f->unpacked ? "unpacked, from" : "from", url[0] ? url[0] : f->name);
+    free_urls(url);
+    free(path);
+    return rc < 0 ? rc : AG_OK;
+}
+
+/* What to do by hand, in place of a transfer that failed: all files from f on. */
+static int by_hand(const char *set, const data_file *f, const char *dir, const ag_err *why,
+                   ag_err *err)
+{
+    char list[1200] = "";
+    const bool several = f[1].name;
+    for (int rc = AG_OK; f->name; f++)
+        if ((rc = list_missing(set, f, dir, list, sizeof list, err)) < 0)
+            return rc;
+    return ag_err_set(err, why->code, "%.700s\nTo place %s by hand, put into %.400s:%s", why->msg,
+                      several ? "them" : "it", dir, list);
+}
+
 static int get_file(const char *set, const data_file *f, const char *dir, data_progress *progress,
                     void *arg, ag_err *err)
 {
-    char *url[MIRRORS] = {0}, *path = data_path_join(dir, f->unpacked ? f->unpacked : f->name);
-    ag_err why = {0};
-    int rc = path ? make_urls(set, f, url, &why)
-                  : ag_err_set(&why, AG_ENOMEM, "no memory for a file name");
+    char *url[MIRRORS] = {0}, *path = place_of(f, dir);
+    int rc = path ? make_urls(set, f, url, err)
+                  : ag_err_set(err, AG_ENOMEM, "no memory for a file name");
     const int n = rc;
     if (rc >= 0)
-        rc = ag_path_exists(path) ? data_sum_check(path, f->sum, &why) : 0;
+        rc = is_there(f, path, err);
     if (rc > 0)
-        rc = AG_OK;                                      /* it is there and good */
+        rc = AG_OK;
     else if (rc == 0 && f->unpacked)
-        rc = get_archive((const char *const *)url, n, f, dir, path, progress, arg, &why);
+        rc = get_archive((const char *const *)url, n, f, dir, path, progress, arg, err);
     else if (rc == 0)
-        rc =
-            data_fetch((const char *const *)url, n, path, f->sum, 2 * f->size, progress, arg, &why);
-    if (rc < 0)
-        by_hand(f, url[0] ? url[0] : f->name, dir, &why, err);
-    for (int i = 0; i < MIRRORS; i++)
-        free(url[i]);
+        rc = data_fetch((const char *const *)url, n, path, f->sum, 2 * f->size, progress, arg, err);
+    free_urls(url);
     free(path);
     return rc;
 }
@@ -278,8 +308,12 @@ int data_get(const char *name, const char *dir, data_progress *progress, void *a
         to ? ag_dir_make(to, err)
            : ag_err_set(err, AG_EIO,
                         "there is no cache folder: set XDG_CACHE_HOME or HOME, or name a folder");
-    for (const data_file *f = set->file; rc == AG_OK && f->name; f++)
-        rc = get_file(name, f, to, progress, arg, err);
+    for (const data_file *f = set->file; rc == AG_OK && f->name; f++) {
+        ag_err why = {0};
+        rc = get_file(name, f, to, progress, arg, &why);
+        if (rc < 0)
+            rc = by_hand(name, f, to, &why, err);
+    }
     free(cache);
     free(to);
     return rc;

@@ -250,13 +250,22 @@ static void by_hand(void **state)
     assert_int_equal(data_get("shakespeare", tmp_path("s"), NULL, NULL, &err), AG_EIO);
     assert_non_null(strstr(err.msg, "/none/shakespeare/input.txt: "));
     assert_non_null(strstr(err.msg, "/wrong/shakespeare/input.txt: wrong checksum"));
-    assert_non_null(strstr(err.msg, "To place it by hand: fetch "));
+    assert_non_null(strstr(err.msg, "To place it by hand, put into "));
     assert_non_null(strstr(
         err.msg, "(SHA-256 86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed)"));
     memset(&err, 0, sizeof err);
     assert_int_equal(data_get("enwik8", tmp_path("s"), NULL, NULL, &err), AG_EINPUT);
-    assert_non_null(strstr(err.msg, "unpack enwik8 from it"));
+    assert_non_null(strstr(err.msg, "enwik8 (MD5 a1fa5ffddb56f4953e226637dabbb36a)\n    unpacked, "));
     assert_false(ag_path_exists(tmp_path("s/enwik8")));
+    memset(&err, 0, sizeof err);
+    assert_int_equal(data_get("fashion-mnist", tmp_path("s"), NULL, NULL, &err), AG_EIO);
+    assert_non_null(strstr(err.msg, "To place them by hand, put into "));
+    for (const data_file *f = data_catalog_find("fashion-mnist")->file; f->name; f++) {
+        char line[256];
+        snprintf(line, sizeof line, "  %s (MD5 %s)\n    from http://127.0.0.1:%d/none/"
+                 "fashion-mnist/%s", f->name, f->sum, port, f->name);
+        assert_non_null(strstr(err.msg, line));
+    }
     memset(&err, 0, sizeof err);
     assert_int_equal(data_get("imagenet", NULL, NULL, NULL, &err), AG_ECONFIG);
     unsetenv("TULLE_MIRROR");

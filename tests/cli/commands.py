@@ -66,7 +66,7 @@ def signals_save(tmp):
 
 def a_stop_in_an_evaluation(tmp):
     few, many = 'train.eval_batches=3', 'train.eval_batches=0'
-    args = [quick, *tiny, 'data.size=2000000', 'data.val_fraction=0.9', 'train.steps=12', 'train.eval_every=6', 'sample.every=6']
+    args = [quick, *tiny, 'data.size=2000000', 'data.val_fraction=0.9', 'train.threads=1', 'train.steps=12', 'train.eval_every=6', 'sample.every=6']
     whole = run('train', *args, few, 'run.dir=whole', cwd=tmp)
     p = subprocess.Popen([tulle, 'train', *args, many, 'run.dir=r'], cwd=tmp, text=True, stdout=subprocess.PIPE,
                          stderr=subprocess.PIPE)
