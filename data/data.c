@@ -196,6 +196,8 @@ static int open_source(const data_options *o, data_set *d, ag_err *err)
         return data_open_task(o, d, err);
     if (is_pair_task(o->source))
         return data_open_pair_task(o, d, err);
+    if (given(o->path) && !ag_path_exists(o->path))
+        return ag_err_set(err, AG_EINPUT, "'%s' (data.path) does not exist", o->path);
     if (data_catalog_find(o->source))
         return open_named(o, d, err);
     if (!given(o->path))

@@ -20,6 +20,8 @@ typedef struct idx {
 static int parse(const unsigned char *p, size_t n, const char *path, idx *ret, ag_err *err)
 {
     idx x = {.size = 1};
+    if (n == 0)
+        return ag_err_set(err, AG_EINPUT, "'%s' is empty", path);
     if (n < 4 || p[0] || p[1] || p[2] != 8 || (p[3] != 1 && p[3] != 3))
         return ag_err_set(err, AG_EINPUT,
                           "'%s' is no IDX file of bytes with 1 or 3 dimensions (it begins with"

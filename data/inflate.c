@@ -175,7 +175,7 @@ static int load(const char *path, data_size_of *size_of, data_bytes *b, ag_err *
     }
     if (packed) {
         const int zrc = inflate_into(b->map.data, b->map.size, GZIP, head, HEAD, &n, &end);
-        if (zrc != Z_OK)
+        if (zrc != Z_OK || (n < HEAD && !end))           /* or it breaks off */
             return gzip_error(zrc, path, n, err);
     } else {
         n = b->size < HEAD ? b->size : HEAD;

@@ -166,6 +166,16 @@ static nn_streams_config streams_config(const train_config *c)
     };
 }
 
+/* What only the data tell: whether the vocabulary has a token for each module of the head. */
+static int check_head(const train_config *c, int64_t vocab, ag_err *err)
+{
+    char modules[256];
+    if (c->model.head.type != TRAIN_HEAD_MULT || c->model.head.modules <= vocab) return AG_OK;
+    train_config_cite(c, "model.head.modules", modules, sizeof modules);
+    return ag_err_set(err, AG_ECONFIG, "%s must not be more than the tokens of the data, %" PRId64,
+                      modules, vocab);
+}
+
 static int gpt_config(const train_config *c, int64_t vocab, nn_pattern_files *files,
                       nn_gpt_config *ret_g, ag_err *err)
 {
@@ -183,9 +193,10 @@ static int gpt_config(const train_config *c, int64_t vocab, nn_pattern_files *fi
         .attention = attention_config(c), .pattern = c->model.attention.pattern, .files = files,
         .head = head_config(c), .streams = streams_config(c),
     };
-    const int r = c->model.match == TRAIN_MATCH_PARAMS  ? match_params(c, &g, err)
-                : c->model.match == TRAIN_MATCH_TOUCHED ? match_touched(c, g.d_model, &g.ff, err)
-                                                        : AG_OK;
+    int r = check_head(c, vocab, err);
+    if (r == AG_OK && c->model.match == TRAIN_MATCH_PARAMS) r = match_params(c, &g, err);
+    if (r == AG_OK && c->model.match == TRAIN_MATCH_TOUCHED)
+        r = match_touched(c, g.d_model, &g.ff, err);
     *ret_g = g;
     return r;
 }

@@ -1,5 +1,7 @@
 /* cmd_data.c -- tulle data: which sets there are, fetch, verify, convert. */
 #include "train/command.h"
+
+#include "autograd/base/io.h"
 #include "data/data.h"
 
 #include <stdio.h>
@@ -76,6 +78,7 @@ static int import(const char *file, const char *out, const char *tokenizer, doub
     o.tokenizer = tokenizer;
     o.val_fraction = val_fraction;
     data_set *d;
+    if (!ag_path_exists(file)) return ag_err_set(err, AG_EINPUT, "'%s' does not exist", file);
     int r = data_open(&o, &d, err);
     if (r < 0) return r;
     r = data_export_hdf5(d, out, err);

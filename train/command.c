@@ -12,17 +12,18 @@
 #include <string.h>
 #include <sys/stat.h>
 
-static int set_number(const train_flag *f, const char *text, ag_err *err)
+/* name: as it was given, "--length" or "-n". */
+static int set_number(const train_flag *f, const char *name, const char *text, ag_err *err)
 {
     char *end;
     errno = 0;
     const double x = strtod(text, &end);
     if (*end || end == text || errno || !isfinite(x) ||
         (f->kind == TRAIN_FLAG_INT && x != floor(x)))
-        return ag_err_set(err, AG_ECONFIG, "--%s: '%s' is no %s", f->name, text,
+        return ag_err_set(err, AG_ECONFIG, "%s: '%s' is no %s", name, text,
                           f->kind == TRAIN_FLAG_INT ? "whole number" : "number");
     if (x < f->least || x > f->most)
-        return ag_err_set(err, AG_ECONFIG, "--%s: %s is not between %g and %g", f->name, text,
+        return ag_err_set(err, AG_ECONFIG, "%s: %s is not between %g and %g", name, text,
                           f->least, f->most);
     if (f->kind == TRAIN_FLAG_INT) *(int64_t *)f->value = (int64_t)x;
     else *(double *)f->value = x;
@@ -39,10 +40,10 @@ static int add_word(const train_flag *f, const char *text, ag_err *err)
     return AG_OK;
 }
 
-static int set_value(const train_flag *f, const char *text, ag_err *err)
+static int set_value(const train_flag *f, const char *name, const char *text, ag_err *err)
 {
     if (f->kind == TRAIN_FLAG_WORDS) return add_word(f, text, err);
-    if (f->kind != TRAIN_FLAG_TEXT) return set_number(f, text, err);
+    if (f->kind != TRAIN_FLAG_TEXT) return set_number(f, name, text, err);
     *(const char **)f->value = text;
     return AG_OK;
 }
@@ -78,9 +79,11 @@ int train_flags_read(const train_flag *flags, int *argc, char **argv, ag_err *er
             continue;
         }
         if (!value && ++i == *argc)
-            return ag_err_set(err, AG_ECONFIG, "--%s wants a value", f->name);
+            return ag_err_set(err, AG_ECONFIG, "%s wants a value", arg);
         if (!value) value = argv[i];
-        if (set_value(f, value, err) < 0) return AG_ECONFIG;
+        char name[64];
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(arg, "="), arg);
+        if (set_value(f, name, value, err) < 0) return AG_ECONFIG;
     }
     for (i++; i < *argc; i++) argv[kept++] = argv[i];
     *argc = kept;

@@ -79,6 +79,9 @@ int train_config_check(const train_config *c, ag_err *err);
 struct nn_pattern_files;
 int train_config_check_with(const train_config *c, struct nn_pattern_files *files, ag_err *err);
 
+/* A key with its value and where that came from: "model.d_model = 100 (a.yaml:5)". */
+void train_config_cite(const train_config *c, const char *path, char *buf, size_t size);
+
 /* Whether a run with configuration `was` may go on with `now`: AG_ECONFIG names each key that
  * differs and may not change on resume. */
 int train_config_resumable(const train_config *was, const train_config *now, ag_err *err);

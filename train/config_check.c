@@ -102,8 +102,7 @@ static bool may_be_images(int source)
     }
 }
 
-/* "model.d_model = 100 (a.yaml:5)" */
-static void describe(const train_config *c, const char *path, char *buf, size_t size)
+void train_config_cite(const train_config *c, const char *path, char *buf, size_t size)
 {
     char value[TRAIN_VALUE_MAX], origin[TRAIN_TEXT_MAX + 16], shown_value[80], shown[160];
     const int key = train_key_find(path);
@@ -118,8 +117,8 @@ static void describe(const train_config *c, const char *path, char *buf, size_t 
 static void clash(checker *k, const char *a, const char *relation, const char *b, const char *note)
 {
     char da[384], db[384];
-    describe(k->c, a, da, sizeof da);
-    describe(k->c, b, db, sizeof db);
+    train_config_cite(k->c, a, da, sizeof da);
+    train_config_cite(k->c, b, db, sizeof db);
     if (k->used >= sizeof k->text) return;
     k->used += (size_t)snprintf(k->text + k->used, sizeof k->text - k->used, "%s%s %s %s%s%s",
                                 k->used ? "\n" : "", da, relation, db, note[0] ? "; " : "", note);

@@ -8,6 +8,7 @@
 #include <string.h>
 
 static const unsigned char magic[8] = "TULLECK1";
+static const char format_name[] = "tulle-checkpoint";    /* in every image: checkpoint.c */
 static const unsigned char hdf5_signature[8] = "\x89HDF\r\n\x1a\n";
 
 enum { AT_SIZE = 8, AT_SHA = 16, AT_ZERO = 48, AT_CRC = 60 };
@@ -65,6 +66,8 @@ static int unsealed(const unsigned char *file, size_t size, ag_err *err)
         return ag_err_set(err, AG_EINPUT, "not a checkpoint, or damaged: no HDF5 signature");
     const uint64_t stated = stated_size(file, size);
     if (stated == 0) return ag_err_set(err, AG_EINPUT, "truncated: only %zu bytes", size);
+    if (stated <= size && !memmem(file, size, format_name, sizeof format_name - 1))
+        return ag_err_set(err, AG_EINPUT, "an HDF5 file, but no checkpoint of tulle");
     if (stated > size - (size < TRAIN_SEAL_SIZE ? size : TRAIN_SEAL_SIZE))
         return ag_err_set(err, AG_EINPUT, "truncated: %zu of %llu bytes", size,
                           (unsigned long long)stated + TRAIN_SEAL_SIZE);

@@ -71,6 +71,11 @@ with tempfile.TemporaryDirectory() as tmp:
         ('heads', ['train', quick, 'model.n_heads=7'], ['n_heads', 'd_model']),
         ('unknown flag', ['train', quick, '--quite'], ['--quite']),
         ('mlp on tokens', ['train', quick, 'model.type=mlp'], ['model.type']),
+        ('more modules than tokens', ['train', quick, 'model.tied_embeddings=false', 'model.head.type=mult', 'model.head.modules=100'],
+         ['model.head.modules = 100 (command line) must not be more than the tokens of the data, 21']),
+        ('a flag by its letter', ['sample', 'r', '-n', '0'], ['tulle: -n: 0 is not between 1 and']),
+        ('a flag by its name', ['sample', 'r', '--length=0'], ['tulle: --length: 0 is not between 1 and']),
+        ('a flag without its value', ['sample', 'r', '-n'], ['tulle: -n wants a value']),
     ]:
         expect('command line: ' + name, args, work, 2, *words)
     expect('resume: no such run', ['resume', 'nowhere'], work, 4, 'nowhere')
@@ -81,7 +86,12 @@ with tempfile.TemporaryDirectory() as tmp:
     (work / 'short.txt').write_text('to be')
     (work / 'latin1.txt').write_bytes(b'caf\xe9 ' * 2000)
     text = ['train', quick, 'data.source=text', 'run.dir=run']
-    expect('text: missing', [*text, 'data.path=none.txt'], work, 5, 'none.txt')
+    for kind in 'text', 'cifar10', 'pairs', 'idx', 'wav', 'hdf5':
+        expect(f'{kind}: missing', [*text, f'data.source={kind}', 'data.path=none.txt'], work, 4, exact="'none.txt' (data.path) does not exist\n")
+    expect('import: missing', ['data', 'import', 'none.txt', '-o', 'a.h5'], work, 4, exact="'none.txt' does not exist\n")
+    expect('pairs: empty', [*text, 'data.source=pairs', 'data.path=empty.txt'], work, 4, "'empty.txt' is empty")
+    expect('pattern: empty', ['train', quick, 'model.attention.pattern=file("empty.txt")', 'run.dir=run'], work, 2,
+           "'empty.txt' holds no pairs; it begins with a line 'blocks B', B positions each, or 'elements'")
     expect('text: empty', [*text, 'data.path=empty.txt'], work, 4, 'empty.txt', 'empty')
     expect('text: shorter than the context', [*text, 'data.path=short.txt'], work, 4, 'short.txt', 'context')
     expect('text: not UTF-8', [*text, 'data.path=latin1.txt'], work, 4, 'latin1.txt', 'byte')
@@ -106,14 +116,18 @@ with tempfile.TemporaryDirectory() as tmp:
         'gz with a wrong checksum': {images: None, images + '.gz': packed[:-8] + b'\0\0\0\0' + packed[-4:]},
         'no gz at all': {images: None, images + '.gz': b'hello'},
     }
-    for name, change in cases.items():
+    broken = {f'gz that breaks off at {at}': ({images: None, images + '.gz': packed[:at]}, words)
+              for at, words in [(0, 'is empty'), (12, '12 bytes are no gzip file'), (20, 'its gzip stream breaks off after'),
+                                (30, 'its gzip stream breaks off after'), (len(packed) // 2, 'its gzip stream breaks off after')]}
+    broken['gz of nothing'] = ({images: None, images + '.gz': gzip.compress(b'')}, 'is empty')
+    for name, (change, words) in [*((name, (change, 'idx')) for name, change in cases.items()), *broken.items()]:
         folder = work / 'idx'
         folder.mkdir()
         for file, content in {**good, **change}.items():
             if content is not None:
                 (folder / file).write_bytes(content)
         expect('idx: ' + name, ['train', source / 'configs/mnist-dense.yaml', 'data.source=idx', 'data.path=idx', 'run.dir=run'],
-               work, 4, 'idx')
+               work, 4, 'idx', words)
         shutil.rmtree(folder)
     (work / 'fake.h5').write_bytes(b'\x89HDF\r\n\x1a\n' + bytes(200))
     expect('hdf5: damaged', ['train', quick, 'data.source=hdf5', 'data.path=fake.h5', 'run.dir=run'], work, 4, 'fake.h5')
@@ -169,7 +183,12 @@ with tempfile.TemporaryDirectory() as tmp:
     for at in range(0, len(whole), max(1, len(whole) // 40)):
         (work / 'cut.h5').write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1:])
         expect(f'checkpoint with a flipped bit in byte {at}', ['sample', 'cut.h5'], work, 4, 'cut.h5')
+    (work / 'cut.h5').write_bytes(whole[:-64])               # the image without its seal
+    expect('checkpoint without its seal', ['inspect', 'cut.h5'], work, 4, 'truncated')
     (work / 'cut.h5').unlink()
+    (work / 'my.txt').write_text('words of mine ' * 50)
+    run(['data', 'import', 'my.txt', '-o', 'my.h5'], work)
+    expect('no checkpoint', ['inspect', 'my.h5'], work, 4, exact="checkpoint 'my.h5': an HDF5 file, but no checkpoint of tulle\n")
 
     expect('a run that is there already', ['train', quick, *small, 'run.dir=made'], work, 2, 'made', 'resume')
     expect('resume with another model', ['resume', 'made', 'model.d_model=32'], work, 2, 'model.d_model')
