@@ -204,6 +204,7 @@ int nn_pairs_read(nn_pairs *ret, const nn_pattern_file *f, int64_t n, int64_t n_
         code = memchr(at, '\0', (size_t)(end - at)) ? complain(&r, "this is no text", 0, 0)
                                                     : read_line(&r, at);
     }
+    if (!r.line) r.line = 1;         /* an empty file */
     if (code == AG_OK && !ret->block) code = read_unit(&r, "");
     sort_pairs(ret);
     return code;

@@ -90,7 +90,7 @@ static void bad_text(void **state)
     o.path = tmp_write("bad.txt", "abc\xFF", 4);
     open_bad(&o, AG_EINPUT, "byte 0xFF at offset 3");
     o.path = tmp_path("none.txt");
-    open_bad(&o, AG_EIO, "none.txt");
+    open_bad(&o, AG_EINPUT, "none.txt' (data.path) does not exist");
     o.path = NULL;
     open_bad(&o, AG_ECONFIG, "needs data.path");
     o.source = "wikitext";

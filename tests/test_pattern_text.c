@@ -158,7 +158,7 @@ static void bad_files(void **state)
 {
     (void)state;
     static const struct { const char *text, *want; } BAD[] = {
-        { "", "0: expected 'blocks B', B positions each, or 'elements'" },
+        { "", "1: expected 'blocks B', B positions each, or 'elements'" },
         { "# only this\n", "1: expected 'blocks B', B positions each, or 'elements'" },
         { "\n0 0\n", "2: expected 'blocks B', B positions each, or 'elements'" },
         { "blocks\n", "1: expected 'blocks B', B positions each, or 'elements'" },

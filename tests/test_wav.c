@@ -215,7 +215,7 @@ static void damaged(void **state)
         open_bad(&o, AG_EINPUT, bad[k].words);
     }
     o.path = tmp_path("none.wav");
-    open_bad(&o, AG_EIO, "none.wav");
+    open_bad(&o, AG_EINPUT, "none.wav' (data.path) does not exist");
 }
 
 int main(void)

@@ -2,9 +2,9 @@
  * config_idle.c -- keys that say nothing where another key has some value.  Set to a value of its
  * own, such a key is refused: whoever set it expects something of it.
  *
- * Not in the table is what arms of a series keep from its base without using it: a dense layer keeps
- * all of model.ff; switch, and choices that are not the controller's, keep quant_prob, quant_ramp
- * and mask_order (configs/ablations/a0-controls.yaml).
+ * Not in the table is what arms of a series keep from its base without using it: a dense layer
+ * keeps all of model.ff; switch, and choices that are not the controller's, keep quant_prob,
+ * quant_ramp and mask_order (configs/ablations/a0-controls.yaml).
  */
 #include "train/schema.h"
 

@@ -91,7 +91,7 @@ with tempfile.TemporaryDirectory() as tmp:
     expect('import: missing', ['data', 'import', 'none.txt', '-o', 'a.h5'], work, 4, exact="'none.txt' does not exist\n")
     expect('pairs: empty', [*text, 'data.source=pairs', 'data.path=empty.txt'], work, 4, "'empty.txt' is empty")
     expect('pattern: empty', ['train', quick, 'model.attention.pattern=file("empty.txt")', 'run.dir=run'], work, 2,
-           "'empty.txt' holds no pairs; it begins with a line 'blocks B', B positions each, or 'elements'")
+           "empty.txt:1: expected 'blocks B', B positions each, or 'elements'")
     expect('text: empty', [*text, 'data.path=empty.txt'], work, 4, 'empty.txt', 'empty')
     expect('text: shorter than the context', [*text, 'data.path=short.txt'], work, 4, 'short.txt', 'context')
     expect('text: not UTF-8', [*text, 'data.path=latin1.txt'], work, 4, 'latin1.txt', 'byte')
