@@ -35,7 +35,7 @@ static void make(ag_tape *t, ag_tensor *x, ag_tensor **made)
         x->data = c->in[0]->data;
     } else {
         x->data = ag_tape_alloc(t, &t->data, x->size, x->dtype);
-        t->flops += x->size;
+        t->flops += ag_makes_later(c) ? ag_call_flops(c) : x->size;      /* all, or its end */
         t->moved += 2 * (double)ag_tensor_bytes(x);
         const ag_mark scratch = ag_arena_mark(&t->data);
         if (x->data) ag_call_run_forward(c, cheap(c));

@@ -138,12 +138,25 @@ static int measure(train_session *s, const options *o, int64_t batch, train_deco
     return r;
 }
 
+/* Above the first row. */
+static void print_head(const options *o, const train_config *c)
+{
+    if (o->json) return;
+    printf("one token for each of the sequences (%" PRId64, o->batch[0]);
+    for (int i = 1; i < o->batches; i++) printf(", %" PRId64, o->batch[i]);
+    const bool source = train_config_has_source(c);
+    printf("), after a %s of %" PRId64 ", %d threads; medians of %" PRId64 "\n",
+           source ? "source" : "prompt", source ? c->data.source_length : o->prompt,
+           train_threads(), o->tokens);
+}
+
 /* A model with each number of sequences; the bandwidth is the better one of before and after. */
 static int run_model(train_session *s, const char *name, const options *o, table *t, ag_err *err)
 {
     const nn_params *p = s->model->params;
     train_decode_time x[MAX_BATCHES] = { { 0 } };
     double before, after;
+    if (!t->n) print_head(o, &s->config);
     int r = train_read_bandwidth(p, &before, err);
     for (int i = 0; i < o->batches && r == AG_OK; i++) {
         r = measure(s, o, o->batch[i], &x[i], err);
@@ -174,17 +187,6 @@ static int check_context(const train_config *c, const options *o, ag_err *err)
 }
 
 /* --- which rows ------------------------------------------------------------------------------- */
-
-static void print_head(const options *o, const train_config *c)
-{
-    if (o->json) return;
-    printf("one token for each of the sequences (%" PRId64, o->batch[0]);
-    for (int i = 1; i < o->batches; i++) printf(", %" PRId64, o->batch[i]);
-    const bool source = train_config_has_source(c);
-    printf("), after a %s of %" PRId64 ", %d threads; medians of %" PRId64 "\n",
-           source ? "source" : "prompt", source ? c->data.source_length : o->prompt,
-           train_threads(), o->tokens);
-}
 
 /* A model of random weights. */
 static int run_config(train_config *c, const char *name, const options *o, table *t, ag_err *err)
@@ -232,7 +234,6 @@ static int run_file(int argc, char **argv, const options *o, ag_err *err)
     for (int i = 2; i < argc && r == AG_OK; i++) r = train_config_override(&c, argv[i], err);
     if (r == AG_OK && !a->n_arms) r = train_config_check(&c, err);
     if (r == AG_OK) r = train_threads_set(c.train.threads, err);
-    if (r == AG_OK) print_head(o, &c);
     const bool alone = !a->n_arms && train_config_has_source(&c);
     const int rows = alone ? 1 : a->n_arms ? a->n_arms : N_VARIANTS;
     for (int i = 0; i < rows && r == AG_OK; i++)
@@ -251,10 +252,7 @@ static int run_trained(const char *path, const options *o, ag_err *err)
     const train_open what = { .data = true };
     int r = train_open_arg(path, false, &what, &s, err);
     if (r == AG_OK) r = check_context(&s->config, o, err);
-    if (r == AG_OK) {
-        print_head(o, &s->config);
-        r = run_model(s, "trained", o, &t, err);
-    }
+    if (r == AG_OK) r = run_model(s, "trained", o, &t, err);
     train_session_free(s);
     return r;
 }

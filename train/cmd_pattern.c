@@ -135,6 +135,12 @@ static int write_picture(const view *v, const char *path, ag_err *err)
     return r;
 }
 
+static bool is_svg(const char *path)
+{
+    const size_t n = strlen(path);
+    return n > 4 && !strcmp(path + n - 4, ".svg");
+}
+
 static int show_all(const view *v, ag_err *err)
 {
     const train_config *c = v->c;
@@ -159,6 +165,9 @@ int train_cmd_show_pattern(int argc, char **argv, ag_err *err)
     int r = train_flags_read(flags, &argc, argv, err);
     if (r < 0) return r;
     if (argc < 2) return AG_ECONFIG;
+    if (path && !is_svg(path))
+        return ag_err_set(err, AG_ECONFIG, "--output: the picture is SVG, so a name such as p.svg, "
+                          "not '%s'", path);
     train_config c;
     if ((r = train_config_args(argc, argv, &c, err)) < 0) return r;
     if (c.model.type != TRAIN_MODEL_GPT)

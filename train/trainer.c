@@ -413,7 +413,7 @@ static void say_where(run *r, const train_resumed *x)
     train_status_line(&r->status, "resumed at step %lld", (long long)s->step);
     if (s->step >= steps)
         train_status_line(&r->status, "the run is complete; train.steps=%lld would train as long "
-                          "again", (long long)(2 * steps));
+                          "again", (long long)(2 * s->step));
     opt_schedule before = s->schedule;
     before.decay_steps = was->train.steps;
     if (s->config.schedule.decay_steps || steps == was->train.steps) return;

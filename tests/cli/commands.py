@@ -102,8 +102,9 @@ def only_the_best_is_kept(tmp):
 def changed_settings_are_told(tmp):
     args = [quick, *tiny, 'schedule.decay_steps=0', 'run.dir=r']
     run('train', *args, 'train.steps=6', cwd=tmp)
-    says(run('resume', 'r', cwd=tmp), 'the run is complete')
+    says(run('resume', 'r', cwd=tmp), 'the run is complete; train.steps=12 would train as long again')
     says(run('resume', 'r', 'train.steps=9', cwd=tmp), r'decay_steps = 0 stands for train.steps, 9 and no longer 6')
+    says(run('resume', 'r', 'train.steps=4', cwd=tmp), 'the run is complete; train.steps=18 would train as long again')
 
 
 def the_checkpoint_counts_not_the_configuration(tmp):
@@ -189,6 +190,9 @@ def looking(tmp):
     assert (first['pairs'], first['full'], first['partial'], first['blocks']) == (104, 4, 4, 10), first
     assert (shown['patterns'][1]['layers'], first['heads']) == ([1], [0]), shown
     assert '<svg' in (tmp / 'p.svg').read_text()[:10]
+    for name in 'p.png', '.svg', 'svg':
+        says(run('show', 'pattern', quick, *tiny, '-o', name, status=2, cwd=tmp), f"the picture is SVG, so a name such as p.svg, not '{name}'")
+        assert not (tmp / name).exists()
     says(run('show', 'pattern', quick, 'model.attention.pattern=lokal(3)', status=2), r"no factor 'lokal'\n    lokal")
     says(run('show', 'pattern', quick, '--blocks', '4', status=2), r"no flag '--blocks'; `tulle show --help` lists them")
     says(run('show', 'memory', quick, *tiny), r'parameters', r'optimizer', r'block 1', r'peak', r'train.recompute')
@@ -227,6 +231,7 @@ def memory(tmp):
         for p in o['activations']:
             says(text, rf"\n  {p['where']} +{p['bytes'] / 1e6:.2f} MB\n")
         for r in o['recompute']:
+            assert r['more_forward'] >= 0, r
             says(text, rf"\n{r['name']} +{r['step'] / 1e6:.2f} MB +{r['all'] / 1e6:.2f} MB +{100 * r['more_forward']:.1f} %\n")
         rows = {r['name']: r for r in o['recompute']}
         assert rows['none']['all'] == kept['all'] == sum(kept[k] for k in kept if k != 'all'), o
@@ -276,6 +281,7 @@ def decoding(tmp):
     for bad in ('0', '1,', ',1', '1,,2', '4097', 'x', '', '1 2'):
         says(run('bench', 'decode', quick, f'--batch={bad}', status=2), r"--batch", r'1,2,4')
     says(run('bench', 'decode', quick, *tiny, '--tokens', '12', status=2), r'do not fit model.context = 16')
+    assert run('bench', 'decode', source / 'configs/mnist-dense.yaml', status=2) == 'tulle: bench decode: an mlp makes no tokens\n'
     says(run('bench', 'decode', quick, *tiny, 'model.n_heads=1', '--tokens', '3', '--prompt', '3', status=2), r'row \+QKV: .*kernel_modules')
     hashed = ['model.type=terraformer', 'model.reversible=fixed', 'model.attention.type=lsh', 'data.source=copy_pairs', 'data.source_length=5',
               'data.target_length=16', 'model.ff.type=dense']
