@@ -111,9 +111,8 @@ int train_session_step(train_session *s, double *ret_loss, double *ret_norm, ag_
 
 /* Loss and accuracy over `batches` random batches of a split that are the same every time, or over
  * the whole split in order (batches = 0, or as many as it has), with overlap where train.eval_last
- * is set and batches 0.  With averaged
- * weights where there are some.  AG_EINPUT: the split is empty; AG_EDIVERGED: the loss is not
- * finite; AG_EINTR: s->stop was set. */
+ * is set and batches 0.  With averaged weights where there are some.  AG_EINPUT: the split is
+ * empty; AG_EDIVERGED: the loss is not finite; AG_EINTR: s->stop was set. */
 int train_session_eval(train_session *s, int split, int64_t batches, train_eval *ret_eval,
                        ag_err *err);
 

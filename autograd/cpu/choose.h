@@ -18,8 +18,8 @@ enum {
     CHOOSE_ROWS = 6,                 /* the same, forward */
     CHOOSE_FEW = 16,                 /* fewer rows are not worth packing the matrix */
     CHOOSE_THREADS = 32,             /* at most, forward */
-    CHOOSE_PARTS = 16, CHOOSE_SHARES = 4,        /* parts: at most; of few rows, backward */
-    CHOOSE_PART_ROWS = 256, CHOOSE_SHARE_ROWS = 32,      /* of a part at least; of few rows */
+    CHOOSE_PARTS = 16,               /* backward, at most; CHOOSE_FEW_PARTS where rows are few: */
+    CHOOSE_FEW_PARTS = 4, CHOOSE_PART_LEAST = 32, CHOOSE_PART_ROWS = 256,        /* rows of each */
     CHOOSE_BLOCK = 4                 /* widths of scratch for a strip of a row */
 };
 
@@ -48,10 +48,10 @@ static inline choose_plan choose_plan_of(const ag_chooser *c, bool backward)
     p.rank_width = choose_padded(c->rank, CHOOSE_PAD);
     p.part_rows = choose_padded((c->c.rows + most - 1) / most, CHOOSE_ROWS);
     if (backward) {
-        const int64_t share = (c->c.rows + CHOOSE_SHARES - 1) / CHOOSE_SHARES,
-            few = share > CHOOSE_SHARE_ROWS ? share : CHOOSE_SHARE_ROWS,
-            rows = few < CHOOSE_PART_ROWS ? few : CHOOSE_PART_ROWS;
-        p.part_rows = p.part_rows > rows ? p.part_rows : rows;
+        const int64_t share = (c->c.rows + CHOOSE_FEW_PARTS - 1) / CHOOSE_FEW_PARTS,
+            least = share < CHOOSE_PART_LEAST ? CHOOSE_PART_LEAST
+                  : share > CHOOSE_PART_ROWS ? CHOOSE_PART_ROWS : share;
+        if (p.part_rows < least) p.part_rows = least;
     }
     p.parts = (c->c.rows + p.part_rows - 1) / (p.part_rows + !p.part_rows);
     p.matrix = p.strips * p.terms * p.width;
