@@ -22,6 +22,13 @@ static const char *const GPT[] = {
     "data.source=language", "data.size=20000", "model.n_layers=2", "model.n_heads=2",
     "model.d_model=32", "model.context=16", "model.dropout=0.1", "train.batch=8",
     "train.micro_batch=4", "train.steps=100", "schedule.warmup_steps=5", "optim.lr=3e-3", NULL };
+static const char *const SPARSE_GPT[] = {    /* patterns of keys, live units (1904.10509, G6) */
+    "data.source=language", "data.size=20000", "model.n_layers=2", "model.n_heads=2",
+    "model.d_model=32", "model.context=32", "model.dropout=0.1",
+    "model.attention.pattern=local(8) + strided(8); fixed(8, 2)",
+    "model.attention.drop_weights=false", "model.ff.type=sparse", "model.ff.block=8",
+    "train.batch=8", "train.micro_batch=4", "train.steps=100", "schedule.warmup_steps=5",
+    "optim.lr=3e-3", NULL };
 static const char *const MLP[] = {
     "data.source=digits", "data.size=400", "model.type=mlp", "model.d_hidden=32",
     "train.batch=16", "train.micro_batch=8", "train.steps=100", "schedule.warmup_steps=5",
@@ -86,13 +93,24 @@ static void learns_like(const char *const *model, double guess)
     }
 }
 
+static void gpt_learns(const char *const *model)
+{
+    train_session *s = session(model, "train.precision=fp32", NULL);
+    const double guess = log((double)s->model->classes);
+    train_session_free(s);
+    learns_like(model, guess);
+}
+
 static void a_gpt_learns(void **state)
 {
     (void)state;
-    train_session *s = session(GPT, "train.precision=fp32", NULL);
-    const double guess = log((double)s->model->classes);
-    train_session_free(s);
-    learns_like(GPT, guess);
+    gpt_learns(GPT);
+}
+
+static void a_sparse_gpt_learns(void **state)
+{
+    (void)state;
+    gpt_learns(SPARSE_GPT);
 }
 
 static void an_mlp_learns(void **state)
@@ -204,6 +222,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_gpt_learns),
+        cmocka_unit_test(a_sparse_gpt_learns),
         cmocka_unit_test(an_mlp_learns),
         cmocka_unit_test(threads_and_scales_leave_the_bits),
         cmocka_unit_test(scaled_gradients_are_the_same),
