@@ -65,6 +65,8 @@ typedef struct data_options {
     const char *path;                /* file or folder; NULL or "": searched for, see data_find() */
     const char *tokenizer;           /* "char", "byte", for pairs "word"; NULL or "": byte for
                                       * enwik8, else char */
+    const char *token_order;         /* of a text's characters: "code_point", "frequency" or
+                                      * "shuffled"; NULL: the first */
     int64_t     vocab;               /* word: tokens at most; 0: no limit */
     const data_tokenizer *known;     /* NULL, or the tokenizer of a checkpoint, used instead */
     double      val_fraction;        /* of a text or of images without a test part, 0 <= f < 1 */
@@ -85,7 +87,7 @@ typedef struct data_options {
     int64_t     digits;              /* addition: of both numbers together, 2 .. digits */
     int64_t     test_digits;         /* and in the test part test_least .. test_digits; 0: as in */
     int64_t     test_least;          /* training; least 0: digits + 1 */
-    uint64_t    seed;                /* generated sets */
+    uint64_t    seed;                /* generated sets, shuffled tokens */
     double      mean, std;           /* images: x = (pixel / 255 - mean) / std */
     const char *h5_train, *h5_val;   /* names in an HDF5 file; NULL or "": /tokens/train and */
     const char *h5_train_labels;     /* /tokens/val, or /train/images, /train/labels, */

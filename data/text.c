@@ -19,7 +19,13 @@ static int choose_tokenizer(const data_options *o, const data_bytes *b, const ch
         return data_tokenizer_chars(o->known->code_point, (size_t)o->known->n, &d->tokenizer, err);
     if (o->known || bytes)
         return data_tokenizer_bytes(&d->tokenizer, err);
-    return data_tokenizer_train((const char *)b->at, b->size, path, &d->tokenizer, err);
+    const char *text = (const char *)b->at, *order = o->token_order ? o->token_order : "";
+    const int rc = data_tokenizer_train(text, b->size, path, &d->tokenizer, err);
+    if (rc == AG_OK && !strcmp(order, "frequency"))
+        return data_tokenizer_by_frequency(&d->tokenizer, text, b->size, err);
+    if (rc == AG_OK && !strcmp(order, "shuffled"))
+        return data_tokenizer_shuffled(&d->tokenizer, o->seed, err);
+    return rc;
 }
 
 /* Takes b over: bytes are tokens as they lie, characters are encoded. */

@@ -50,10 +50,12 @@ static int bad_utf8(const unsigned char *p, size_t at, const char *name, ag_err 
 int data_tokenizer_new(data_tokenizer_kind kind, size_t n, data_tokenizer **ret_tok, ag_err *err)
 {
     data_tokenizer *t = calloc(1, sizeof *t);
-    if (t && kind == DATA_TOKENIZER_CHAR)
+    if (t && kind == DATA_TOKENIZER_CHAR) {
         t->code_point = calloc(n ? n : 1, sizeof *t->code_point);
-    if (!t || (kind == DATA_TOKENIZER_CHAR && !t->code_point)) {
-        free(t);
+        t->by_code_point = calloc(n ? n : 1, sizeof *t->by_code_point);
+    }
+    if (!t || (kind == DATA_TOKENIZER_CHAR && (!t->code_point || !t->by_code_point))) {
+        data_tokenizer_free(t);
         return ag_err_set(err, AG_ENOMEM, "no memory for a tokenizer of %zu tokens", n);
     }
     t->kind = kind;
@@ -68,6 +70,36 @@ int data_tokenizer_bytes(data_tokenizer **ret_tok, ag_err *err)
     return data_tokenizer_new(DATA_TOKENIZER_BYTE, 256, ret_tok, err);
 }
 
+static int ascending(const void *a, const void *b)
+{
+    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Fills what finds the token of a code point. */
+static int index_chars(data_tokenizer *t, ag_err *err)
+{
+    const size_t n = (size_t)t->n;
+    uint64_t *both = malloc(n * sizeof *both);       /* code point, token */
+    int rc = AG_OK;
+    if (!both)
+        return ag_err_set(err, AG_ENOMEM, "no memory for a tokenizer of %zu tokens", n);
+    for (size_t i = 0; i < n; i++)
+        both[i] = (uint64_t)t->code_point[i] << 32 | i;
+    qsort(both, n, sizeof *both, ascending);
+    for (size_t i = 0; i < n && rc == AG_OK; i++) {
+        const uint32_t c = (uint32_t)(both[i] >> 32);
+        t->by_code_point[i] = (int32_t)both[i];
+        if (c < 128)
+            t->ascii[c] = (int32_t)both[i];
+        if (i > 0 && c == both[i - 1] >> 32)
+            rc = ag_err_set(err, AG_EINPUT, "the tokenizer is damaged: U+%04X is entry %u and"
+                            " entry %u", c, (uint32_t)both[i - 1], (uint32_t)both[i]);
+    }
+    free(both);
+    return rc;
+}
+
 int data_tokenizer_chars(const uint32_t *code_point, size_t n, data_tokenizer **ret_tok,
                          ag_err *err)
 {
@@ -75,19 +107,20 @@ int data_tokenizer_chars(const uint32_t *code_point, size_t n, data_tokenizer **
         return ag_err_set(err, AG_EINPUT, "a character tokenizer cannot have %zu characters", n);
     for (size_t i = 0; i < n; i++) {
         const uint32_t c = code_point[i];
-        if (c >= CODE_POINTS || (c >= 0xD800 && c < 0xE000) || (i > 0 && c <= code_point[i - 1]))
+        if (c >= CODE_POINTS || (c >= 0xD800 && c < 0xE000))
             return ag_err_set(err, AG_EINPUT,
-                              "the tokenizer is damaged: entry %zu is U+%04X, no character"
-                              " or out of order",
-                              i, c);
+                              "the tokenizer is damaged: entry %zu is U+%04X, no character", i, c);
     }
     data_tokenizer *t = NULL;
-    const int rc = data_tokenizer_new(DATA_TOKENIZER_CHAR, n, &t, err);
+    int rc = data_tokenizer_new(DATA_TOKENIZER_CHAR, n, &t, err);
     if (rc)
         return rc;
     memcpy(t->code_point, code_point, n * sizeof *code_point);
-    for (size_t i = 0; i < n && code_point[i] < 128; i++)
-        t->ascii[code_point[i]] = (int32_t)i;
+    rc = index_chars(t, err);
+    if (rc) {
+        data_tokenizer_free(t);
+        return rc;
+    }
     *ret_tok = t;
     return AG_OK;
 }
@@ -151,6 +184,7 @@ void data_tokenizer_free(data_tokenizer *tok)
 {
     if (tok) {
         free(tok->code_point);
+        free(tok->by_code_point);
         free(tok->word);
     }
     free(tok);
@@ -232,16 +266,16 @@ static int32_t token_of(const data_tokenizer *tok, uint32_t c)
 {
     if (c < 128)
         return tok->ascii[c];
-    int32_t lo = 0, hi = tok->n - tok->reserved;
+    const int32_t *const by = tok->by_code_point, n = tok->n - tok->reserved;
+    int32_t lo = 0, hi = n;
     while (lo < hi) {
         const int32_t mid = lo + (hi - lo) / 2;
-        if (tok->code_point[mid] < c)
+        if (tok->code_point[by[mid]] < c)
             lo = mid + 1;
         else
             hi = mid;
     }
-    const bool found = lo < tok->n - tok->reserved && tok->code_point[lo] == c;
-    return found ? lo + tok->reserved : -1;
+    return lo < n && tok->code_point[by[lo]] == c ? by[lo] + tok->reserved : -1;
 }
 
 static int no_token(const unsigned char *text, const unsigned char *p, int step, uint32_t c,

@@ -1,7 +1,8 @@
 /*
  * tokenizer.h -- text to token numbers and back: characters (Unicode code points), bytes or words.
  *
- * The character tokenizer is nanoGPT's: the sorted set of the characters of the training text.  It
+ * The character tokenizer is nanoGPT's: the sorted set of the characters of the training text, or
+ * the same in another order, for sparse output layers, which tokens share by their numbers.  It
  * travels in the checkpoint as a flat list of bytes, so that a run can be sampled without its text.
  *
  * For pairs of texts the first tokens stand for no text: padding and the end of a target.  Words,
@@ -28,7 +29,8 @@ typedef struct data_tokenizer {
     data_tokenizer_kind kind;
     int32_t   n;                     /* vocabulary size, with the reserved tokens */
     int32_t   reserved;              /* of a text alone 0, of pairs 2, of words 3 */
-    uint32_t *code_point;            /* char: [n - reserved], ascending */
+    uint32_t *code_point;            /* char: [n - reserved], each once */
+    int32_t  *by_code_point;         /* char: their places in there, by ascending code point */
     int32_t   ascii[128];            /* token of a code point below 128, -1 if it has none */
     char    **word;                  /* word: [n - reserved], ascending as bytes, in one block */
 } data_tokenizer;
@@ -39,9 +41,14 @@ int  data_tokenizer_bytes(data_tokenizer **ret_tok, ag_err *err);
  * for messages. */
 int  data_tokenizer_train(const char *text, size_t size, const char *name, data_tokenizer **ret_tok,
                           ag_err *err);
-/* n code points, strictly ascending.  AG_EINPUT if they are not, or are no characters. */
+/* n code points, in the order of their tokens.  AG_EINPUT names one that is no character or is
+ * there twice. */
 int data_tokenizer_chars(const uint32_t *code_point, size_t n, data_tokenizer **ret_tok,
                          ag_err *err);
+/* Gives the characters of a trained tokenizer other tokens: by how often the text has each, those
+ * that are as frequent in order; or shuffled from a seed.  AG_ENOMEM. */
+int data_tokenizer_by_frequency(data_tokenizer **tok, const char *text, size_t size, ag_err *err);
+int data_tokenizer_shuffled(data_tokenizer **tok, uint64_t seed, ag_err *err);
 /* The most frequent words of a text, so many that there are at most `limit` tokens (0: all the
  * words); of equally frequent ones the first in order. */
 int data_tokenizer_words(const char *text, size_t size, int64_t limit, const char *name,

@@ -2,7 +2,7 @@
  * test_tokenizer.c -- characters and bytes to tokens and back, and what is no text.
  */
 #include "data_util.h"
-#include "data/tokenizer.h"
+#include "data/internal.h"
 
 static const char sample[] = "z\xC3\xA4 a\n\xE2\x82\xAC\xF0\x9F\x98\x80 a"; /* "zä a\n€😀 a" */
 
@@ -37,6 +37,98 @@ static void round_trip(void **state)
     free(flat);
     data_tokenizer_free(t);
     data_tokenizer_free(u);
+}
+
+/* Other tokens for the same characters: a text comes back, also by the saved form. */
+static void check_order(data_tokenizer *t)
+{
+    ag_err err = {0};
+    int32_t *tok;
+    int64_t n;
+    uint8_t *flat;
+    size_t size;
+    char *text;
+    data_tokenizer *u;
+    assert_int_equal(t->n, 7);
+    assert_int_equal(data_tokenizer_save(t, &flat, &size, &err), 0);
+    assert_int_equal(data_tokenizer_load(flat, size, &u, &err), 0);
+    assert_int_equal(data_encode(t, sample, sizeof sample - 1, "x", &tok, &n, &err), 0);
+    for (int i = 0; i < 7; i++) assert_int_equal(t->code_point[i], u->code_point[i]);
+    assert_int_equal(t->code_point[tok[0]], 'z');
+    assert_int_equal(t->code_point[tok[6]], 0x1F600);
+    assert_int_equal(data_decode(u, tok, n, &text, &size, &err), 0);
+    assert_string_equal(text, sample);
+    free(text);
+    free(tok);
+    free(flat);
+    data_tokenizer_free(u);
+}
+
+static data_tokenizer *trained(void)
+{
+    ag_err err = {0};
+    data_tokenizer *t;
+    assert_int_equal(data_tokenizer_train(sample, sizeof sample - 1, "x", &t, &err), 0);
+    return t;
+}
+
+static void orders(void **state)
+{
+    static const uint32_t by_count[7] = {' ', 'a', '\n', 'z', 0xE4, 0x20AC, 0x1F600};
+    (void)state;
+    ag_err err = {0};
+    data_tokenizer *t = trained(), *u, *v;
+    assert_int_equal(data_tokenizer_by_frequency(&t, sample, sizeof sample - 1, &err), 0);
+    assert_memory_equal(t->code_point, by_count, sizeof by_count);
+    check_order(t);
+    data_tokenizer_free(t);
+    int same = 0;
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        t = trained(), u = trained(), v = trained();
+        assert_int_equal(data_tokenizer_shuffled(&t, seed, &err), 0);
+        assert_int_equal(data_tokenizer_shuffled(&u, seed, &err), 0);
+        assert_memory_equal(t->code_point, u->code_point, 7 * sizeof *t->code_point);
+        same += !memcmp(t->code_point, v->code_point, 7 * sizeof *t->code_point);
+        check_order(t);
+        data_tokenizer_free(t);
+        data_tokenizer_free(u);
+        data_tokenizer_free(v);
+    }
+    assert_in_range(same, 0, 1);                         /* 20 of 5040 orders */
+    const uint32_t twice[3] = {'b', 'a', 'b'};
+    assert_int_equal(data_tokenizer_chars(twice, 3, &t, &err), AG_EINPUT);
+    assert_string_equal(err.msg, "the tokenizer is damaged: U+0062 is entry 0 and entry 2");
+}
+
+/* The key reaches the data: the same text in other tokens. */
+static void orders_of_a_set(void **state)
+{
+    static const char text[] = "cabcccbcccacbccccccb";
+    static const struct { const char *word; int32_t first[4]; } want[] = {
+        {NULL, {2, 0, 1, 2}}, {"code_point", {2, 0, 1, 2}}, {"frequency", {0, 2, 1, 0}}};
+    (void)state;
+    char path[300];
+    snprintf(path, sizeof path, "%s/order.txt", tmp_dir);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs(text, f);
+    fclose(f);
+    data_options o = data_options_default();
+    o.source = "text";
+    o.path = path;
+    for (int i = 0; i < 30; i++) {
+        data_set *d;
+        ag_err err = {0};
+        o.token_order = i < 3 ? want[i].word : "shuffled";
+        o.seed = (uint64_t)i;
+        if (data_open(&o, &d, &err)) fail_msg("%s", err.msg);
+        for (int k = 0; k < 18; k++) {
+            const int32_t token = data_token_at(&d->tokens[DATA_TRAIN], k);
+            if (i < 3 && k < 4) assert_int_equal(token, want[i].first[k]);
+            assert_int_equal(d->tokenizer->code_point[token], text[k]);
+        }
+        data_close(d);
+    }
 }
 
 static void bytes(void **state)
@@ -158,8 +250,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(round_trip),        cmocka_unit_test(bytes),
+        cmocka_unit_test(orders),            cmocka_unit_test(orders_of_a_set),
         cmocka_unit_test(unknown_character), cmocka_unit_test(bad_utf8),
         cmocka_unit_test(all_code_points),   cmocka_unit_test(damaged_form),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, tmp_make, tmp_remove);
 }

@@ -38,6 +38,18 @@ static bool has_no_v_concat(const train_config *c)
              train_config_sparse_attention(c));
 }
 
+static bool has_no_text(const train_config *c)
+{
+    const int s = c->data.source;
+    return s != TRAIN_SOURCE_TEXT && s != TRAIN_SOURCE_SHAKESPEARE && s != TRAIN_SOURCE_ENWIK8;
+}
+
+static bool has_no_characters(const train_config *c)
+{
+    return c->data.tokenizer == TRAIN_TOKENIZER_BYTE ||
+           (c->data.tokenizer == TRAIN_TOKENIZER_AUTO && c->data.source == TRAIN_SOURCE_ENWIK8);
+}
+
 static const struct row {
     train_idle idle;
     bool (*is_idle)(const train_config *c);
@@ -65,6 +77,8 @@ static const struct row {
     { { "model.head.zero", "needs a dense head, but", "model.head.type" }, has_sparse_head },
     { { "model.ff.sru_units", "needs a gpt, but", "model.type" }, train_config_has_images },
     { { "model.start_vector", "needs a sequence, but", "model.type" }, train_config_has_images },
+    { { "data.token_order", "needs a text, but", "data.source" }, has_no_text },
+    { { "data.token_order", "needs characters, but", "data.tokenizer" }, has_no_characters },
     { { "data.image_size", "makes sequences of images, but", "model.type" },
       train_config_has_images },
     { { "data.levels", "makes tokens of pixels, but", "model.type" }, train_config_has_images },

@@ -38,6 +38,7 @@ static int open_data(train_session *s, const train_open *what, ag_err *err)
     o.path = c->data.path;
     o.tokenizer = c->data.tokenizer == TRAIN_TOKENIZER_AUTO ? ""
                                                             : train_choice_word(c->data.tokenizer);
+    o.token_order = train_choice_word(c->data.token_order);
     o.known = what->tokenizer;
     o.val_fraction = c->data.val_fraction;
     o.test_fraction = c->data.test_fraction;
