@@ -62,6 +62,8 @@ static void test_modes(void **state)
     assert_int_equal(train_rundir_write(&r, "config.yaml", "a: 1\n", NULL), AG_OK);
     assert_int_equal(train_rundir_sample(&r, 100, "txt", "To be", 5, NULL), AG_OK);
     assert_text("run/samples/step-00000100.txt", "To be");
+    assert_int_equal(train_rundir_sample(&r, 200, "png", "P", 1, NULL), AG_OK);
+    assert_int_equal(train_rundir_sample(&r, 300, "wav", "W", 1, NULL), AG_OK);
     err = (ag_err){ 0 };
     assert_int_equal(train_rundir_open(&other, in_dir("run"), TRAIN_RUNDIR_RESUME, &err),
                      AG_ELOCKED);
@@ -76,9 +78,13 @@ static void test_modes(void **state)
     assert_text("run/config.yaml", "a: 1\n");
     train_rundir_release(&r);
     assert_int_equal(ag_file_replace(in_dir("run/notes"), "mine", 4, NULL), AG_OK);
+    assert_int_equal(ag_file_replace(in_dir("run/samples/step-1-mine.png"), "x", 1, NULL), AG_OK);
     open_run(&r, TRAIN_RUNDIR_OVERWRITE);
     assert_false(ag_path_exists(in_dir("run/config.yaml")));
     assert_false(ag_path_exists(in_dir("run/samples/step-00000100.txt")));
+    assert_false(ag_path_exists(in_dir("run/samples/step-00000200.png")));
+    assert_false(ag_path_exists(in_dir("run/samples/step-00000300.wav")));
+    assert_text("run/samples/step-1-mine.png", "x");
     assert_text("run/notes", "mine");
     train_rundir_release(&r);
 }

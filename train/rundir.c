@@ -63,7 +63,18 @@ static int refuse_used(const char *dir, ag_err *err)
                       "run.dir", dir, dir);
 }
 
-/* Removes the samples of an old run, files of the names that we give, nothing else. */
+/* Is it a name that train_rundir_sample gives? */
+static bool is_sample(const char *name)
+{
+    static const char *const suffix[] = { ".txt", ".png", ".wav" };
+    if (strncmp(name, "step-", 5)) return false;
+    name += 5 + strspn(name + 5, "0123456789");
+    for (size_t i = 0; i < sizeof suffix / sizeof *suffix; i++)
+        if (!strcmp(name, suffix[i])) return true;
+    return false;
+}
+
+/* Removes the samples of an old run and nothing else. */
 static int remove_samples(const char *dir, ag_err *err)
 {
     char path[PATH_MAX];
@@ -71,9 +82,7 @@ static int remove_samples(const char *dir, ag_err *err)
     DIR *d = rc ? NULL : opendir(path);
     if (!d) return rc;
     for (struct dirent *e; !rc && (e = readdir(d));) {
-        const size_t n = strlen(e->d_name);
-        if (strncmp(e->d_name, "step-", 5) || n < 4 || strcmp(e->d_name + n - 4, ".txt")) continue;
-        if (unlinkat(dirfd(d), e->d_name, 0))
+        if (is_sample(e->d_name) && unlinkat(dirfd(d), e->d_name, 0))
             rc = ag_err_set(err, AG_EIO, "cannot remove '%s/%s': %s", path, e->d_name,
                             strerror(errno));
     }
