@@ -108,7 +108,7 @@ static void product(bool ta, bool tb, bool acc, int64_t m, int64_t n, int64_t k,
 
 static void low_fwd(layer *y)
 {
-    product(false, false, false, y->rows, y->rank, y->d, y->x, y->c1, y->low, NULL, AG_ACT_NONE);
+    product(false, true, false, y->rows, y->rank, y->d, y->x, y->c1, y->low, NULL, AG_ACT_NONE);
 }
 static void choose_fwd(layer *y) { kernels->choose_fwd(&y->c, y->choice, y->gate, y->scratch); }
 static void dot_fwd(layer *y) { kernels->live_dot(&y->l, y->x, y->w1, y->b1, y->a); }
@@ -134,8 +134,8 @@ static void choose_bwd(layer *y)
 }
 static void low_bwd(layer *y)
 {
-    product(true, false, true, y->d, y->rank, y->rows, y->x, y->dlow, y->dc1, NULL, AG_ACT_NONE);
-    product(false, true, true, y->rows, y->d, y->rank, y->dlow, y->c1, y->dx, NULL, AG_ACT_NONE);
+    product(true, false, true, y->rank, y->d, y->rows, y->dlow, y->x, y->dc1, NULL, AG_ACT_NONE);
+    product(false, false, true, y->rows, y->d, y->rank, y->dlow, y->c1, y->dx, NULL, AG_ACT_NONE);
 }
 
 static void sparse_fwd(layer *y)
