@@ -199,6 +199,22 @@ static bool sums_in_c(const ag_gemm *g)
 #endif
 }
 
+enum { PAST_FROM = 4 << 20 };        /* numbers: 16 MiB */
+
+/* The activation's input: only backward reads it again.  Where it fills the caches it goes past
+ * them: a store to a line that is in none waits for memory. */
+ALWAYS_INLINE void put_pre(const ag_gemm *g, int64_t i, int64_t j, int64_t lanes, vf x)
+{
+    real *to = (real *)g->pre + i * g->ldc + j;
+#if !defined(AG_STORAGE)
+    if (g->m * g->n >= PAST_FROM && lanes == VL && (uintptr_t)to % sizeof x == 0) {
+        vstore_past(to, x);
+        return;
+    }
+#endif
+    vput_n(to, x, lanes);
+}
+
 /* The way out of up to VL sums x of row i, columns j ..: bias, pre, activation, residual. */
 ALWAYS_INLINE vf finish(const ag_gemm *g, const ag_act act, int64_t i, int64_t j, int64_t lanes,
                         vf x)
@@ -206,7 +222,7 @@ ALWAYS_INLINE vf finish(const ag_gemm *g, const ag_act act, int64_t i, int64_t j
     if (g->bias)
         x += vget_n((const real *)g->bias + j, lanes);
     if (g->pre)
-        vput_n((real *)g->pre + i * g->ldc + j, x, lanes);
+        put_pre(g, i, j, lanes, x);
     x = activate(act, x);
     if (g->residual)
         x += vget_n((const real *)g->residual + i * g->ldc + j, lanes);
@@ -338,6 +354,7 @@ static void dots_range(const ag_gemm *g, int64_t j0, int64_t j1)
     }
     if (in_c && has_epilogue(g))
         finish_block(g, &(block){ 0, g->m, j0, j1 - j0, (float *)g->c + j0, g->ldc });
+    vstored_past();
 }
 
 #endif

@@ -49,6 +49,8 @@ enum {
     KW = 256,                        /* words of k in a block, at most; a multiple of VL */
     KC = KW * PER,
     MC = 384 / MR * MR,              /* rows of a block of a: 390 kB, a part of the L2 cache */
+    MC_DIRECT = 126 / MR * MR,       /* of rows that are read where they lie: at a distance of 4 KiB
+                                      * more would fall on the same sets of the cache */
     NC = 3072 / NR * NR,             /* columns of a block of b: 3 MiB, shared in L3 */
     A_DIRECT_K = 128,                /* up to here, a transposed a is read where it lies */
     B_DIRECT_M = 112,                /* up to here, b is read where it lies */
@@ -310,6 +312,7 @@ static void work(const ag_gemm *g, const plan *p, int t, int threads)
                 meet(threads);                          /* the panels are overwritten next */
         }
     }
+    vstored_past();
 }
 
 /*
@@ -420,6 +423,8 @@ void AG_NAME(gemm)(const ag_gemm *g)
     p.kc = AG_ALIGN_UP(ceil_div(max64(1, g->k), max64(1, ceil_div(g->k, KC))), VL);
     p.a_packed = g->ta && (C_BLOCK || g->k > A_DIRECT_K);
     p.by_cols = split_columns(g, p.threads);
+    if (!g->ta && !p.by_cols)
+        p.mc = MC_DIRECT;
     p.b_direct = !C_BLOCK && !g->tb && g->m <= B_DIRECT_M && (p.by_cols || p.threads == 1);
     p.b_room = (int64_t)NC * KW;
     if (!sums_in_c(g))

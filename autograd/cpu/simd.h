@@ -48,6 +48,25 @@ static inline vu   vset_u(uint32_t c) { return (vu){ 0 } + c; }
 static inline vf   vload(const float *p) { return *(const vf_mem *)p; }
 static inline void vstore(float *p, vf x) { *(vf_mem *)p = x; }
 
+/* To memory without reading its line first or keeping it in a cache; p is aligned to the vector.
+ * Before another thread reads it, the one that wrote calls vstored_past. */
+static inline void vstore_past(float *p, vf x)
+{
+#if defined(__AVX512F__)
+    _mm512_stream_ps(p, (__m512)x);
+#elif defined(__AVX2__)
+    _mm256_stream_ps(p, (__m256)x);
+#else
+    vstore(p, x);
+#endif
+}
+static inline void vstored_past(void)
+{
+#if defined(__AVX2__)
+    _mm_sfence();
+#endif
+}
+
 /* Lanes 0 .. n-1 (0 <= n <= VL); the others read as 0 and are not written. */
 #if defined(__AVX512F__)
 static inline vf vload_n(const float *p, int64_t n)
