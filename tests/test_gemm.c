@@ -278,7 +278,8 @@ static void test_long_sums(void **state)
         }
 }
 
-/* More columns than a block of b, more rows than a block of a. */
+/* More columns than a block of b, more rows than a block of a; a pre that goes past the caches,
+ * whose rows begin at any distance from a cache line. */
 static void test_large(void **state)
 {
     (void)state;
@@ -292,6 +293,11 @@ static void test_large(void **state)
         check_problem(&wide);
         check_problem(&tall);
     }
+    const problem past = {
+        .tb = true, .m = 2051, .n = 2053, .k = 3, .bias = true, .pre = true,
+        .act = AG_ACT_GELU_QUICK
+    };
+    check_problem(&past);
 }
 
 static void test_same_bits_for_any_threads(void **state)
