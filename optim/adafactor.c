@@ -1,6 +1,7 @@
 #include "optim/adafactor.h"
 
 #include "autograd/base/arena.h"
+#include "autograd/base/tiny.h"
 #include "optim/kernels.h"
 
 #include <math.h>
@@ -257,10 +258,10 @@ void opt_adafactor_step(opt_state *o, double lr, double clip, float *p, float *g
     const ag_factored_work *w = &o->adafactor->w;
     const double mix = mix_of(o);
     const moments f = { 1 - mix, mix * clip * clip, o->config.eps1, clip };
-    const unsigned before = opt_tiny_flush();
+    const unsigned before = ag_tiny_flush();
     #pragma omp parallel if (o->n > SMALL)
     {
-        const unsigned was = opt_tiny_flush();
+        const unsigned was = ag_tiny_flush();
         #pragma omp for schedule(static)
         for (int64_t i = 0; i < w->n_parts; i++) look(o, &f, i, p, g);
         #pragma omp for schedule(static)
@@ -271,9 +272,9 @@ void opt_adafactor_step(opt_state *o, double lr, double clip, float *p, float *g
         set_rates(o, lr);
         #pragma omp for schedule(static)
         for (int64_t i = 0; i < w->n_parts; i++) update(o, &w->part[i], p, g);
-        opt_tiny_restore(was);
+        ag_tiny_restore(was);
     }
-    opt_tiny_restore(before);
+    ag_tiny_restore(before);
 }
 
 void opt_adafactor_on_device(opt_state *o, double lr, const ag_flat_gate *gate, float *p, float *g)

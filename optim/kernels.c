@@ -4,24 +4,6 @@
 
 #include <math.h>
 
-#ifdef __SSE__
-#include <xmmintrin.h>
-
-enum { FLUSH_RESULTS = 0x8000, FLUSH_INPUTS = 0x0040 };      /* bits of MXCSR */
-
-unsigned opt_tiny_flush(void)
-{
-    const unsigned before = _mm_getcsr();
-    _mm_setcsr(before | FLUSH_RESULTS | FLUSH_INPUTS);
-    return before;
-}
-
-void opt_tiny_restore(unsigned before) { _mm_setcsr(before); }
-#else
-unsigned opt_tiny_flush(void) { return 0; }
-void opt_tiny_restore(unsigned before) { (void)before; }
-#endif
-
 AG_CLONES void opt_adam_part(const ag_adam *a, int64_t n, float *restrict p, float *restrict g,
                              float *restrict m, float *restrict v)
 {

@@ -10,14 +10,6 @@
 
 #include "autograd/flat.h"
 
-/*
- * While on, this thread takes numbers below 1.2e-38 for zero.  The moments of a weight without
- * gradient (a unit that is never chosen) decay into such numbers and stay there for good, and
- * arithmetic on them is twenty times slower. Returns what opt_tiny_restore() wants.
- */
-unsigned opt_tiny_flush(void);
-void     opt_tiny_restore(unsigned before);
-
 void opt_adam_part(const ag_adam *a, int64_t n, float *p, float *g, float *m, float *v);
 void opt_sgd_part(const ag_sgd *s, int64_t n, float *p, float *g, float *m);
 

@@ -1,6 +1,7 @@
 #include "optim/optim.h"
 
 #include "autograd/base/arena.h"
+#include "autograd/base/tiny.h"
 #include "optim/adafactor.h"
 #include "optim/kernels.h"
 
@@ -369,9 +370,9 @@ int opt_step(opt_state *o, double lr, double unscale, float *p, float *g, double
     const bool more = !o->adafactor || o->ema;
     #pragma omp parallel for schedule(static) if (o->n > SMALL)
     for (int64_t i = 0; i < (more ? o->n_parts : 0); i++) {
-        const unsigned before = opt_tiny_flush();
+        const unsigned before = ag_tiny_flush();
         step_part(o, &f, &o->part[i], p, g);
-        opt_tiny_restore(before);
+        ag_tiny_restore(before);
     }
     o->step++;
     return AG_OK;

@@ -366,11 +366,45 @@ static void test_choose_many(void **state)
     }
 }
 
+/* Probabilities that are all but 0 make no numbers below the normal ones: those are slow. */
+static void test_no_tiny_numbers(void **state)
+{
+    enum { ROWS = 40, N = 20 };
+    const int64_t shape[5] = { ROWS, 1, N, 1, 1 };
+    const ag_kernels *table[MAX_TABLES];
+    const int n = fast_tables(table);
+    float low[ROWS], c2[N], dgate[ROWS * N], dlow[ROWS], dc2[N];
+    int32_t choice[ROWS] = { 0 };
+    (void)state;
+    for (int all = 0; all < 2; all++) {
+        ag_chooser c = chooser(shape, 0, false, AG_GATE_ONE, all);
+        void *scratch = malloc(ag_choose_scratch(&c, AG_F32));
+        assert_non_null(scratch);
+        c.low = low, c.c2 = c2;
+        for (int i = 0; i < ROWS; i++)
+            low[i] = 1;
+        for (int j = 0; j < N; j++)
+            c2[j] = -5 * (float)j;
+        for (int i = 0; i < ROWS * N; i++)
+            dgate[i] = 1e-3f;
+        for (int t = 0; t < n; t++) {
+            float dcb[N] = { 0 };
+            memset(dc2, 0, sizeof dc2);
+            table[t]->choose_bwd(&c, choice, dgate, dlow, false, dc2, dcb, scratch);
+            assert_true(dcb[1] != 0 || all);
+            for (int j = 0; j < N; j++)
+                assert_true((dcb[j] == 0 || isnormal(dcb[j])) && (dc2[j] == 0 || isnormal(dc2[j])));
+        }
+        free(scratch);
+    }
+}
+
 /* ---- a row alone ---- */
 
-static void check_choose_alone(const ag_kernels *k, const int64_t s[5], double temperature)
+static void check_choose_alone(const ag_kernels *k, const int64_t s[5], double temperature,
+                               bool relaxed)
 {
-    ag_chooser c = chooser(s, temperature, false, AG_GATE_P, false);
+    ag_chooser c = chooser(s, temperature, relaxed, AG_GATE_P, false);
     const int64_t rows = c.c.rows, listed = c.c.blocks * c.picks, units = c.c.blocks * c.c.n;
     float *low = floats(rows * c.rank, -1, 1, 1), *c2 = floats(c.rank * units, -1, 1, 2),
         *cb = floats(units, -1, 1, 3), *gate = floats(rows * listed, 0, 1, 4),
@@ -424,8 +458,8 @@ static void test_a_row_alone(void **state)
     (void)state;
     for (int t = 0; t < n; t++) {
         for (int i = 0; i < N_CHOOSERS; i++)
-            for (int noise = 0; noise < 2; noise++)
-                check_choose_alone(table[t], chooser_shapes[i], noise);
+            for (int noise = 0; noise < 3; noise++)
+                check_choose_alone(table[t], chooser_shapes[i], noise, noise == 2);
         for (int i = 0; i < N_SHAPES; i++)
             check_live_alone(table[t], shapes[i]);
     }
@@ -436,7 +470,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_live),   cmocka_unit_test(test_zeros_are_skipped),
         cmocka_unit_test(test_gates),  cmocka_unit_test(test_choose),
-        cmocka_unit_test(test_choose_many), cmocka_unit_test(test_a_row_alone),
+        cmocka_unit_test(test_choose_many), cmocka_unit_test(test_no_tiny_numbers),
+        cmocka_unit_test(test_a_row_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,9 +1,9 @@
 /*
  * choose.h -- how choose_fwd and choose_bwd cut their work, and where its pieces lie in scratch.
  *
- * Columns of z go in strips of whole blocks, so narrow that a strip of the matrix stays in
- * the nearest cache; strips are padded to whole vectors of any instruction set.  Rows go in parts,
- * which own their sums in backward: how many there are depends on the rows alone.
+ * Columns of z go in strips of whole blocks, so narrow that z of a tile of rows stays in the
+ * nearest cache.  In backward rows go in parts, which own their sums: how many there are depends on
+ * the rows alone.
  */
 #ifndef AG_CPU_CHOOSE_H
 #define AG_CPU_CHOOSE_H
@@ -11,16 +11,15 @@
 #include "autograd/kernels.h"
 
 enum {
-    CHOOSE_STRIP = 64,               /* columns, backward: blocks without a gradient are skipped */
-    CHOOSE_WIDE = 256,               /* forward */
+    CHOOSE_STRIP = 64,               /* columns; backward skips blocks without a gradient */
     CHOOSE_PAD = 16,                 /* numbers: the longest vector */
-    CHOOSE_TILE = 64,                /* rows whose z is held at once in backward */
-    CHOOSE_ROWS = 6,                 /* the same, forward */
+    CHOOSE_TILE = 32,                /* rows whose z is held at once */
+    CHOOSE_SPAN = 256,               /* rows of which backward picks those that have a gradient */
+    CHOOSE_GROUP = 64,               /* numbers: noise comes in such groups (rng.h) */
     CHOOSE_FEW = 16,                 /* fewer rows are not worth packing the matrix */
     CHOOSE_THREADS = 32,             /* at most, forward */
     CHOOSE_PARTS = 16,               /* backward, at most; CHOOSE_FEW_PARTS where rows are few: */
-    CHOOSE_FEW_PARTS = 4, CHOOSE_PART_LEAST = 32, CHOOSE_PART_ROWS = 256,        /* rows of each */
-    CHOOSE_BLOCK = 4                 /* widths of scratch for a strip of a row */
+    CHOOSE_FEW_PARTS = 4, CHOOSE_PART_ROWS = 256                               /* rows of each */
 };
 
 /* Sizes are counts of numbers. */
@@ -31,44 +30,42 @@ typedef struct choose_plan {
     int64_t rank_width;              /* rank, padded */
     int64_t parts, part_rows;
     int64_t matrix;                  /* c2 with bias, [strips, terms, width] */
-    int64_t transposed;              /* c2, [strips, width, rank_width] */
-    int64_t part;                    /* what a part needs for itself */
+    int64_t block;                   /* numbers of a block and their noise, padded */
+    int64_t tile, sums;              /* what a tile, and the sums of a part, need */
 } choose_plan;
 
 static inline int64_t choose_padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 static inline choose_plan choose_plan_of(const ag_chooser *c, bool backward)
 {
-    const int64_t n = c->c.n, most = backward ? CHOOSE_PARTS : CHOOSE_THREADS,
-        strip = backward ? CHOOSE_STRIP : CHOOSE_WIDE;
+    const int64_t n = c->c.n, rows = c->c.rows, most = backward ? CHOOSE_PARTS : CHOOSE_THREADS;
     choose_plan p = { .units = c->c.blocks * n, .terms = c->rank + 1 };
-    p.strip_blocks = n && n < strip ? strip / n : 1;
+    p.strip_blocks = n && n < CHOOSE_STRIP ? CHOOSE_STRIP / n : 1;
     p.strips = (c->c.blocks + p.strip_blocks - 1) / p.strip_blocks;
-    p.width = choose_padded(p.strip_blocks * n, CHOOSE_STRIP);
+    p.width = p.strip_blocks * n;
     p.rank_width = choose_padded(c->rank, CHOOSE_PAD);
-    p.part_rows = choose_padded((c->c.rows + most - 1) / most, CHOOSE_ROWS);
+    p.part_rows = choose_padded((rows + most - 1) / most, CHOOSE_TILE);
     if (backward) {
-        const int64_t share = (c->c.rows + CHOOSE_FEW_PARTS - 1) / CHOOSE_FEW_PARTS,
-            least = share < CHOOSE_PART_LEAST ? CHOOSE_PART_LEAST
-                  : share > CHOOSE_PART_ROWS ? CHOOSE_PART_ROWS : share;
+        const int64_t share = choose_padded((rows + CHOOSE_FEW_PARTS - 1) / CHOOSE_FEW_PARTS,
+                                            CHOOSE_TILE),
+            least = share > CHOOSE_PART_ROWS ? CHOOSE_PART_ROWS : share;
         if (p.part_rows < least) p.part_rows = least;
     }
-    p.parts = (c->c.rows + p.part_rows - 1) / (p.part_rows + !p.part_rows);
-    p.matrix = p.strips * p.terms * p.width;
-    p.transposed = p.strips * p.width * p.rank_width;
-    const int64_t rows = backward ? CHOOSE_TILE : CHOOSE_ROWS;
-    p.part = rows * (choose_padded(p.terms, CHOOSE_PAD) + p.width) + CHOOSE_BLOCK * p.width;
-    if (backward)
-        p.part += 2 * rows * p.rank_width + p.matrix;
+    p.parts = (rows + p.part_rows - 1) / (p.part_rows + !p.part_rows);
+    p.matrix = choose_padded(p.strips * p.terms * p.width, CHOOSE_PAD);
+    p.block = choose_padded(n, CHOOSE_GROUP) + CHOOSE_GROUP;
+    p.tile = CHOOSE_TILE * (2 * p.rank_width + choose_padded(p.terms, 4) + 4 + p.width +
+                            CHOOSE_GROUP) + 2 * p.block + CHOOSE_PAD * n;
+    if (backward)       /* a vector of units more, as sums go by whole vectors */
+        p.sums = (CHOOSE_SPAN + CHOOSE_PAD) * p.rank_width + p.units * (p.rank_width + CHOOSE_PAD);
     return p;
 }
 
 static inline int64_t choose_scratch_numbers(const ag_chooser *c)
 {
     const choose_plan f = choose_plan_of(c, false), b = choose_plan_of(c, true);
-    const int64_t few = (f.strips + CHOOSE_BLOCK * CHOOSE_THREADS) * f.width,
-        fwd = f.matrix + f.parts * f.part, bwd = b.matrix + b.transposed + b.parts * b.part,
-        most = fwd > bwd ? fwd : bwd;
+    const int64_t few = f.units + 2 * CHOOSE_THREADS * f.block, fwd = f.matrix + f.parts * f.tile,
+        bwd = b.matrix + b.parts * (b.tile + b.sums), most = fwd > bwd ? fwd : bwd;
     return few > most ? few : most;
 }
 

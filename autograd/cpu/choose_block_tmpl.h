@@ -1,17 +1,16 @@
 /*
- * choose_block_tmpl.h -- the choice among the units of one block, and its softmax.  Part of
- * choose_tmpl.c.
+ * choose_block_tmpl.h -- the choice among the units of one block of one row, and its softmax.  Part
+ * of choose_tmpl.c.
  */
 
-/* score = z + f g; returns the place of the largest, the first of equals */
-static int32_t best_score(int64_t n, const float *z, const float *g, float f, float *score)
+/* The place of the largest z + f g, the first of equals; g may be NULL. */
+static int32_t best_score(int64_t n, const float *z, const float *g, float f)
 {
     vf top = vset(-__builtin_inff()), at = { 0 };
     FOR_VECTORS(j, n) {
         vf v = vload_to(z + j, n - j);
         if (g)
             v += vload_to(g + j, n - j) * f;
-        vstore_to(score + j, v, n - j);
         v = vhead(v, n - j, -__builtin_inff());
         at = vselect(top, v, (vf)(vlane() + (int32_t)j), at);
         top = vselect(top, v, v, top);
@@ -19,74 +18,24 @@ static int32_t best_score(int64_t n, const float *z, const float *g, float f, fl
     return vfirst_equal(top, vset(vmaxall(top)), (vi)at);
 }
 
-/* The same with g = -log(-log u), which is made in g[n]. */
-static int32_t best_noisy(int64_t n, const float *z, const float *u, float f, float *score,
-                          float *g)
+/* e = exp((z - max) / t) replaces z; returns its sum: units 4 i + k for each k apart, in order. */
+static float block_exp(int64_t n, float inv, float *z)
 {
+    vf top = vset(-__builtin_inff());
     FOR_VECTORS(j, n)
-        vstore_to(g + j, -vlog_normal(-vlog_normal(vload_to(u + j, n - j))), n - j);
-    return best_score(n, z, g, f, score);
-}
-
-/*
- * The largest of z + f g without the two logarithms of g = -log E, E = -log u, should bounds tell
- * it.  With v = 1 - u, E >= q = v + v^2/2 + v^3/3, and E <= 1.0076 q where v <= 0.3; a cubic gives
- * log q to 0.001.  So z + f (0.001 - log q) is an upper bound, and for such v at most 0.0096 f
- * above the score: a place that beats all other bounds by 0.01 f has the largest.
- */
-static bool screen_best(int64_t n, const float *z, const float *u, float f, float *score,
-                        int32_t *choice)
-{
-    vf top = vset(-__builtin_inff());
-    FOR_VECTORS(j, n) {
-        const vf v = 1.0f - vload_to(u + j, n - j), q = v * (1.0f + v * (0.5f + v * 0.33333333f));
-        const vu k = (vu)q - 0x3f3504f3u;                 /* as vlog_normal */
-        const vf x = (vf)((k & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
-        const vf e = (vf)(((k + 0x40000000u) >> 23) | 0x4b000000u) - (8388608.0f + 128.0f);
-        const vf log_q = e * 0.69314718f +
-            x * (1.00170268f + x * (-0.52268839f + x * 0.30850513f));
-        const vf s = vload_to(z + j, n - j) + f * (0.001f - log_q);
-        vstore_to(score + j, s, n - j);
-        top = vmax(vhead(s, n - j, -__builtin_inff()), top);
-    }
-    const float best = vmaxall(top), from = best - 0.01f * f - 1e-6f * __builtin_fabsf(best);
-    vf found = { 0 };                /* sum of the places that reach `from`, each + SCREENED */
-    FOR_VECTORS(j, n) {
-        const vf place = __builtin_convertvector(vlane() + (int32_t)j + SCREENED, vf);
-        found += vselect(vhead(vload_to(score + j, n - j), n - j, -__builtin_inff()), vset(from),
-                         vset(0.0f), place);
-    }
-    const float sum = vsum(found);
-    if (!(sum >= SCREENED && sum < 2 * SCREENED) || u[(int32_t)sum - SCREENED] < 0.7f)
-        return false;
-    *choice = (int32_t)sum - SCREENED;
-    return true;
-}
-
-/* e = exp((z + g - max) / t), g may be NULL; returns its sum */
-static float block_exp(int64_t n, const float *z, const float *g, float inv, float *e)
-{
-    vf top = vset(-__builtin_inff());
-    FOR_VECTORS(j, n) {
-        vf v = vload_to(z + j, n - j);
-        if (g)
-            v += vload_to(g + j, n - j);
-        vstore_to(e + j, v, n - j);
-        top = vmax(vhead(v, n - j, -__builtin_inff()), top);
-    }
+        top = vmax(vhead(vload_to(z + j, n - j), n - j, -__builtin_inff()), top);
     const float row_top = vmaxall(top);
-    vtree t;
-    vtree_start(&t);
-    FOR_RUNS(b, n) {
-        vf s = { 0 };
-        FOR_RUN(j, b, n) {
-            const vf v = vexp((vload_to(e + j, n - j) - row_top) * inv);
-            vstore_to(e + j, v, n - j);
-            s += vhead(v, n - j, 0.0f);
-        }
-        vtree_add(&t, s);
+    float s[4] = { 0 };
+    FOR_VECTORS(j, n) {
+        float e[VL];
+        const vf v = vexp((vload_to(z + j, n - j) - row_top) * inv);
+        vstore_to(z + j, v, n - j);
+        vstore(e, vhead(v, n - j, 0.0f));
+        for (int i = 0; i < VL; i += 4)
+            for (int k = 0; k < 4; k++)
+                s[k] += e[i + k];
     }
-    return vtree_total(&t);
+    return (s[0] + s[2]) + (s[1] + s[3]);
 }
 
 /* pick[1 ..]: those with the highest p, so the highest score, but pick[0]; score is changed */
@@ -105,19 +54,30 @@ static void list_picks(int64_t n, int64_t picks, float *score, int32_t *pick)
     }
 }
 
-/* The picks of one block; g is its noise, or u what that is made of, or neither is there. */
-static void choose_block(const ag_chooser *c, const choose_plan *p, const float *z, const float *g,
-                         const float *u, float *score, int32_t *choice)
+/* The picks and gates of one block from its z, which is changed; tmp[block] is scratch. */
+static void choose_block(const ag_chooser *c, const choose_plan *p, int64_t i, int64_t b, float *z,
+                         float *tmp, int32_t *choice, float *gate)
 {
-    const int64_t n = c->c.n;
-    const float f = c->c.relaxed ? 1.0f : (float)c->c.temperature;
-    if (!u)
-        *choice = best_score(n, z, g, f, score);
-    else if (!screen_best(n, z, u, f, score, choice))
-        *choice = best_noisy(n, z, u, f, score, score + p->width);
-    if (c->picks == 1)
-        return;
-    if (has_noise(c) && !c->c.relaxed)
-        best_score(n, z, NULL, 0, score);
-    list_picks(n, c->picks, score, choice);
+    const int64_t n = c->c.n, u0 = b * n;
+    const float *g = NULL;
+    if (has_noise(c)) {
+        gumbel_columns(&c->c.noise, i, p->units, u0, u0 + n, tmp);
+        g = tmp + u0 % CHOOSE_GROUP;
+    }
+    if (!c->c.given)
+        *choice = best_score(n, z, g, noise_factor(c));
+    if (is_soft_noise(c))
+        FOR_VECTORS(j, n)
+            vstore_to(z + j, vload_to(z + j, n - j) + vload_to(g + j, n - j), n - j);
+    if (!c->c.given && c->picks > 1) {
+        memcpy(tmp, z, (size_t)n * sizeof *z);
+        list_picks(n, c->picks, tmp, choice);
+    }
+    memset(gate, 0, (size_t)gates_of(c) * sizeof *gate);
+    float value = 1;
+    if (c->gate != AG_GATE_ONE) {
+        const float sum = block_exp(n, inv_t(c), z);
+        value = z[*choice] / sum;
+    }
+    gate[c->all ? *choice : 0] = value;
 }

@@ -13,111 +13,77 @@
 enum { GUMBEL_GROUPS = 2, GUMBEL_NV = 64 / VL };
 #define FOR_EACH(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)
 
-/* vphilox of the VL blocks from each of block[] on */
-static inline __attribute__((always_inline)) void
-gumbel_philox(int n, const ag_noise *z, const uint64_t *block, vu w[][4])
+/* u of bits: ag_uniform, clamped */
+static inline vf gumbel_uniform(vu bits)
 {
-    uint32_t k0 = (uint32_t)z->seed, k1 = (uint32_t)(z->seed >> 32);
-    FOR_EACH(i, n) {
-        w[i][0] = vset_u((uint32_t)block[i]) + (vu)vlane();
-        w[i][1] = vset_u((uint32_t)(block[i] >> 32));
-        w[i][2] = vset_u(z->site);
-        w[i][3] = vset_u(z->step);
-    }
-    for (int r = 0; r < 10; r++) {
-        FOR_EACH(i, n) {
-            vu h0, h1;
-            const vu l0 = vmul_wide(w[i][0], 0xD2511F53u, &h0),
-                l1 = vmul_wide(w[i][2], 0xCD9E8D57u, &h1);
-            w[i][0] = h1 ^ w[i][1] ^ k0;
-            w[i][2] = h0 ^ w[i][3] ^ k1;
-            w[i][1] = l1;
-            w[i][3] = l0;
-        }
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
+    const vf u = (__builtin_convertvector((vi)(bits >> 8), vf) + 0.5f) * 0x1p-24f;
+    return vmax(vmin(u, vset(1.0f - 1e-6f)), vset(1e-6f));
 }
 
-/* x = -log x of four, as vlog_normal */
+/* x = -log x of four, as vlog_normal; its sums are spelt out, so that all callers get the same
+ * bits */
 static inline __attribute__((always_inline)) void gumbel_logs(vf x[4])
 {
+    static const float c[] = { 1.27615503e-1f, -1.31601951e-1f, 1.42017625e-1f, -1.66233565e-1f,
+                               2.00012267e-1f, -2.50008211e-1f, 3.33333317e-1f };
     vu k[4];
     vf f[4], e[4], p[4], s[4];
     FOR_EACH(i, 4) k[i] = (vu)x[i] - 0x3f3504f3u;
     FOR_EACH(i, 4) f[i] = (vf)((k[i] & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
     FOR_EACH(i, 4) e[i] = (vf)(((k[i] + 0x40000000u) >> 23) | 0x4b000000u) - (8388608.0f + 128.0f);
-    FOR_EACH(i, 4) p[i] = -7.63442984e-2f * f[i] + 1.27615503e-1f;
-    FOR_EACH(i, 4) p[i] = p[i] * f[i] - 1.31601951e-1f;
-    FOR_EACH(i, 4) p[i] = p[i] * f[i] + 1.42017625e-1f;
-    FOR_EACH(i, 4) p[i] = p[i] * f[i] - 1.66233565e-1f;
-    FOR_EACH(i, 4) p[i] = p[i] * f[i] + 2.00012267e-1f;
-    FOR_EACH(i, 4) p[i] = p[i] * f[i] - 2.50008211e-1f;
-    FOR_EACH(i, 4) p[i] = p[i] * f[i] + 3.33333317e-1f;
+    FOR_EACH(i, 4) p[i] = vset(-7.63442984e-2f);
+    FOR_EACH(j, 7)
+        FOR_EACH(i, 4) p[i] = vfma(p[i], f[i], vset(c[j]));
     FOR_EACH(i, 4) s[i] = f[i] * f[i];
-    FOR_EACH(i, 4) s[i] = e[i] * -2.12194440e-4f + (s[i] * f[i] * p[i] - 0.5f * s[i]);
-    FOR_EACH(i, 4) x[i] = -(s[i] + f[i] + e[i] * 0.693359375f);
+    FOR_EACH(i, 4) p[i] = vfma(f[i], p[i], vset(-0.5f));
+    FOR_EACH(i, 4) s[i] = vfma(s[i], p[i], e[i] * -2.12194440e-4f);
+    FOR_EACH(i, 4) x[i] = -vfma(e[i], vset(0.693359375f), s[i] + f[i]);
 }
 
-/* Numbers of `groups` groups of 64 from `group` on, of which `left` are stored: u, or g. */
+/* Numbers of `groups` groups of 64 from `group` on, of which `left` are stored. */
 static inline __attribute__((always_inline)) void
-gumbel_groups(int groups, bool logs, const ag_noise *z, uint64_t group, float *g, int64_t left)
+gumbel_groups(int groups, const ag_noise *z, uint64_t group, float *g, int64_t left)
 {
     /* the words of group h, vector v of its blocks, are in w[h * 16 / VL + v] (rng.h) */
     vu w[GUMBEL_GROUPS * 16 / VL][4];
-    for (int i = 0; i < groups * 16 / VL; i += GUMBEL_GROUPS) {
-        uint64_t block[GUMBEL_GROUPS];
-        FOR_EACH(j, GUMBEL_GROUPS)
-            block[j] = group * 16 + (uint64_t)(i + j) * VL;
-        gumbel_philox(groups * 16 / VL < GUMBEL_GROUPS ? 1 : GUMBEL_GROUPS, z, block, w + i);
+    for (int i = 0; i < groups * 16 / VL; i++) {
+        const uint64_t block = group * 16 + (uint64_t)i * VL;
+        w[i][0] = vset_u((uint32_t)block) + (vu)vlane();
+        w[i][1] = vset_u((uint32_t)(block >> 32));
+        w[i][2] = vset_u(z->site);
+        w[i][3] = vset_u(z->step);
     }
+    for (int i = 0; i < groups * 16 / VL; i += GUMBEL_GROUPS)
+        vphilox_rounds(groups * 16 / VL < GUMBEL_GROUPS ? 1 : GUMBEL_GROUPS, z->seed, w + i);
     for (int j = 0; j < groups * GUMBEL_NV; j += 4) {
         vf u[4];
         FOR_EACH(i, 4) {
             /* vector j + i: word `at / 16 % 4`, and which vector of its blocks */
             const int at = (j + i) * VL;
-            const vu bits = w[at / 64 * (16 / VL) + at % 16 / VL][at / 16 % 4];
-            /* ag_uniform */
-            u[i] = (__builtin_convertvector((vi)(bits >> 8), vf) + 0.5f) * 0x1p-24f;
-            u[i] = vmax(vmin(u[i], vset(1.0f - 1e-6f)), vset(1e-6f));
+            u[i] = gumbel_uniform(w[at / 64 * (16 / VL) + at % 16 / VL][at / 16 % 4]);
         }
-        if (logs) {
-            gumbel_logs(u);
-            gumbel_logs(u);
-        }
+        gumbel_logs(u);
+        gumbel_logs(u);
         FOR_EACH(i, 4)
             if ((j + i) * VL < left)
                 vstore_to(g + (j + i) * VL, u[i], left - (j + i) * VL);
     }
 }
 
-static inline __attribute__((always_inline)) void
-noise_columns(bool logs, const ag_noise *z, int64_t row, int64_t n, int64_t from, int64_t to,
-              float *g)
+/*
+ * g = -log(-log u) for the columns [from, to) of a row of the noise with n columns.  Column c goes
+ * to g[c - from / 64 * 64]: the noise comes in groups of 64.
+ */
+static inline void gumbel_columns(const ag_noise *z, int64_t row, int64_t n, int64_t from,
+                                  int64_t to, float *g)
 {
     const uint64_t group = ag_noise_group(z, row, n) + (uint64_t)from / 64;
     const int64_t size = to - from / 64 * 64;
     int64_t j = 0;
     for (; j + 64 < size; j += 128)
-        gumbel_groups(2, logs, z, group + (uint64_t)j / 64, g + j, size - j);
+        gumbel_groups(2, z, group + (uint64_t)j / 64, g + j, size - j);
     if (j < size)
-        gumbel_groups(1, logs, z, group + (uint64_t)j / 64, g + j, size - j);
-}
-
-/*
- * u, and g = -log(-log u), for the columns [from, to) of a row of the noise with n columns.  Column
- * c goes to g[c - from / 64 * 64]: the noise comes in groups of 64.
- */
-static inline void uniform_columns(const ag_noise *z, int64_t row, int64_t n, int64_t from,
-                                   int64_t to, float *u)
-{
-    noise_columns(false, z, row, n, from, to, u);
-}
-
-static inline void gumbel_columns(const ag_noise *z, int64_t row, int64_t n, int64_t from,
-                                  int64_t to, float *g)
-{
-    noise_columns(true, z, row, n, from, to, g);
+        gumbel_groups(1, z, group + (uint64_t)j / 64, g + j, size - j);
 }
 
 /* Blocks of 1, 2, 4, .. VL numbers lie side by side in a vector: no lane is idle. */

@@ -133,6 +133,21 @@ static inline vf vselect(vf a, vf b, vf x, vf y)
 #endif
 }
 
+/* bit l: a < b in lane l */
+static inline uint32_t vless(vf a, vf b)
+{
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ);
+#elif defined(__AVX2__)
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LT_OQ));
+#else
+    uint32_t bits = 0;
+    for (int l = 0; l < VL; l++)
+        bits |= (uint32_t)(a[l] < b[l]) << l;
+    return bits;
+#endif
+}
+
 /* bit l of `bits` ? x : y in lane l */
 static inline vf vwhere(uint32_t bits, vf x, vf y)
 {
@@ -255,20 +270,20 @@ static inline int32_t vfirst_equal(vf a, vf b, vi x)
 #endif
 }
 
+#if defined(__AVX2__)
+/* 64-bit products of the low halves with m */
+static inline vul vmul_even(vul x, uint32_t m)
+{
+#if defined(__AVX512F__)
+    return (vul)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi32((int)m));
+#else
+    return (vul)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi32((int)m));
+#endif
+}
+#else
 /* low and high words of the products of 32-bit lanes with m */
 static inline vu vmul_wide(vu x, uint32_t m, vu *ret_high)
 {
-#if defined(__AVX512F__)
-    const __m512i k = _mm512_set1_epi32((int)m), even = _mm512_mul_epu32((__m512i)x, k);
-    const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)x, 32), k);
-    *ret_high = (vu)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
-    return (vu)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
-#elif defined(__AVX2__)
-    const __m256i k = _mm256_set1_epi32((int)m), even = _mm256_mul_epu32((__m256i)x, k);
-    const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)x, 32), k);
-    *ret_high = (vu)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
-    return (vu)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
-#else
     vu low;
     for (int l = 0; l < VL; l++) {
         const uint64_t p = (uint64_t)x[l] * m;
@@ -276,6 +291,51 @@ static inline vu vmul_wide(vu x, uint32_t m, vu *ret_high)
         (*ret_high)[l] = (uint32_t)(p >> 32);
     }
     return low;
+}
+#endif
+
+/*
+ * ag_philox of VL blocks, n times side by side: w[i][k], word k of each block, goes from the
+ * counter to the noise.  Products are of 64 bits: the words of even and of odd lanes go apart, each
+ * in the low half of 64 bits, of which the high half is never looked at.
+ */
+#define PHILOX_ROUNDS(r, k0, k1, seed)                                                       \
+    for (uint32_t r = 0, k0 = (uint32_t)(seed), k1 = (uint32_t)((seed) >> 32); r < 10;       \
+         r++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u)
+
+static inline __attribute__((always_inline)) void vphilox_rounds(const int n, uint64_t seed,
+                                                                 vu w[][4])
+{
+#if defined(__AVX2__)
+    enum { MOST = 4 };
+    vul x[2 * MOST][4];
+    for (int i = 0; i < 2 * n; i++)
+        for (int k = 0; k < 4; k++)
+            x[i][k] = (vul)w[i / 2][k] >> (i % 2 * 32);
+    PHILOX_ROUNDS(r, k0, k1, seed) {
+        const vul key0 = (vul)vset_u(k0), key1 = (vul)vset_u(k1);
+        _Pragma("GCC unroll 8") for (int i = 0; i < 2 * n; i++) {
+            const vul p0 = vmul_even(x[i][0], 0xD2511F53u), p1 = vmul_even(x[i][2], 0xCD9E8D57u);
+            x[i][0] = p1 >> 32 ^ x[i][1] ^ key0;
+            x[i][2] = p0 >> 32 ^ x[i][3] ^ key1;
+            x[i][1] = p1;
+            x[i][3] = p0;
+        }
+    }
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < 4; k++)
+            w[i][k] = (vu)((x[2 * i][k] & 0xffffffffu) | x[2 * i + 1][k] << 32);
+#else
+    for (int i = 0; i < n; i++)
+        PHILOX_ROUNDS(r, k0, k1, seed) {
+            vu h0, h1;
+            const vu l0 = vmul_wide(w[i][0], 0xD2511F53u, &h0),
+                l1 = vmul_wide(w[i][2], 0xCD9E8D57u, &h1);
+            w[i][0] = h1 ^ w[i][1] ^ k0;
+            w[i][2] = h0 ^ w[i][3] ^ k1;
+            w[i][1] = l1;
+            w[i][3] = l0;
+        }
 #endif
 }
 
@@ -283,21 +343,11 @@ static inline vu vmul_wide(vu x, uint32_t m, vu *ret_high)
  * each. */
 static inline void vphilox(uint64_t seed, uint32_t step, uint32_t site, uint64_t block, vu w[4])
 {
-    vu c0 = vset_u((uint32_t)block), c1 = vset_u((uint32_t)(block >> 32)), c2 = vset_u(site),
-       c3 = vset_u(step);
-    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    c0 += (vu)vlane();
-    for (int r = 0; r < 10; r++) {
-        vu h0, h1;
-        const vu l0 = vmul_wide(c0, 0xD2511F53u, &h0), l1 = vmul_wide(c2, 0xCD9E8D57u, &h1);
-        c0 = h1 ^ c1 ^ k0;
-        c2 = h0 ^ c3 ^ k1;
-        c1 = l1;
-        c3 = l0;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    w[0] = c0; w[1] = c1; w[2] = c2; w[3] = c3;
+    w[0] = vset_u((uint32_t)block) + (vu)vlane();
+    w[1] = vset_u((uint32_t)(block >> 32));
+    w[2] = vset_u(site);
+    w[3] = vset_u(step);
+    vphilox_rounds(1, seed, (vu (*)[4])w);
 }
 
 /* Element group*64 .. +63 of the noise, in their order (rng.h): lane l of word k is element
