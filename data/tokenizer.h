@@ -45,8 +45,8 @@ int  data_tokenizer_train(const char *text, size_t size, const char *name, data_
  * there twice. */
 int data_tokenizer_chars(const uint32_t *code_point, size_t n, data_tokenizer **ret_tok,
                          ag_err *err);
-/* Gives the characters of a trained tokenizer other tokens: by how often the text has each, those
- * that are as frequent in order; or shuffled from a seed.  AG_ENOMEM. */
+/* Gives the characters of a trained tokenizer, before any are reserved, other tokens: by how often
+ * the text has each, those that are as frequent in order; or shuffled from a seed.  AG_ENOMEM. */
 int data_tokenizer_by_frequency(data_tokenizer **tok, const char *text, size_t size, ag_err *err);
 int data_tokenizer_shuffled(data_tokenizer **tok, uint64_t seed, ag_err *err);
 /* The most frequent words of a text, so many that there are at most `limit` tokens (0: all the

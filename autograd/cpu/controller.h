@@ -1,6 +1,5 @@
 /*
- * controller.h -- what both forms of the 1-in-N controller share: the noise, and small blocks that
- * lie side by side in a vector.
+ * controller.h -- what both forms of the 1-in-N controller share: the noise.
  */
 #ifndef AG_CPU_CONTROLLER_H
 #define AG_CPU_CONTROLLER_H
@@ -84,38 +83,6 @@ static inline void gumbel_columns(const ag_noise *z, int64_t row, int64_t n, int
         gumbel_groups(2, z, group + (uint64_t)j / 64, g + j, size - j);
     if (j < size)
         gumbel_groups(1, z, group + (uint64_t)j / 64, g + j, size - j);
-}
-
-/* Blocks of 1, 2, 4, .. VL numbers lie side by side in a vector: no lane is idle. */
-static inline bool is_packed(int64_t n) { return n <= VL && VL % n == 0; }
-
-/* Each lane takes the lane whose number differs in the bits of h. */
-static inline vf vswap(vf x, int h) { return __builtin_shuffle(x, vlane() ^ h); }
-
-/* The sum, and the largest, of each run of n lanes, in all of its lanes. */
-static inline vf vpacked_sum(vf x, int64_t n)
-{
-    for (int h = 1; h < n; h *= 2)
-        x += vswap(x, h);
-    return x;
-}
-
-static inline vf vpacked_max(vf x, int64_t n)
-{
-    for (int h = 1; h < n; h *= 2)
-        x = vmax(x, vswap(x, h));
-    return x;
-}
-
-/* In all lanes of each run of n, the first of its `picks` choices; `left` lanes exist. */
-static inline vf vpacked_given(const int32_t *choice, int64_t picks, int64_t left, int64_t n)
-{
-    float at[VL] = { 0 };
-    for (int64_t l = 0; l < VL && l < left; l++)
-        at[l] = (float)choice[l / n * picks];
-    vf v;
-    memcpy(&v, at, sizeof v);
-    return v;
 }
 
 #endif

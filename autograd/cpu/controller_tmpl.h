@@ -5,6 +5,38 @@
  */
 #include "autograd/cpu/controller.h"
 
+/* Blocks of 1, 2, 4, .. VL numbers lie side by side in a vector: no lane is idle. */
+static inline bool is_packed(int64_t n) { return n <= VL && VL % n == 0; }
+
+/* Each lane takes the lane whose number differs in the bits of h. */
+static inline vf vswap(vf x, int h) { return __builtin_shuffle(x, vlane() ^ h); }
+
+/* The sum, and the largest, of each run of n lanes, in all of its lanes. */
+static inline vf vpacked_sum(vf x, int64_t n)
+{
+    for (int h = 1; h < n; h *= 2)
+        x += vswap(x, h);
+    return x;
+}
+
+static inline vf vpacked_max(vf x, int64_t n)
+{
+    for (int h = 1; h < n; h *= 2)
+        x = vmax(x, vswap(x, h));
+    return x;
+}
+
+/* In all lanes of each run of n, its choice; `left` lanes exist. */
+static inline vf vpacked_given(const int32_t *choice, int64_t left, int64_t n)
+{
+    float at[VL] = { 0 };
+    for (int64_t l = 0; l < VL && l < left; l++)
+        at[l] = (float)choice[l / n];
+    vf v;
+    memcpy(&v, at, sizeof v);
+    return v;
+}
+
 /*
  * One block: on entry g[n] holds the noise (has_noise), which p replaces; mask first serves for
  * exp.  argmax(log p + t g) is taken as that of z - max z + t g: log p differs from it by a
@@ -66,7 +98,7 @@ static void controller_packed(const ag_controller *c, bool has_noise, int64_t si
         const vf d = a - vpacked_max(a, n), e = vexp(d * inv_t), score = late ? d + g * t : d;
         const vf best = vpacked_max(score, n);
         /* the lowest of equals */
-        const vf at = c->given ? vpacked_given(choice + j / n, 1, left, n)
+        const vf at = c->given ? vpacked_given(choice + j / n, left, n)
                                : -vpacked_max(vselect(score, best, vset(-(float)VL), -lane), n);
         const vf soft = e / vpacked_sum(e, n);
         vstore_to(p + j, soft, left);
